@@ -1,0 +1,243 @@
+"""One typed configuration, frozen at start: defaults < TOML file < BON_* environment < command line.
+
+A key `limits.max_n` is `max_n` in the table `[limits]` of the file, `BON_LIMITS_MAX_N` in the environment and
+`--set limits.max_n=64` on the command line. The ranges below are enforced; an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from bon_server.errors import ConfigError
+from bon_server.types import Durability
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenConfig:
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    """Address of the gRPC port. Loopback unless you say otherwise."""
+    port: Port = 50051
+    """gRPC port; 0 takes a free one (see `ready_file`)."""
+    metrics_host: str = "127.0.0.1"
+    """Address of the metrics endpoint."""
+    metrics_port: Port = 9464
+    """Port of the metrics endpoint; 0 takes a free one."""
+    ready_file: str | None = None
+    """Written, with the addresses as JSON, once the server answers. None: no file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """The language model that is sampled."""
+
+    model: str = ""
+    """Directory, hub id, or `synthetic[:key=value,...]`."""
+    revision: str | None = None
+    """Hub revision; None: the hub's default branch. Directories have no revisions."""
+    dtype: str = "auto"
+    """`auto` (the checkpoint's), `bfloat16`, `float16` or `float32`."""
+    device_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.6
+    """GPU only: share of the device's memory for weights and cache; the rest is for the reward model."""
+    kv_cache_bytes: Positive = 1 << 30
+    """CPU only: size of the key-value cache."""
+    max_model_len: Positive | None = None
+    """Context in tokens; None: the model's own."""
+    max_num_seqs: Positive = 256
+    """Candidates the engine decodes at once."""
+    tensor_parallel_size: Positive = 1
+    """GPUs that share the model."""
+    cpu_threads: str = "auto"
+    """CPU only: cores of the engine, for example `0-3`; `auto`: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """The model or function that scores."""
+
+    models: tuple[str, ...] = ()
+    """Directory, hub id, `function:module:name` or `synthetic[:key=value,...]`; `name=` in front names it."""
+    revision: str | None = None
+    """Hub revision; None: the hub's default branch."""
+    dtype: str = "float32"
+    """`float32`, `bfloat16` or `float16`. Half precision quantises rewards and makes ties."""
+    device: str = "auto"
+    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`."""
+    batch_tokens: Positive = 4096
+    """Padded tokens in one forward pass."""
+    threads: Annotated[int, Meta(ge=0)] = 0
+    """CPU only: threads of a forward pass; 0: torch's default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """What a request, and all requests together, may ask for."""
+
+    max_n: Positive = 128
+    """Highest `n`."""
+    max_prompt_tokens: Positive | None = None
+    """Longest prompt; None: what the policy's context allows."""
+    max_message_bytes: Positive = 4 << 20
+    """Largest gRPC message, both ways."""
+    max_metadata_bytes: Positive = 16 << 10
+    """Largest gRPC metadata."""
+    max_candidates_in_flight: Positive = 512
+    """Candidates being sampled or scored at once, over all callers."""
+    max_candidates_queued: Annotated[int, Meta(ge=0)] = 2048
+    """Candidates waiting for a permit; beyond this a request is refused at once."""
+    retry_after_ms: Positive = 500
+    """Pushback sent with refusals that may be tried again."""
+    default_deadline_s: PositiveSeconds = 600.0
+    """Deadline of calls that set none."""
+    deadline_margin_ms: Annotated[int, Meta(ge=0)] = 100
+    """Kept free before a deadline for choosing, committing and answering."""
+    drain_s: PositiveSeconds = 30.0
+    """How long running calls may take to finish after SIGTERM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefaultsConfig:
+    """What a request leaves unset."""
+
+    n: Positive = 16
+    """Number of candidates."""
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.8
+    """Softmax temperature."""
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Nucleus sampling. On CPU values below 1 cost about 30 % of the throughput."""
+    max_tokens: Positive = 256
+    """Longest completion; less where the prompt leaves less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where and how records are kept."""
+
+    directory: str = ""
+    """Folder of the log; made when missing."""
+    durability: Durability = Durability.FSYNC
+    """`fsync`: an answer leaves after its record was synced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything `bon serve` needs to know."""
+
+    listen: ListenConfig = field(default_factory=ListenConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    defaults: DefaultsConfig = field(default_factory=DefaultsConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+Tree = dict[str, dict[str, Any]]
+
+
+def load(
+    file: Path | None = None, environment: Mapping[str, str] = os.environ, flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Reads and merges the sources. `flags` maps `section.key` to a value. Raises `ConfigError`."""
+    merged: Tree = {}
+    for source in (_from_file(file), _from_environment(environment), _from_flags(flags or {})):
+        for section, values in source.items():
+            merged.setdefault(section, {}).update(values)
+    _refuse_unknown(merged)
+    try:
+        config = msgspec.convert(merged, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_with_value(str(error), merged)) from None
+    _refuse_contradictions(config)
+    return config
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
+    """`["limits.max_n=64"]` → `{"limits.max_n": "64"}`, as `--set` gives them."""
+    pairs = {}
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator or key.count(".") != 1:
+            raise ConfigError(f"--set {assignment!r} is not of the form section.key=value")
+        pairs[key] = value
+    return pairs
+
+
+def _from_file(file: Path | None) -> Tree:
+    if file is None:
+        return {}
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {str(file)!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {str(file)!r} is not TOML: {error}") from None
+    for section, values in tree.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{section!r} in {str(file)!r} is not a table; keys belong into {_sections()}")
+    return tree
+
+
+def _from_environment(environment: Mapping[str, str]) -> Tree:
+    tree: Tree = {}
+    for name, value in environment.items():
+        section, separator, key = name.removeprefix("BON_").lower().partition("_")
+        if name.startswith("BON_") and separator and section in _sections():
+            tree.setdefault(section, {})[key] = value
+    return tree
+
+
+def _from_flags(flags: Mapping[str, Any]) -> Tree:
+    tree: Tree = {}
+    for name, value in flags.items():
+        section, _, key = name.partition(".")
+        if value is not None:
+            tree.setdefault(section, {})[key] = value
+    return tree
+
+
+def _sections() -> list[str]:
+    return [section.name for section in fields(Config)]
+
+
+def _refuse_unknown(tree: Tree) -> None:
+    defaults = Config()
+    for section, values in tree.items():
+        if section not in _sections():
+            raise ConfigError(f"unknown section {section!r}; there are {', '.join(_sections())}")
+        known = [key.name for key in fields(getattr(defaults, section))]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"unknown key {section}.{key}; {section} has {', '.join(known)}")
+
+
+def _with_value(message: str, tree: Tree) -> str:
+    """msgspec names the place and what is allowed; this adds the value that was given."""
+    problem, _, place = message.partition(" - at `$.")
+    section, _, key = place.rstrip("`").partition(".")
+    key = key.partition("[")[0]
+    given = tree.get(section, {}).get(key)
+    return f"{section}.{key} = {given!r}: {problem[0].lower()}{problem[1:]}"
+
+
+def _refuse_contradictions(config: Config) -> None:
+    limits, defaults = config.limits, config.defaults
+    if limits.max_n > limits.max_candidates_in_flight:
+        raise ConfigError(
+            f"limits.max_n = {limits.max_n} is above limits.max_candidates_in_flight = "
+            f"{limits.max_candidates_in_flight}: such a request could never start"
+        )
+    if defaults.n > limits.max_n:
+        raise ConfigError(f"defaults.n = {defaults.n} is above limits.max_n = {limits.max_n}")
