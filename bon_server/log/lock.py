@@ -1,0 +1,53 @@
+"""The writer lock: one process at a time writes a log folder.
+
+`LOG/writer.lock` is held with flock, so the kernel releases it when the process ends, however it ends. The file says
+who holds it, so that a refusal can name the holder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bon_server.errors import LogLocked
+
+_held: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """A forked child shares the open file and would keep the lock after its parent is killed."""
+    for descriptor in _held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+class WriterLock:
+    """Held from construction to `release`. Raises `LogLocked`, naming the holder, when another process holds it."""
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / "writer.lock"
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._descriptor, 512, 0).decode(errors="replace").strip()
+            os.close(self._descriptor)
+            raise LogLocked(f"{directory} is being written by another process: {holder or 'not yet named'}") from None
+        _held.add(self._descriptor)
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Lets the next writer in; the file stays."""
+        if self._descriptor in _held:
+            _held.remove(self._descriptor)
+            os.close(self._descriptor)

@@ -1,0 +1,169 @@
+"""A policy without a model: instant or paced text from a seed, for client developers, load tests and unit tests."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Annotated
+
+from msgspec import Meta
+
+from bon_server.errors import FieldViolation, InvalidRequest, SamplingFailed, UnsupportedOption
+from bon_server.specs import parse_options
+from bon_server.types import Completion, EncodedPrompt, FinishReason, PolicyRef, Prompt, Sampling
+
+BYTE_TOKENS = 256
+"""Token ids below this are the bytes of a prompt; those above are words of the tape."""
+CONTEXT_TOKENS = 32_768
+WORDS = """a about after all and any are as at be because best but by can candidate could day do each even first for
+from get give good have he her how if in into is it just know last like look make many may more most new no not now
+of on one only or other our out over own people reward right say score see she so some than that the their them then
+there these they think this time to two up use was way we well what when which who will with work would year you"""
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class SyntheticPolicyOptions:
+    """Options of `--policy synthetic:...`."""
+
+    tokens_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Pace of each candidate; 0: no delay."""
+    tokens: Annotated[int, Meta(ge=1)] = 40
+    """Mean length of a completion, in tokens."""
+    fail_rate: Share = 0.0
+    """Share of candidates whose sampling fails."""
+    hang_rate: Share = 0.0
+    """Share of candidates that never end."""
+
+
+class _Tape:
+    """A long fixed sequence of words; completions are slices of it, so that they cost next to nothing."""
+
+    def __init__(self, words: Sequence[str], length: int) -> None:
+        dice = random.Random(0)
+        drawn = [dice.randrange(len(words)) for _ in range(length)]
+        self.token_ids = tuple(BYTE_TOKENS + word for word in drawn)
+        pieces = [words[word] + " " for word in drawn]
+        self.text = "".join(pieces)
+        self.starts = (0, *accumulate(len(piece) for piece in pieces))
+
+    def slice(self, start: int, tokens: int) -> tuple[str, tuple[int, ...]]:
+        """Text and ids of `tokens` words from word `start` on."""
+        end = start + tokens
+        return self.text[self.starts[start] : self.starts[end]].rstrip(), self.token_ids[start:end]
+
+
+class SyntheticPolicy:
+    """Same seed, prompt and parameters: same text. Without a seed: a new draw each time.
+
+    Lengths are exponential around the mean, so that candidates end at different times as those of a model do.
+    """
+
+    def __init__(self, options: SyntheticPolicyOptions) -> None:
+        self._options = options
+        self._words = WORDS.split()
+        self._tape = _Tape(self._words, 1 << 16)
+        self._aborts: dict[str, asyncio.Event] = {}
+        self.ref = PolicyRef(id="synthetic", revision=f"{zlib.crc32(repr(options).encode()):08x}")
+        self.context_tokens = CONTEXT_TOKENS
+        self.healthy = True
+        self.facts: dict[str, str | int] = {"model": "none", "tokens": options.tokens}
+
+    @classmethod
+    def from_spec(cls, spec: str) -> SyntheticPolicy:
+        """From `synthetic[:key=value,...]`; raises `ConfigError`."""
+        return cls(parse_options(spec, SyntheticPolicyOptions))
+
+    @property
+    def running(self) -> int:
+        """Samples in flight."""
+        return len(self._aborts)
+
+    async def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Bytes are tokens; a conversation is one line per message."""
+        if prompt.token_ids is not None:
+            return EncodedPrompt(prompt.token_ids, self._decode(prompt.token_ids))
+        text = prompt.text
+        if text is None:
+            text = "".join(f"{message.role}: {message.content}\n" for message in prompt.messages or ())
+        return EncodedPrompt(tuple(text.encode()), text)
+
+    def check(self, sampling: Sampling) -> None:
+        """Constraints need a model."""
+        for name in ("json_schema", "regex", "choice"):
+            if getattr(sampling, name) is not None:
+                raise UnsupportedOption(f"sampling.{name}: the synthetic policy has no constrained decoding")
+
+    async def sample(self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling) -> Completion:
+        """See `Policy.sample`."""
+        seed = sampling.seed if sampling.seed is not None else random.getrandbits(62)
+        dice = random.Random(hash((seed, tuple(prompt_token_ids), sampling.temperature)))
+        if dice.random() < self._options.fail_rate:
+            raise SamplingFailed("synthetic failure")
+        hangs = dice.random() < self._options.hang_rate
+        wanted = 1 + int(-math.log(1.0 - dice.random()) * (self._options.tokens - 1))
+        tokens = min(wanted, sampling.max_tokens)
+        start = dice.randrange(len(self._tape.token_ids) - sampling.max_tokens)
+        produced = await self._wait(key, tokens, hangs)
+        text, token_ids = self._tape.slice(start, produced)
+        completion = Completion(text, token_ids, self._finish_reason(produced, tokens, wanted), seed=sampling.seed)
+        return _cut_at_stop(completion, sampling.stop)
+
+    async def abort(self, keys: Sequence[str]) -> None:
+        """See `Policy.abort`."""
+        for key in keys:
+            if key in self._aborts:
+                self._aborts[key].set()
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    async def _wait(self, key: str, tokens: int, hangs: bool) -> int:
+        """Sleeps as long as `tokens` take; returns how many were produced before an abort."""
+        pace = self._options.tokens_per_s
+        if not pace and not hangs:
+            await asyncio.sleep(0)
+            return tokens
+        aborted = self._aborts[key] = asyncio.Event()
+        began = time.monotonic()
+        try:
+            await asyncio.wait_for(aborted.wait(), None if hangs else tokens / pace)
+        except TimeoutError:
+            return tokens
+        finally:
+            del self._aborts[key]
+        return min(tokens - 1, int((time.monotonic() - began) * pace))
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        if max(token_ids) >= BYTE_TOKENS + len(self._words):
+            raise InvalidRequest(
+                FieldViolation(
+                    "tokens.ids", f"{max(token_ids)} is outside the vocabulary of {BYTE_TOKENS + len(self._words)}"
+                )
+            )
+        pieces = [
+            bytes([token]) if token < BYTE_TOKENS else f"{self._words[token - BYTE_TOKENS]} ".encode()
+            for token in token_ids
+        ]
+        return b"".join(pieces).decode(errors="replace")
+
+    @staticmethod
+    def _finish_reason(produced: int, tokens: int, wanted: int) -> FinishReason:
+        if produced < tokens:
+            return FinishReason.CANCELLED
+        return FinishReason.STOP if tokens == wanted else FinishReason.LENGTH
+
+
+def _cut_at_stop(completion: Completion, stops: Sequence[str]) -> Completion:
+    found = [(position, stop) for stop in stops if (position := completion.text.find(stop)) >= 0]
+    if not found:
+        return completion
+    position, stop = min(found)
+    return replace(completion, text=completion.text[:position], finish_reason=FinishReason.STOP, stop_reason=stop)
