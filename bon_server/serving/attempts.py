@@ -1,0 +1,201 @@
+"""One attempt at one request, from the permit to the committed record. Knows neither gRPC nor protobuf.
+
+An attempt runs in a task of its own, so that a caller who leaves does not take with it what was already scored:
+`Attempts.run` only asks it to stop, and the attempt then frees the engine, commits what there is, and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from bon_server.best_of_n import Answer, Policy, RewardModel, Stop, best_of_n
+from bon_server.errors import (
+    DeadlinePassed,
+    RequestCancelled,
+    RequestError,
+    RequestIdReused,
+    RequestIdRunning,
+    Unavailable,
+)
+from bon_server.log.record import Record, StageTimes, prompt_hash
+from bon_server.log.spool import Spool
+from bon_server.serving.admission import Admission
+from bon_server.types import Candidate, Kind, Outcome, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A committed record, and how this call came by it."""
+
+    record: Record
+    replayed: bool
+    """True: the record is of an earlier call."""
+    log_ns: int
+    """Time the commit took; 0 when replayed."""
+    total_ns: int
+    """Time this call took."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    task: asyncio.Task[Finished]
+    stop: Stop
+
+
+class Attempts:
+    """Runs attempts and knows which are running."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        reward_model: RewardModel,
+        spool: Spool,
+        admission: Admission,
+        observe: Callable[[Record], None],
+    ) -> None:
+        self._policy = policy
+        self._reward_model = reward_model
+        self._spool = spool
+        self._admission = admission
+        self._observe = observe
+        self._running: dict[tuple[str, str], _Running] = {}
+        self._refusal: Unavailable | None = None
+
+    @property
+    def running(self) -> int:
+        """Attempts in flight or waiting for a permit."""
+        return len(self._running)
+
+    async def run(
+        self,
+        request: Request,
+        deadline_s: float,
+        on_end: Callable[[Candidate], None] = lambda candidate: None,
+    ) -> Finished:
+        """The stored answer of an earlier attempt, or a new attempt's once it is committed.
+
+        deadline_s: seconds from now after which the best so far is taken. Raises a `RequestError`.
+        """
+        began_ns = time.monotonic_ns()
+        key = (request.principal, request.request_id)
+        if self._refusal is not None:
+            raise self._refusal
+        if key in self._running:
+            raise RequestIdRunning("a request with this request_id is being answered")
+        prior = self._spool.find(*key)
+        if prior is not None and _is_answer_to(prior, request):
+            return Finished(prior, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
+        if deadline_s <= 0:
+            raise DeadlinePassed("the deadline leaves no time to sample anything")
+        stop: Stop = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._attempt(request, prior, stop, on_end, began_ns))
+        self._keep(key, task, stop, deadline_s)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            _stop(stop, RequestCancelled("the caller cancelled"))
+            raise
+
+    def refuse_new(self, refusal: Unavailable) -> None:
+        """From now on every call is refused with this; running attempts go on."""
+        self._refusal = refusal
+
+    async def drain(self, grace_s: float) -> None:
+        """Waits for running attempts; stops those that are not done in `grace_s` seconds, and waits for their log."""
+        running = list(self._running.values())
+        if not running:
+            return
+        _, late = await asyncio.wait([one.task for one in running], timeout=grace_s)
+        for one in running:
+            if one.task in late:
+                _stop(one.stop, Unavailable("the server is shutting down", retry_after_ms=1000))
+        if late:
+            await asyncio.wait(late)
+
+    def _keep(self, key: tuple[str, str], task: asyncio.Task[Finished], stop: Stop, deadline_s: float) -> None:
+        self._running[key] = _Running(task, stop)
+        passed = DeadlinePassed("the deadline passed before a candidate was scored")
+        timer = asyncio.get_running_loop().call_later(deadline_s, _stop, stop, passed)
+
+        def forget(_: asyncio.Task[Finished]) -> None:
+            timer.cancel()
+            del self._running[key]
+
+        task.add_done_callback(forget)
+
+    async def _attempt(
+        self,
+        request: Request,
+        prior: Record | None,
+        stop: Stop,
+        on_end: Callable[[Candidate], None],
+        began_ns: int,
+    ) -> Finished:
+        created_at = datetime.now(UTC)
+        async with self._admission.permit(request.n, stop):
+            queue_ns = time.monotonic_ns() - began_ns
+            answer = await best_of_n(request, self._policy, self._reward_model, stop, on_end)
+            record = self._to_record(request, answer, prior, created_at, queue_ns)
+            log_began_ns = time.monotonic_ns()
+            await self._spool.commit(record)
+            ended_ns = time.monotonic_ns()
+        self._observe(record)
+        if answer.error is not None:
+            raise answer.error
+        return Finished(record, replayed=False, log_ns=ended_ns - log_began_ns, total_ns=ended_ns - began_ns)
+
+    def _to_record(
+        self, request: Request, answer: Answer, prior: Record | None, created_at: datetime, queue_ns: int
+    ) -> Record:
+        sampled = request.sampling is not None
+        return Record(
+            request_id=request.request_id,
+            request_digest=request.digest,
+            attempt=1 if prior is None else prior.attempt + 1,
+            principal=request.principal,
+            kind=Kind.GENERATE if sampled else Kind.SCORE,
+            outcome=answer.outcome,
+            created_at=created_at,
+            prompt_hash=prompt_hash(request.prompt, request.reward_context),
+            prompt_text=request.prompt.text,
+            prompt_messages=request.prompt.messages,
+            prompt_token_ids=request.prompt_token_ids or None,
+            policy=self._policy.ref if sampled else None,
+            reward_models=self._reward_model.refs,
+            sampling=request.sampling,
+            n=request.n,
+            rule=request.rule if sampled else None,
+            selection_reason=answer.reason,
+            selected_index=answer.selected_index,
+            reward_context=request.reward_context,
+            tags=request.tags,
+            timings=StageTimes(queue_ns, answer.sample_ns, answer.score_ns, answer.overlap_ratio),
+            reward_model_tokens=answer.reward_model_tokens,
+            candidates=answer.candidates,
+            error=_kind_of(answer.error),
+        )
+
+
+def _is_answer_to(prior: Record, request: Request) -> bool:
+    """Whether `prior` can be replayed; raises `RequestIdReused` where the id is taken by something else."""
+    if prior.request_digest != request.digest:
+        raise RequestIdReused("this request_id was used for another request")
+    answered = prior.outcome in (Outcome.OK, Outcome.PARTIAL)
+    if answered and not prior.content_logged:
+        raise RequestIdReused("this request_id was answered, but its content was not logged and cannot be replayed")
+    return answered
+
+
+def _kind_of(error: RequestError | None) -> str | None:
+    return None if error is None else type(error).__name__
+
+
+def _stop(stop: Stop, reason: RequestError) -> None:
+    """Completes `stop` unless something else already has."""
+    if not stop.done():
+        stop.set_exception(reason)
+        stop.exception()  # marks it as seen: a stop that comes too late is nobody's error

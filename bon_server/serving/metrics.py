@@ -1,0 +1,42 @@
+"""What Prometheus sees. Label sets are bounded: methods, codes and statuses, never ids or content."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from bon_server.log.record import Record
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+REWARDS = (-20, -10, -5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 5, 10, 20)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "bon_requests_total", "Calls that ended, by method and gRPC code.", ["method", "code"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "bon_request_seconds", "Wall time of calls.", ["method"], buckets=SECONDS, registry=self.registry
+        )
+        self._candidates = Counter(
+            "bon_candidates_total", "Logged candidates, by status.", ["status"], registry=self.registry
+        )
+        self._rewards = Histogram(
+            "bon_reward", "Rewards of scored candidates.", buckets=REWARDS, registry=self.registry
+        )
+        self.in_flight = Gauge("bon_attempts_in_flight", "Attempts running or waiting.", registry=self.registry)
+
+    def ended(self, method: str, code: str, seconds: float) -> None:
+        """A call has ended."""
+        self._requests.labels(method, code).inc()
+        self._seconds.labels(method).observe(seconds)
+
+    def committed(self, record: Record) -> None:
+        """A record is on disk."""
+        for candidate in record.candidates:
+            self._candidates.labels(candidate.status.value).inc()
+            if candidate.reward is not None:
+                self._rewards.observe(candidate.reward)

@@ -1,0 +1,83 @@
+"""From the configuration to running models: which class serves which spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from bon_server.best_of_n import Policy, RewardModel
+from bon_server.config import PolicyConfig, RewardConfig
+from bon_server.errors import ConfigError
+from bon_server.policy.synthetic import SyntheticPolicy
+from bon_server.reward.synthetic import SyntheticReward
+
+
+class Started(Protocol):
+    """What a started model of either kind offers to the server, besides its work."""
+
+    @property
+    def facts(self) -> Mapping[str, str | int]:
+        """For the start-up banner: device, dtype, bytes of weights and the like."""
+
+    async def close(self) -> None:
+        """Releases everything; does not hang."""
+
+
+class RunningPolicy(Policy, Started, Protocol):
+    """A policy with its lifecycle."""
+
+    @property
+    def healthy(self) -> bool:
+        """False once its engine has died."""
+
+
+class RunningReward(RewardModel, Started, Protocol):
+    """A reward model with its lifecycle."""
+
+
+async def start_policy(config: PolicyConfig) -> RunningPolicy:
+    """Loads the policy. Raises `ConfigError` or `StartupError`."""
+    if not config.model:
+        raise ConfigError("policy.model is empty: give --policy a directory, a hub id or `synthetic`")
+    if _is_kind(config.model, "synthetic"):
+        return SyntheticPolicy.from_spec(config.model)
+    from bon_server.policy.vllm import VllmPolicy  # a server without a model needs neither vLLM nor torch
+
+    return await VllmPolicy.start(config)
+
+
+async def start_reward(config: RewardConfig) -> RunningReward:
+    """Loads the reward model. Raises `ConfigError` or `StartupError`."""
+    if not config.models:
+        raise ConfigError(
+            "reward.models is empty: give --reward a directory, a hub id, `function:module:name` or `synthetic`"
+        )
+    if len(config.models) > 1:
+        raise ConfigError(f"reward.models has {len(config.models)} entries; ensembles are not available in this version")
+    name, spec = split_name(config.models[0])
+    if _is_kind(spec, "synthetic"):
+        return SyntheticReward.from_spec(spec, name)
+    if _is_kind(spec, "function"):
+        from bon_server.reward.function import FunctionReward
+
+        return FunctionReward.from_spec(spec, name)
+    if _is_kind(spec, "vllm"):
+        raise ConfigError(f"reward.models {spec!r}: pooling engines are not available in this version")
+    from bon_server.reward.transformers import TransformersReward
+
+    return await TransformersReward.start(spec, name, config)
+
+
+def split_name(entry: str) -> tuple[str, str]:
+    """`helpful=org/model` → (`helpful`, `org/model`); without a name: `default`.
+
+    An `=` belongs to the name only if it comes before any `:` or `/`, since options and paths have them too.
+    """
+    head, separator, spec = entry.partition("=")
+    if separator and ":" not in head and "/" not in head:
+        return head, spec
+    return "default", entry
+
+
+def _is_kind(spec: str, kind: str) -> bool:
+    return spec == kind or spec.startswith(f"{kind}:")

@@ -1,0 +1,224 @@
+"""The server's life: log, policy, reward model, ports; serve; then drain in the opposite order.
+
+Engines start before any gRPC object exists, because a worker forked from a process with gRPC in it may hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from bon_server.config import Config, LimitsConfig
+from bon_server.errors import StartupError, Unavailable
+from bon_server.log.spool import Spool
+from bon_server.serving.admission import Admission
+from bon_server.serving.attempts import Attempts
+from bon_server.serving.metrics import Metrics
+from bon_server.serving.models import RunningPolicy, RunningReward, start_policy, start_reward
+from bon_server.serving.service import SERVICE, Service
+
+logger = logging.getLogger(__name__)
+
+WATCH_S = 0.25
+"""How often the engine and the log are asked whether they still work."""
+BROKEN_GRACE_S = 1.0
+"""How long running calls may take once the engine or the log is broken."""
+FLUSH_S = 2.0
+"""How long answers that are ready may take to reach their callers while shutting down."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    config: Config
+    address: str
+    """`host:port` of gRPC."""
+    metrics_address: str
+    policy: RunningPolicy
+    reward_model: RunningReward
+    spool: Spool
+    attempts: Attempts
+    _grpc: grpc.aio.Server
+    _health: HealthServicer
+    _resources: AsyncExitStack
+
+    @classmethod
+    async def start(cls, config: Config) -> Server:
+        """Starts everything. Raises `ConfigError`, `StartupError` or `LogError`, and then leaves nothing running."""
+        async with AsyncExitStack() as resources:
+            _refuse_taken_port(config.listen.host, config.listen.port)
+            spool = Spool.open(Path(config.log.directory), config.log.durability)
+            resources.push_async_callback(asyncio.to_thread, spool.close)
+            policy = await start_policy(config.policy)
+            resources.push_async_callback(policy.close)
+            reward_model = await start_reward(config.reward)
+            resources.push_async_callback(reward_model.close)
+            return await cls._listen(config, spool, policy, reward_model, resources)
+
+    @classmethod
+    async def _listen(
+        cls,
+        config: Config,
+        spool: Spool,
+        policy: RunningPolicy,
+        reward_model: RunningReward,
+        resources: AsyncExitStack,
+    ) -> Server:
+        metrics = Metrics()
+        metrics_address = _serve_metrics(config, metrics, resources)
+        limits = config.limits
+        admission = Admission(limits.max_candidates_in_flight, limits.max_candidates_queued, limits.retry_after_ms)
+        attempts = Attempts(policy, reward_model, spool, admission, metrics.committed)
+        metrics.in_flight.set_function(lambda: attempts.running)
+        server = grpc.aio.server(options=_channel_options(limits))
+        health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        server.add_generic_rpc_handlers((Service(config, policy, reward_model, attempts, metrics).handlers(),))
+        reflection.enable_server_reflection(
+            (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+        )
+        address = _bind(server, config.listen.host, config.listen.port)
+        await server.start()
+        started = cls(
+            config,
+            address,
+            metrics_address,
+            policy,
+            reward_model,
+            spool,
+            attempts,
+            server,
+            health,
+            resources.pop_all(),
+        )
+        await started._set_health(health_pb2.HealthCheckResponse.SERVING)
+        return started
+
+    @property
+    def broken(self) -> str | None:
+        """Why the server cannot go on; None while it can."""
+        if not self.policy.healthy:
+            return "the policy's engine died"
+        return None if self.spool.failure is None else str(self.spool.failure)
+
+    async def drain(self, grace_s: float) -> None:
+        """Health first, then no new calls, then up to `grace_s` seconds for running ones; later ones are stopped."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.attempts.refuse_new(Unavailable("the server is shutting down", retry_after_ms=1000))
+        await self.attempts.drain(grace_s)
+
+    async def stop(self) -> None:
+        """Closes the port once answers have left, then models, then the log. Call `drain` first."""
+        await self._grpc.stop(FLUSH_S)
+        await self._resources.aclose()
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
+
+
+async def run_until_signalled(server: Server) -> int:
+    """Serves until SIGTERM or SIGINT, or until engine or log break. Returns the exit code: 0 or 1.
+
+    The first signal drains, the second stops the calls that still run at once.
+    """
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    while signals.empty() and server.broken is None:
+        await _wait_for(signals, WATCH_S)
+    if server.broken is not None:
+        logger.error("stopping: %s", server.broken)
+        await server.drain(BROKEN_GRACE_S)
+        await server.stop()
+        return 1
+    logger.info("draining: %d calls are running", server.attempts.running)
+    draining = asyncio.create_task(server.drain(server.config.limits.drain_s))
+    signals.get_nowait()
+    hurried = asyncio.create_task(signals.get())
+    await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        await server.attempts.drain(0)
+        await draining
+    hurried.cancel()
+    await server.stop()
+    return 0
+
+
+async def _wait_for(signals: asyncio.Queue[signal.Signals], seconds: float) -> None:
+    """Returns after `seconds`, or as soon as there is a signal, which stays in the queue."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while signals.empty() and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(min(seconds, 0.05))
+
+
+def write_ready_file(server: Server) -> None:
+    """Tells scripts that the server answers, and where. The file appears whole."""
+    if server.config.listen.ready_file is None:
+        return
+    path = Path(server.config.listen.ready_file)
+    temporary = path.with_name(f".{path.name}.tmp")
+    facts = {"address": server.address, "metrics_address": server.metrics_address, "pid": os.getpid()}
+    temporary.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _channel_options(limits: LimitsConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # otherwise two servers bind one port silently and share its calls
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
+        # Clients that ping during a long silent call must not be cut off with "too many pings".
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> str:
+    try:
+        bound = server.add_insecure_port(_join(host, port))
+    except RuntimeError:
+        raise StartupError(f"cannot listen on {_join(host, port)}") from None
+    return _join(host, bound)
+
+
+def _serve_metrics(config: Config, metrics: Metrics, resources: AsyncExitStack) -> str:
+    host, port = config.listen.metrics_host, config.listen.metrics_port
+    try:
+        server, _ = start_http_server(port, host, metrics.registry)
+    except OSError as error:
+        raise StartupError(f"cannot serve metrics on {_join(host, port)}: {error.strerror}") from None
+    resources.callback(server.server_close)
+    resources.callback(server.shutdown)
+    return _join(host, server.server_port)
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    """Found out before minutes of loading rather than after."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartupError(f"cannot listen on {_join(host, port)}: {error.strerror}") from None
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,163 @@
+"""The gRPC service: bytes in, bytes out. The only place, with its neighbours here, that knows protobuf and status codes.
+
+Messages are parsed by the handlers and not by gRPC, because gRPC answers malformed bytes with UNKNOWN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+from google.protobuf.message import Message
+
+from bon.v1 import bon_pb2 as pb
+from bon_server import __version__
+from bon_server.best_of_n import Policy, RewardModel
+from bon_server.config import Config
+from bon_server.errors import UnsupportedOption
+from bon_server.serving import requests, responses
+from bon_server.serving.attempts import Attempts, Finished
+from bon_server.serving.metrics import Metrics
+from bon_server.serving.status import to_status
+from bon_server.types import Candidate, Request
+
+SERVICE = "bon.v1.BestOfNService"
+
+ANONYMOUS = ""
+"""Who calls without a key; idempotency keys are scoped by caller."""
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class Service:
+    """Handlers of the five RPCs."""
+
+    def __init__(
+        self, config: Config, policy: Policy, reward_model: RewardModel, attempts: Attempts, metrics: Metrics
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._reward_model = reward_model
+        self._attempts = attempts
+        self._metrics = metrics
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What `grpc.aio.Server.add_generic_rpc_handlers` takes."""
+        unary = {
+            "Generate": self._generate,
+            "Score": self._score,
+            "RecordFeedback": self._record_feedback,
+            "GetServerInfo": self._get_server_info,
+        }
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            name: grpc.unary_unary_rpc_method_handler(self._unary(name, each)) for name, each in unary.items()
+        }
+        methods["GenerateStream"] = grpc.unary_stream_rpc_method_handler(self._generate_stream)
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def _unary(
+        self, method: str, answer: Callable[[bytes, Context], Awaitable[Message]]
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        async def handle(data: bytes, context: Context) -> bytes:
+            began = time.monotonic()
+            code = grpc.StatusCode.CANCELLED
+            try:
+                response = await answer(data, context)
+                code = grpc.StatusCode.OK
+                return response.SerializeToString()
+            except Exception as error:  # noqa: BLE001 -- the border: no exception may leave as UNKNOWN
+                code, message, trailing = to_status(error, method)
+                await context.abort(code, message, trailing)
+            finally:
+                self._metrics.ended(method, code.name, time.monotonic() - began)
+
+        return handle
+
+    async def _generate(self, data: bytes, context: Context) -> pb.GenerateResponse:
+        message = requests.parse(pb.GenerateRequest, data)
+        request = await self._to_generate(message)
+        finished = await self._attempts.run(request, self._deadline_s(context))
+        return self._response(message, finished)
+
+    async def _generate_stream(self, data: bytes, context: Context) -> AsyncIterator[bytes]:
+        began = time.monotonic()
+        code = grpc.StatusCode.CANCELLED
+        try:
+            message = requests.parse(pb.GenerateStreamRequest, data).request
+            request = await self._to_generate(message)
+            async for event in self._events(message, request, context):
+                yield event.SerializeToString()
+            code = grpc.StatusCode.OK
+        except Exception as error:  # noqa: BLE001 -- the border: no exception may leave as UNKNOWN
+            code, text, trailing = to_status(error, "GenerateStream")
+            await context.abort(code, text, trailing)
+        finally:
+            self._metrics.ended("GenerateStream", code.name, time.monotonic() - began)
+
+    async def _events(
+        self, message: pb.GenerateRequest, request: Request, context: Context
+    ) -> AsyncIterator[pb.GenerateStreamResponse]:
+        """Candidates as they end, then the answer. A slow reader holds at most n candidates."""
+        ended: asyncio.Queue[Candidate | None] = asyncio.Queue()
+        running = asyncio.create_task(self._attempts.run(request, self._deadline_s(context), ended.put_nowait))
+        running.add_done_callback(lambda _: ended.put_nowait(None))
+        highest: float | None = None
+        try:
+            while (candidate := await ended.get()) is not None:
+                shown = responses.to_candidate(candidate, message.include_token_ids)
+                yield pb.GenerateStreamResponse(candidate=shown)
+                if candidate.reward is not None and (highest is None or candidate.reward > highest):
+                    highest = candidate.reward
+                    yield pb.GenerateStreamResponse(best_so_far=shown)
+            yield pb.GenerateStreamResponse(final=self._response(message, await running))
+        finally:
+            running.cancel()
+
+    async def _score(self, data: bytes, context: Context) -> pb.ScoreResponse:
+        message = requests.parse(pb.ScoreRequest, data)
+        request = await requests.to_score(message, ANONYMOUS, self._policy, self._config.limits)
+        finished = await self._attempts.run(request, self._deadline_s(context))
+        return responses.score_response(finished, self._config.log.durability)
+
+    async def _record_feedback(self, data: bytes, context: Context) -> pb.RecordFeedbackResponse:
+        requests.parse(pb.RecordFeedbackRequest, data)
+        raise UnsupportedOption("RecordFeedback is not available in this version")
+
+    async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
+        requests.parse(pb.GetServerInfoRequest, data)
+        limits, defaults = self._config.limits, self._config.defaults
+        return pb.GetServerInfoResponse(
+            version=__version__,
+            policy=responses.policy_model(self._policy.ref),
+            reward_models=[responses.to_model(ref) for ref in self._reward_model.refs],
+            limits=pb.Limits(
+                max_n=limits.max_n,
+                max_prompt_tokens=limits.max_prompt_tokens or self._policy.context_tokens - 1,
+                max_context_tokens=self._policy.context_tokens,
+                max_message_bytes=limits.max_message_bytes,
+                max_candidates_in_flight=limits.max_candidates_in_flight,
+                max_candidates_queued=limits.max_candidates_queued,
+            ),
+            durability=responses.DURABILITY[self._config.log.durability],
+            default_n=defaults.n,
+            default_sampling=pb.SamplingParams(
+                temperature=defaults.temperature, top_p=defaults.top_p, max_tokens=defaults.max_tokens
+            ),
+        )
+
+    async def _to_generate(self, message: pb.GenerateRequest, principal: str = ANONYMOUS) -> Request:
+        return await requests.to_generate(message, principal, self._policy, self._config.limits, self._config.defaults)
+
+    def _response(self, message: pb.GenerateRequest, finished: Finished) -> pb.GenerateResponse:
+        return responses.generate_response(
+            finished, message.view, message.include_token_ids, self._config.log.durability
+        )
+
+    def _deadline_s(self, context: Context) -> float:
+        """Seconds until the best so far must be taken: the call's deadline less what answering takes."""
+        remaining: float | None = context.time_remaining()  # the stubs do not know that it may be None
+        if remaining is None:
+            return self._config.limits.default_deadline_s
+        return min(remaining, self._config.limits.default_deadline_s) - self._config.limits.deadline_margin_ms / 1e3

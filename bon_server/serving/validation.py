@@ -1,0 +1,239 @@
+"""What a request may say: every field is checked, and every violation is reported at once, before any work."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from bon.v1 import bon_pb2 as pb
+from bon_server.config import LimitsConfig
+from bon_server.errors import FieldViolation, InvalidRequest, UnsupportedOption
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+ROLES = ("system", "user", "assistant")
+MAX_STOPS, MAX_STOP_CHARS, MAX_STOP_TOKEN_IDS = 16, 256, 64
+MAX_TAGS, MAX_TAG_KEY_CHARS, MAX_TAG_VALUE_CHARS = 16, 64, 256
+MAX_REWARD_CONTEXT, MAX_REWARD_CONTEXT_CHARS = 16, 64 << 10
+MAX_SEED = 2**63 - 1
+SHOWN_CHARS = 40
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Finite numbers from `low` to `high`, `low` itself excluded when `above` is set."""
+
+    low: float
+    high: float
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
+
+
+SAMPLING_RANGES = {
+    "temperature": Interval(0, 2),
+    "top_p": Interval(0, 1, above=True),
+    "min_p": Interval(0, 1),
+    "presence_penalty": Interval(-2, 2),
+    "frequency_penalty": Interval(-2, 2),
+    "repetition_penalty": Interval(0, 2, above=True),
+    "top_k": Interval(-1, 2**31 - 1),
+    "max_tokens": Interval(1, 2**32 - 1),
+}
+
+
+class Violations:
+    """Collects violations; `done` raises them all."""
+
+    def __init__(self) -> None:
+        self._found: list[FieldViolation] = []
+
+    def unless(self, acceptable: bool, field: str, problem: str) -> None:
+        """Adds a violation of `field` unless it is acceptable."""
+        if not acceptable:
+            self._found.append(FieldViolation(field, problem))
+
+    def done(self) -> None:
+        """Raises `InvalidRequest` if anything was found."""
+        if self._found:
+            raise InvalidRequest(*self._found)
+
+
+def check_generate(message: pb.GenerateRequest, limits: LimitsConfig, default_temperature: float) -> None:
+    """Raises `InvalidRequest` for bad fields, then `UnsupportedOption` for good ones that are not offered here."""
+    found = Violations()
+    _check_id(found, "request_id", message.request_id)
+    _check_prompt(found, message)
+    if message.HasField("n"):
+        found.unless(1 <= message.n <= limits.max_n, "n", f"{message.n} is not from 1 to {limits.max_n}")
+    temperature = message.sampling.temperature if message.sampling.HasField("temperature") else default_temperature
+    if temperature == 0 and message.n > 1:
+        found.unless(False, "sampling.temperature", f"0 is greedy: all n = {message.n} candidates would be the same")
+    _check_sampling(found, message.sampling)
+    _check_selection(found, message.selection)
+    _check_budget(found, message.budget)
+    _check_enum(found, "view", message.view, pb.CandidateView.keys())
+    _check_labels(found, message.reward_context, message.tags)
+    _check_enum(found, "log_policy", message.log_policy, pb.LogPolicy.keys())
+    found.done()
+    _refuse_unsupported(message)
+
+
+def check_score(message: pb.ScoreRequest, limits: LimitsConfig) -> None:
+    """The same for ScoreRequest."""
+    found = Violations()
+    _check_id(found, "request_id", message.request_id)
+    _check_prompt(found, message)
+    count = len(message.completions)
+    found.unless(1 <= count <= limits.max_n, "completions", f"{count} given, allowed are 1 to {limits.max_n}")
+    _check_labels(found, message.reward_context, message.tags)
+    _check_enum(found, "log_policy", message.log_policy, pb.LogPolicy.keys())
+    found.done()
+    _refuse_log_policy(message.log_policy)
+
+
+def _check_id(found: Violations, field: str, value: str) -> None:
+    found.unless(
+        not value or REQUEST_ID.fullmatch(value) is not None,
+        field,
+        f"{_shown(value)} ({len(value)} characters) is not 1 to 128 characters of A-Z a-z 0-9 . _ : -",
+    )
+
+
+def _check_prompt(found: Violations, message: pb.GenerateRequest | pb.ScoreRequest) -> None:
+    form = message.WhichOneof("prompt")
+    if form is None:
+        found.unless(False, "prompt", "none given; one of text, chat and tokens is required")
+    elif form == "text":
+        found.unless(bool(message.text), "text", "empty; a prompt has at least one character")
+    elif form == "tokens":
+        found.unless(bool(message.tokens.ids), "tokens.ids", "empty; a prompt has at least one token")
+    else:
+        _check_chat(found, message.chat)
+
+
+def _check_chat(found: Violations, chat: pb.Chat) -> None:
+    found.unless(
+        any(turn.content for turn in chat.messages),
+        "chat.messages",
+        f"{len(chat.messages)} messages without content; at least one with content is required",
+    )
+    for index, turn in enumerate(chat.messages):
+        found.unless(
+            turn.role in ROLES,
+            f"chat.messages[{index}].role",
+            f"{_shown(turn.role)} is not one of {', '.join(ROLES)}",
+        )
+
+
+def _check_sampling(found: Violations, sampling: pb.SamplingParams) -> None:
+    for name, allowed in SAMPLING_RANGES.items():
+        if sampling.HasField(name):  # type: ignore[arg-type]
+            value = getattr(sampling, name)
+            found.unless(value in allowed, f"sampling.{name}", f"{value:g} is not {allowed}")
+    if sampling.HasField("seed"):
+        found.unless(
+            0 <= sampling.seed <= MAX_SEED - (1 << 32),
+            "sampling.seed",
+            f"{sampling.seed} is not from 0 to {MAX_SEED - (1 << 32)}",
+        )
+    _check_stops(found, sampling)
+    if sampling.HasField("choice"):
+        found.unless(
+            bool(sampling.choice.choices) and all(sampling.choice.choices),
+            "sampling.choice.choices",
+            "at least one choice, and no empty ones, are required",
+        )
+
+
+def _check_stops(found: Violations, sampling: pb.SamplingParams) -> None:
+    found.unless(
+        len(sampling.stop) <= MAX_STOPS, "sampling.stop", f"{len(sampling.stop)} given, allowed are {MAX_STOPS}"
+    )
+    for index, stop in enumerate(sampling.stop):
+        found.unless(
+            1 <= len(stop) <= MAX_STOP_CHARS,
+            f"sampling.stop[{index}]",
+            f"{len(stop)} characters long, allowed are 1 to {MAX_STOP_CHARS}",
+        )
+    count = len(sampling.stop_token_ids)
+    found.unless(
+        count <= MAX_STOP_TOKEN_IDS, "sampling.stop_token_ids", f"{count} given, allowed are {MAX_STOP_TOKEN_IDS}"
+    )
+
+
+def _check_selection(found: Violations, selection: pb.Selection) -> None:
+    _check_enum(found, "selection.rule", selection.rule, pb.SelectionRule.keys())
+    soft = selection.rule == pb.SELECTION_RULE_SOFT
+    if selection.HasField("temperature"):
+        positive = math.isfinite(selection.temperature) and selection.temperature > 0
+        found.unless(positive, "selection.temperature", f"{selection.temperature:g} is not finite and above 0")
+    found.unless(
+        soft == selection.HasField("temperature"),
+        "selection.temperature",
+        "missing; the rule SOFT needs it" if soft else "given, but only the rule SOFT takes it",
+    )
+    found.unless(
+        soft or not selection.HasField("seed"), "selection.seed", "given, but only the rule SOFT takes it"
+    )
+
+
+def _check_budget(found: Violations, budget: pb.Budget) -> None:
+    for name in ("stop_at_reward", "price_per_candidate"):
+        value = getattr(budget, name)
+        found.unless(math.isfinite(value), f"budget.{name}", f"{value:g} is not finite")
+    if budget.HasField("prune_fraction"):
+        share = budget.prune_fraction
+        found.unless(0 < share < 1, "budget.prune_fraction", f"{share:g} is not between 0 and 1")
+
+
+def _check_labels(found: Violations, reward_context: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    found.unless(len(tags) <= MAX_TAGS, "tags", f"{len(tags)} given, allowed are {MAX_TAGS}")
+    for key, value in tags.items():
+        found.unless(
+            1 <= len(key) <= MAX_TAG_KEY_CHARS and len(value) <= MAX_TAG_VALUE_CHARS,
+            f"tags[{_shown(key)}]",
+            f"key of {len(key)} and value of {len(value)} characters; allowed are 1 to {MAX_TAG_KEY_CHARS} and "
+            f"0 to {MAX_TAG_VALUE_CHARS}",
+        )
+    found.unless(
+        len(reward_context) <= MAX_REWARD_CONTEXT,
+        "reward_context",
+        f"{len(reward_context)} entries given, allowed are {MAX_REWARD_CONTEXT}",
+    )
+    chars = sum(len(key) + len(value) for key, value in reward_context.items())
+    found.unless(
+        chars <= MAX_REWARD_CONTEXT_CHARS,
+        "reward_context",
+        f"{chars} characters in all, allowed are {MAX_REWARD_CONTEXT_CHARS}",
+    )
+
+
+def _check_enum(found: Violations, field: str, value: int, names: Iterable[str]) -> None:
+    count = len(list(names))
+    found.unless(0 <= value < count, field, f"{value} is not a value of its enum, which has 0 to {count - 1}")
+
+
+def _refuse_unsupported(message: pb.GenerateRequest) -> None:
+    if message.selection.rule == pb.SELECTION_RULE_SOFT:
+        raise UnsupportedOption("selection.rule: SOFT is not available in this version")
+    for option, _ in message.budget.ListFields():
+        raise UnsupportedOption(f"budget.{option.name} is not available in this version")
+    constraint = message.sampling.WhichOneof("constraint")
+    if constraint is not None:
+        raise UnsupportedOption(f"sampling.{constraint} is not available in this version")
+    _refuse_log_policy(message.log_policy)
+
+
+def _refuse_log_policy(log_policy: pb.LogPolicy.ValueType) -> None:
+    if log_policy not in (pb.LOG_POLICY_UNSPECIFIED, pb.LOG_POLICY_FULL):
+        raise UnsupportedOption(f"log_policy: {pb.LogPolicy.Name(log_policy)} is not available in this version")
+
+
+def _shown(value: str) -> str:
+    return repr(value if len(value) <= SHOWN_CHARS else value[:SHOWN_CHARS] + "…")
