@@ -1,0 +1,105 @@
+"""One question on the command line: ask it, show the candidates, mark the winner."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import bon
+from bon.requests import GenerateOptions, Prompt
+from bon.v1 import bon_pb2 as pb
+from google.protobuf.json_format import MessageToJson
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_SHORT_CHARACTERS = 60
+
+
+def ask(
+    prompt: Prompt,
+    *,
+    target: str,
+    api_key: str | None = None,
+    timeout_s: float | None = None,
+    **options: Unpack[GenerateOptions],
+) -> pb.GenerateResponse:
+    """The answer, with all candidates if `view="all"`. Raises grpc.RpcError; `bon.describe` makes one line of it."""
+    with bon.Client(target, api_key=api_key, timeout=timeout_s) as client:
+        return client.generate(prompt, **options)
+
+
+def as_json(answer: pb.GenerateResponse) -> str:
+    """Protobuf JSON with the proto's field names; zeros and empty lists are written out."""
+    return MessageToJson(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def as_table(answer: pb.GenerateResponse, whole_texts: bool = False) -> RenderableType:
+    """The candidates, best reward first, the winner marked; its whole text; a line on what it took.
+
+    whole_texts: whether the other candidates' texts are shown in full too.
+    """
+    # Text, not str: completions may hold what rich would take for markup.
+    winner = Text(answer.best.text, style="bold")
+    if not answer.candidates:
+        return Group(winner, Text(summary(answer), style="dim"))
+    return Group(_candidates(answer, whole_texts), winner, Text(summary(answer), style="dim"))
+
+
+def summary(answer: pb.GenerateResponse) -> str:
+    """One line: how many were scored, tokens, seconds, overlap, whether the answer is an earlier one."""
+    times = answer.timings
+    parts = [
+        f"{answer.n_scored} of {answer.n_requested} scored",
+        f"{answer.usage.completion_tokens} tokens",
+        f"{times.total_ns / 1e9:.2f} s",
+        f"{times.overlap_ratio:.0%} of the scoring overlapped sampling",
+        _word(pb.SelectionReason.Name(answer.selection_reason), "SELECTION_REASON_"),
+    ]
+    if answer.partial:
+        parts.append("partial")
+    if answer.replayed:
+        parts.append("replayed")
+    return f"{', '.join(parts)}; request {answer.request_id}"
+
+
+def _candidates(answer: pb.GenerateResponse, whole_texts: bool) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("#", "reward", "tokens"):
+        table.add_column(heading, justify="right")
+    table.add_column("end")
+    table.add_column("text", overflow="fold")
+    for candidate in sorted(answer.candidates, key=_rank):
+        is_best = candidate.index == answer.best.index
+        text = candidate.text if whole_texts else _short(candidate.text)
+        table.add_row(
+            "*" if is_best else "",
+            str(candidate.index),
+            _reward(candidate),
+            str(candidate.completion_tokens),
+            _word(pb.FinishReason.Name(candidate.finish_reason), "FINISH_REASON_"),
+            Text(text),
+            style="bold green" if is_best else None,
+        )
+    return table
+
+
+def _rank(candidate: pb.Candidate) -> tuple[bool, float, int]:
+    """Best reward first, lowest index among equals, the unscored last."""
+    return not candidate.HasField("reward"), -candidate.reward, candidate.index
+
+
+def _reward(candidate: pb.Candidate) -> str:
+    """The reward, or why there is none."""
+    if candidate.HasField("reward"):
+        return f"{candidate.reward:.3f}"
+    return _word(pb.CandidateStatus.Name(candidate.status), "CANDIDATE_STATUS_")
+
+
+def _short(text: str) -> str:
+    one_line = " ".join(text.split())
+    return one_line if len(one_line) <= _SHORT_CHARACTERS else one_line[: _SHORT_CHARACTERS - 1] + "…"
+
+
+def _word(enum_name: str, prefix: str) -> str:
+    return enum_name.removeprefix(prefix).lower().replace("_", " ")

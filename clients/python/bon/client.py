@@ -1,0 +1,135 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from types import TracebackType
+from typing import Self, Unpack
+
+import grpc
+
+from bon import channel
+from bon.channel import CLIENT_TIMEOUT, Timeout
+from bon.requests import (
+    GenerateOptions,
+    Prompt,
+    ScoreOptions,
+    feedback_request,
+    generate_request,
+    score_request,
+)
+from bon.v1 import bon_pb2 as pb
+from bon.v1.bon_pb2_grpc import BestOfNServiceStub
+
+
+class Client:
+    """A connection to one server; may be shared by threads. Close it, or use it in a `with` statement.
+
+    A call that fails raises `grpc.RpcError`; `bon.violations` and `bon.describe` read it. UNAVAILABLE is retried, up to
+    `attempts` times in all and only until the deadline; nothing else is.
+    """
+
+    def __init__(
+        self,
+        target: str = channel.DEFAULT_TARGET,
+        *,
+        api_key: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout: float | None = channel.DEFAULT_TIMEOUT_S,
+        attempts: int = channel.DEFAULT_ATTEMPTS,
+        keepalive_s: float | None = channel.DEFAULT_KEEPALIVE_S,
+        options: Mapping[str, str | int] | None = None,
+    ) -> None:
+        """Connects at the first call.
+
+        target: `host:port`; api_key: sent with every call, so use it with TLS beyond loopback; credentials: for TLS,
+        such as `grpc.ssl_channel_credentials()`, None: plain text; timeout: deadline of a call in seconds, None: none;
+        attempts: 1 to 5, the first included; keepalive_s: silence after which the server is pinged, None: never;
+        options: more gRPC channel options.
+        """
+        settings = channel.channel_options(attempts, keepalive_s, options or {})
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, options=settings)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options=settings)
+        self._stub = BestOfNServiceStub(self._channel)
+        self._timeout = timeout
+        self._metadata = channel.metadata(api_key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends running calls and the connection."""
+        self._channel.close()
+
+    def generate(
+        self, prompt: Prompt, *, timeout: Timeout = CLIENT_TIMEOUT, **options: Unpack[GenerateOptions]
+    ) -> pb.GenerateResponse:
+        """The best of n answers to `prompt`."""
+        return self.send(generate_request(prompt, **options), timeout=timeout)
+
+    def send(self, request: pb.GenerateRequest, *, timeout: Timeout = CLIENT_TIMEOUT) -> pb.GenerateResponse:
+        """Generate, for a request that is already a message. Give it a `request_id`: retries rely on it."""
+        return self._stub.Generate(request, timeout=self._seconds(timeout), metadata=self._metadata)
+
+    def generate_stream(
+        self, prompt: Prompt, *, timeout: Timeout = CLIENT_TIMEOUT, **options: Unpack[GenerateOptions]
+    ) -> Generator[pb.GenerateStreamResponse, None, None]:
+        """Each candidate as it is scored; the last event is `final`, the unary answer.
+
+        The call begins with the first event asked for, and is cancelled when the generator is closed.
+        """
+        request = pb.GenerateStreamRequest(request=generate_request(prompt, **options))
+        return self._events(request, timeout)
+
+    def _events(
+        self, request: pb.GenerateStreamRequest, timeout: Timeout
+    ) -> Generator[pb.GenerateStreamResponse, None, None]:
+        call = self._stub.GenerateStream(request, timeout=self._seconds(timeout), metadata=self._metadata)
+        try:
+            yield from call
+        finally:
+            call.cancel()  # gRPC never collects an abandoned stream (grpc#43462)
+
+    def score(
+        self,
+        prompt: Prompt,
+        completions: Sequence[str],
+        *,
+        timeout: Timeout = CLIENT_TIMEOUT,
+        **options: Unpack[ScoreOptions],
+    ) -> pb.ScoreResponse:
+        """Rewards of completions that you bring."""
+        request = score_request(prompt, completions, **options)
+        return self._stub.Score(request, timeout=self._seconds(timeout), metadata=self._metadata)
+
+    def record_feedback(
+        self,
+        request_id: str,
+        name: str,
+        value: bool | float | str,
+        *,
+        candidate_index: int | None = None,
+        feedback_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        timeout: Timeout = CLIENT_TIMEOUT,
+    ) -> pb.RecordFeedbackResponse:
+        """Attaches an observation to a logged request, or to one of its candidates."""
+        request = feedback_request(
+            request_id, name, value, candidate_index=candidate_index, feedback_id=feedback_id, tags=tags
+        )
+        return self._stub.RecordFeedback(request, timeout=self._seconds(timeout), metadata=self._metadata)
+
+    def server_info(self, *, timeout: Timeout = CLIENT_TIMEOUT) -> pb.GetServerInfoResponse:
+        """Which models answer, with which limits and defaults."""
+        request = pb.GetServerInfoRequest()
+        return self._stub.GetServerInfo(request, timeout=self._seconds(timeout), metadata=self._metadata)
+
+    def _seconds(self, timeout: Timeout) -> float | None:
+        return channel.seconds(timeout, self._timeout)
