@@ -23,7 +23,7 @@ import apsw
 import msgspec
 
 from bon_server.errors import LogError, StartupError
-from bon_server.log.record import Record
+from bon_server.log.record import Record, encode
 
 Fields = TypeVar("Fields")
 SPOOL_NAME = "spool.sqlite"
@@ -75,8 +75,10 @@ class StoredRow(NamedTuple):
     record: bytes
 
 
-def row_of(record: Record, blob: bytes, digest: bytes) -> Row:
-    """The row of a record; `blob` is `encode(record)`, `digest` its SHA-256."""
+def row_of(record: Record) -> Row:
+    """The row of a record. Raises ValueError for what must not reach the log, see `encode`."""
+    blob = encode(record)
+    digest = hashlib.sha256(blob).digest()
     created_at_us = (record.created_at - _EPOCH) // timedelta(microseconds=1)
     return Row(
         record.principal, record.request_id, record.attempt, record.kind, record.outcome, created_at_us, digest, blob
@@ -137,7 +139,7 @@ def _connect_to_read(path: Path) -> apsw.Connection:
     database = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         database.pragma("user_version")
-    except apsw.CantOpenError:
+    except (apsw.CantOpenError, apsw.ReadOnlyError):
         # A folder that cannot be written to has no room for the WAL's index; without a WAL nothing needs one.
         if Path(f"{path}-wal").exists():
             raise

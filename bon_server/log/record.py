@@ -116,8 +116,10 @@ def encode(record: Record) -> bytes:
     """The record as MessagePack, as the spool holds it.
 
     Raises ValueError, without content, for what must not reach the log: a reward that is not finite or does not fit
-    its status, candidates out of order, text that is not Unicode, a number over 64 bits.
+    its status, candidates out of order, text that is not Unicode, a number over 64 bits, a time without time zone.
     """
+    if record.created_at.tzinfo is None:
+        raise ValueError("created_at has no time zone")
     for index, candidate in enumerate(record.candidates):
         _check(index, candidate)
     try:

@@ -1,17 +1,15 @@
-"""The writer of the log: commit, then reply.
+"""The log's front for a process that writes: commit, then reply.
 
     event loop   commit(record) ── encode ──► queue ─┐            ┌─► futures, one wake-up per group
     writer thread                                    └─► BEGIN, INSERT …, COMMIT (fsync) ─┘
 
-Whatever is queued when the writer is free becomes one transaction (group commit). A full disk fails the group at hand
-and is tried again with the next. Any other error of SQLite or of fsync is final: what is on disk is then unknown, so
-the spool fails every waiting and later commit, and tells its owner once.
+Whatever is queued when the writer is free becomes one transaction (group commit).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import queue
 import threading
 import time
@@ -22,61 +20,30 @@ from typing import Self
 
 import apsw
 
-from bon_server.errors import (
-    ConfigError,
-    InternalError,
-    LogError,
-    LogFull,
-    RequestError,
-    RequestIdReused,
-    Unavailable,
-)
+from bon_server.errors import ConfigError, InternalError, LogError, RequestError, RequestIdReused, Unavailable
 from bon_server.log.database import (
     SPOOL_NAME,
     Row,
     StoredRow,
     check_sqlite,
     open_for_reading,
-    open_for_writing,
     row_of,
     unpack,
 )
 from bon_server.log.lock import WriterLock
-from bon_server.log.record import Record, decode, encode
+from bon_server.log.record import Record, decode
 from bon_server.log.whole_file import sync_folder
+from bon_server.log.writer import RETRY_AFTER_MS, Writer
 from bon_server.types import Durability
 
-CHECKPOINT_PAGES = 4_000
-"""Pages in the WAL (about 16 MB) after which the writer moves them into the database, once the group is answered."""
-RETRY_AFTER_MS = 1_000
-
-_INSERT = (
-    "INSERT INTO records (principal, request_id, attempt, kind, outcome, created_at_us, sha256, record)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING ordinal"
-)
 _FIND = (
     "SELECT ordinal, sha256, record FROM records WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What a start found on disk."""
-
-    records: int
-    """Committed records in the spool."""
-    last_ordinal: int
-    """Of the newest record ever committed; 0: none yet."""
-    wal_frames: int
-    """Pages that were only in the write-ahead log, left by a writer that did not end by itself; now checkpointed."""
-    spool_bytes: int
-    """Size of the database and its write-ahead log."""
-
-
 @dataclass(slots=True)
 class _Waiting:
-    record: Record
-    blob: bytes
+    row: Row
     future: asyncio.Future[int]
 
 
@@ -95,16 +62,10 @@ class Spool:
         self._lock = lock
         self._linger_s = linger_s
         self._group_records = group_records
-        self._on_failure = on_failure
-        self._database = open_for_writing(directory)
-        self.recovery = self._recover()
+        self._writer = Writer(directory, on_failure)
+        self.recovery = self._writer.recovery
         """What was found on disk at the start."""
-        self.failure: LogError | None = None
-        """Why nothing can be committed any more; None: all is well."""
-        self._wal_pages = 0
-        self._database.set_wal_hook(self._note_wal_pages)
         self._reading = open_for_reading(directory / SPOOL_NAME)
-        self._writing_mutex = threading.Lock()
         self._reading_mutex = threading.Lock()
         self._closing_mutex = threading.Lock()
         self._closed = False
@@ -125,7 +86,7 @@ class Spool:
         """Takes the writer lock, recovers and starts the writer thread; makes the folder when there is none.
 
         linger_s: how long the first record of a group waits for company. group_records: most records of one fsync.
-        on_failure: called once, on the writer thread, when the log has failed for good.
+        on_failure: called once, on the writer thread, when the log has failed for good; must not raise.
 
         Raises `LogLocked` while another process writes this log, `LogError` when it cannot be read or written,
         `ConfigError` for a durability that is not offered and `StartupError` for an unsafe SQLite.
@@ -141,6 +102,11 @@ class Spool:
             lock.release()
             raise
 
+    @property
+    def failure(self) -> LogError | None:
+        """Why nothing can be committed any more; None: all is well."""
+        return self._writer.failure
+
     async def commit(self, record: Record) -> int:
         """Returns the record's ordinal once it is on disk. Cancelling the caller does not undo the commit.
 
@@ -148,10 +114,10 @@ class Spool:
         when this attempt is in the log already, and `InternalError` for a record that must not be logged.
         """
         try:
-            blob = encode(record)
+            row = row_of(record)
         except ValueError as error:
             raise InternalError("the record cannot be logged") from error
-        waiting = _Waiting(record, blob, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(row, asyncio.get_running_loop().create_future())
         with self._closing_mutex:
             self._check_open()
             self._queue.put(waiting)
@@ -163,10 +129,10 @@ class Spool:
         For commands, not for an event loop: blocks until all is on disk. Raises as `commit` does, and ValueError for
         a record that must not be logged.
         """
-        blobs = [encode(record) for record in records]
+        rows = [row_of(record) for record in records]
         with self._closing_mutex:
             self._check_open()
-        return self._write([_row(record, blob) for record, blob in zip(records, blobs, strict=True)])
+        return self._writer.write(rows)
 
     def find(self, principal: str, request_id: str) -> Record | None:
         """The latest attempt at a request, None when there is none.
@@ -197,28 +163,11 @@ class Spool:
         self._thread.join()
         with self._reading_mutex:
             self._reading.close()
-        try:
-            self._checkpoint()
-            self._database.close()
-        except apsw.Error as error:
-            self._fail(error)
-        finally:
-            self._lock.release()
-
-    def _recover(self) -> Recovery:
-        path = self.directory / SPOOL_NAME
-        try:
-            wal_frames, _ = self._database.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            records = self._database.execute("SELECT count(*) FROM records").get
-            last = self._database.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'records'").get
-        except apsw.Error as error:
-            raise LogError(f"{path} cannot be recovered: {error}") from error
-        sizes = (file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists())
-        return Recovery(records, last or 0, wal_frames if last else 0, sum(sizes))
+        self._writer.close()
+        self._lock.release()
 
     def _check_open(self) -> None:
-        if self.failure is not None:
-            raise Unavailable("the log cannot be written", RETRY_AFTER_MS)
+        self._writer.check()
         if self._closed:
             raise Unavailable("the log is closed", RETRY_AFTER_MS)
 
@@ -226,11 +175,10 @@ class Spool:
         while (first := self._queue.get()) is not None:
             group, closing = self._gather(first)
             try:
-                _answer(group, self._write([_row(waiting.record, waiting.blob) for waiting in group]))
+                _answer(group, self._writer.write([waiting.row for waiting in group]))
             except RequestError as error:
                 _answer(group, [error] * len(group))
-            if self._wal_pages >= CHECKPOINT_PAGES:
-                self._checkpoint()
+            self._writer.checkpoint()
             if closing:
                 return
 
@@ -249,60 +197,6 @@ class Spool:
             group.append(waiting)
         return group, False
 
-    def _write(self, rows: Sequence[Row]) -> list[int | None]:
-        """One transaction; returns when it is on disk."""
-        with self._writing_mutex:
-            if self.failure is not None:
-                raise Unavailable("the log cannot be written", RETRY_AFTER_MS)
-            try:
-                self._database.execute("BEGIN IMMEDIATE")
-                ordinals = [self._database.execute(_INSERT, row).get for row in rows]
-                self._database.execute("COMMIT")
-            except Exception as error:
-                raise self._give_up(error) from error
-            return ordinals
-
-    def _give_up(self, error: Exception) -> RequestError:
-        """Undoes the transaction and says what its waiters are told; remembers what is final."""
-        try:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-        except apsw.Error as rollback_error:
-            return self._fail(rollback_error)
-        if isinstance(error, apsw.FullError) or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
-            return LogFull(f"no room on the disk of {self.directory}")
-        if isinstance(error, apsw.BusyError | apsw.LockedError):
-            return Unavailable("another program holds the log's database", RETRY_AFTER_MS)
-        return self._fail(error)
-
-    def _fail(self, error: Exception) -> RequestError:
-        if self.failure is None:
-            # Closing must not try again what failed to reach the disk.
-            self._database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            self.failure = LogError(f"{self.directory / SPOOL_NAME} failed and is closed for good: {error}")
-            self._on_failure(self.failure)
-        return Unavailable("the log cannot be written", RETRY_AFTER_MS)
-
-    def _note_wal_pages(self, database: apsw.Connection, name: str, pages: int) -> int:
-        self._wal_pages = pages
-        return apsw.SQLITE_OK
-
-    def _checkpoint(self) -> None:
-        with self._writing_mutex:
-            self._wal_pages = 0
-            if self.failure is not None:
-                return
-            try:
-                self._database.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            except (apsw.BusyError, apsw.LockedError, apsw.FullError):
-                return  # the records are safe in the WAL; the next checkpoint moves them
-            except apsw.Error as error:
-                self._fail(error)
-
-
-def _row(record: Record, blob: bytes) -> Row:
-    return row_of(record, blob, hashlib.sha256(blob).digest())
-
 
 def _answer(group: Sequence[_Waiting], outcomes: Sequence[int | RequestError | None]) -> None:
     """Wakes each event loop once with what became of its records."""
@@ -312,7 +206,7 @@ def _answer(group: Sequence[_Waiting], outcomes: Sequence[int | RequestError | N
             outcome = RequestIdReused("this attempt of the request is in the log already")
         answers.setdefault(waiting.future.get_loop(), []).append((waiting.future, outcome))
     for loop, settled in answers.items():
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # that loop has ended: nobody waits any more
             loop.call_soon_threadsafe(_settle, settled)
 
 

@@ -1,0 +1,75 @@
+"""A writing process with `faults.c` preloaded; prints one JSON document. Run as `-m tests.log.faulty_writer`."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from bon_server.errors import BonError, LogError
+from bon_server.log.spool import Spool
+from tests.log.records import record
+
+FAULTS = ctypes.CDLL(None)
+
+
+async def commit_one(spool: Spool, request_id: str) -> str:
+    """`ok`, or the type of the error."""
+    try:
+        await spool.commit(record(request_id))
+    except BonError as error:
+        return type(error).__name__
+    return "ok"
+
+
+async def count_syncs(folder: Path, synchronous: str) -> dict[str, Any]:
+    """Syncs during ten commits one after the other, and during a hundred at once."""
+    with closing(Spool.open(folder, linger_s=0.05)) as spool:
+        spool._writer._database.pragma("synchronous", synchronous)
+        each = []
+        for i in range(10):
+            before = FAULTS.faults_syncs()
+            await spool.commit(record(f"r{i}"))
+            each.append(FAULTS.faults_syncs() - before)
+        before = FAULTS.faults_syncs()
+        await asyncio.gather(*(spool.commit(record(f"g{i}")) for i in range(100)))
+        return {"each": each, "hundred": FAULTS.faults_syncs() - before}
+
+
+async def fail_a_sync(folder: Path, synchronous: str) -> dict[str, Any]:
+    """What commits end in before, while and after a sync fails; each commit is a group of its own."""
+    failures: list[LogError] = []
+    with closing(Spool.open(folder, group_records=1, on_failure=failures.append)) as spool:
+        before = await commit_one(spool, "before")
+        FAULTS.faults_fail_next_sync(errno.EIO)
+        during = await asyncio.gather(*(commit_one(spool, f"during{i}") for i in range(3)))
+        after = await commit_one(spool, "after")
+        seen = spool.failure is not None
+    return {"before": before, "during": during, "after": after, "failures": len(failures), "seen": seen}
+
+
+async def fill_the_disk(folder: Path, synchronous: str) -> dict[str, Any]:
+    """What commits end in before, while and after there is no room."""
+    failures: list[LogError] = []
+    with closing(Spool.open(folder, on_failure=failures.append)) as spool:
+        before = await commit_one(spool, "before")
+        FAULTS.faults_fail_writes(errno.ENOSPC)
+        during = [await commit_one(spool, f"during{i}") for i in range(3)]
+        try:
+            # More than SQLite's cache holds, so that writing fails before the commit.
+            spool.append([record(f"many{i}", rewards=[0.5] * 500) for i in range(10)])
+        except BonError as error:
+            during.append(type(error).__name__)
+        FAULTS.faults_fail_writes(0)
+        after = [await commit_one(spool, f"after{i}") for i in range(3)]
+    return {"before": before, "during": during, "after": after, "failures": len(failures)}
+
+
+if __name__ == "__main__":
+    experiment = {"count": count_syncs, "sync": fail_a_sync, "full": fill_the_disk}[sys.argv[1]]
+    sys.stdout.write(json.dumps(asyncio.run(experiment(Path(sys.argv[2]), sys.argv[3]))))

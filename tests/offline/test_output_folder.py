@@ -1,0 +1,101 @@
+"""A selection never mixes with other files and recovers from a crash at any file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bon_server.errors import LogError
+from bon_server.log.whole_file import whole_file
+from bon_server.offline.select import SelectOptions, select
+from bon_server.selection import OfflineRule
+from tests.offline.grouped_files import import_lines, line, worked_example
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def run(folder: Path, **options: object) -> Path:
+    rule = OfflineRule.BEST_PER_PROMPT
+    select(SelectOptions(**({"logs": (folder / "log",), "rule": rule, "out": folder / "out"} | options)))  # type: ignore[arg-type]
+    return folder / "out"
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+    import_lines(tmp_path, worked_example())
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "part-00000.jsonl").write_text("somebody else's")
+    with pytest.raises(LogError, match="is not empty and holds no selection"):
+        run(tmp_path)
+    for foreign in ("{", "[]", '{"name": "an app"}', "\udc80"):
+        (out / "manifest.json").write_bytes(foreign.encode(errors="surrogateescape"))
+        with pytest.raises(LogError, match=r"manifest\.json is not the manifest of a selection"):
+            run(tmp_path)
+    assert (out / "part-00000.jsonl").read_text() == "somebody else's"
+
+
+def test_another_selection_is_not_overwritten(tmp_path: Path) -> None:
+    import_lines(tmp_path, worked_example())
+    before = contents(run(tmp_path))
+    with pytest.raises(LogError, match=r"another selection \(its filters\)"):
+        run(tmp_path, keep_truncated=True)
+    import_lines(tmp_path, [line("new", [1.0])], reward_model="rm")
+    with pytest.raises(LogError, match=r"another selection \(its filters, inputs\)"):
+        run(tmp_path, reward_model="rm")
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("renames", range(3))
+def test_a_run_that_was_cut_off_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    import_lines(tmp_path, worked_example())
+    expected = contents(run(tmp_path, out=tmp_path / "expected") and tmp_path / "expected")
+    rename, calls = Path.rename, iter(range(100))
+
+    def power_cut(path: Path, target: Path) -> Path:
+        if next(calls) == renames:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", power_cut)
+        run(tmp_path)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    (tmp_path / "out" / ".part-00007.jsonl.tmp").write_text("torn")
+    (tmp_path / "out" / "part-00007.jsonl").write_text("left over")
+    assert contents(run(tmp_path)) == expected
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
+        file.write(b"half")
+        1 / 0  # noqa: B018
+    assert contents(tmp_path) == {"file": b"old"}
+    with whole_file(path) as file:
+        file.write(b"new")
+        assert path.read_text() == "old"
+    assert contents(tmp_path) == {"file": b"new"} and path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_is_synced_before_and_its_folder_after_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    rename = Path.rename
+
+    def renaming(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append("fsync"))
+    monkeypatch.setattr(Path, "rename", renaming)
+    with whole_file(tmp_path / "file") as file:
+        file.write(b"x")
+    assert steps == ["fsync", "rename", "fsync"]
