@@ -142,6 +142,10 @@ class SyntheticPolicy:
         return min(tokens - 1, int((time.monotonic() - began) * pace))
 
     def _decode(self, token_ids: Sequence[int]) -> str:
+        if len(token_ids) > CONTEXT_TOKENS:
+            raise InvalidRequest(
+                FieldViolation("tokens.ids", f"{len(token_ids)} given; the context is {CONTEXT_TOKENS} tokens")
+            )
         if max(token_ids) >= BYTE_TOKENS + len(self._words):
             raise InvalidRequest(
                 FieldViolation(

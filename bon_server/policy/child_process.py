@@ -1,0 +1,26 @@
+"""A child process that lives and dies with its parent. Imports nothing heavy: it runs early in that process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import wait
+
+
+def live_and_die_with_parent() -> None:
+    """Leaves the terminal's process group, and kills this process as soon as its parent is gone.
+
+    Called in a child that `multiprocessing` started; does nothing elsewhere.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    os.setpgid(0, 0)
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -1,0 +1,28 @@
+"""How the process of the engine lives and dies. Imported by that process: nothing here may start anything.
+
+vLLM's own engine outlives a server that was killed, with all its memory, and ends at a Ctrl-C meant for the server,
+which still wants to finish what runs.
+"""
+
+from __future__ import annotations
+
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+from bon_server.policy.child_process import live_and_die_with_parent
+
+
+class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]
+    """Computes in the engine's own process."""
+
+    def _init_executor(self) -> None:
+        live_and_die_with_parent()
+        super()._init_executor()
+
+
+class ProcessPerGpuExecutor(MultiprocExecutor):  # type: ignore[misc]
+    """One worker process for each GPU; they end when the engine's process does."""
+
+    def _init_executor(self) -> None:
+        live_and_die_with_parent()
+        super()._init_executor()

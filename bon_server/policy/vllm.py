@@ -1,0 +1,216 @@
+"""The policy sampled by vLLM: this file talks to the generating engine, `vllm_engine` starts and ends it.
+
+Each candidate is a vLLM request of its own, so that it can be scored as soon as it is done; the prompt they share is
+computed once (prefix caching). Written against vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from bon_server.config import PolicyConfig
+from bon_server.errors import SamplingFailed, StartupError, Unavailable, UnsupportedOption
+from bon_server.policy.prompts import PromptEncoder, invalid
+from bon_server.tokenizer import chat_template_hash, load_tokenizer
+from bon_server.types import Completion, EncodedPrompt, FinishReason, LogprobKind, PolicyRef, Prompt, Sampling
+from bon_server.weights import ModelFiles, find_model
+
+# First of all engine imports: it sets what vLLM reads while it is imported.
+from bon_server.policy.vllm_engine import end_engine, on_cpu, start_engine  # isort: skip
+
+from vllm.exceptions import VLLMClientError, VLLMError
+from vllm.inputs import tokens_input
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
+
+logger = logging.getLogger(__name__)
+
+LOWEST_TEMPERATURE = 0.01
+"""vLLM raises lower ones to this without saying so, and the log would hold a temperature that was not used."""
+LOWEST_REPETITION_PENALTY = 0.01
+"""Logits are divided by it: lower ones overflow to NaN."""
+DEAD_RETRY_MS = 10_000
+FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.CANCELLED}
+
+
+class VllmPolicy:
+    """A `Policy` on one vLLM engine, which runs in a process of its own. Made by `start`."""
+
+    def __init__(self, engine: Any, files: ModelFiles, tokenizer: Any) -> None:
+        self._engine = engine
+        self._vllm_config = engine.vllm_config
+        self._vocabulary_size: int = self._vllm_config.model_config.get_vocab_size()
+        self._context_tokens: int = self._vllm_config.model_config.max_model_len
+        self._encoder = PromptEncoder(tokenizer, self._vocabulary_size, self._context_tokens)
+        self._ref = PolicyRef(files.id, files.revision, chat_template_hash(tokenizer))
+        self._weights_bytes = files.weights_bytes
+        self._closed = False
+
+    @classmethod
+    async def start(cls, config: PolicyConfig) -> VllmPolicy:
+        """Loads the model and samples once to warm up; takes 15 to 40 s on a CPU and does not block the event loop.
+
+        Raises StartupError: the model cannot be found or loaded, or does not fit.
+        """
+        files = await asyncio.to_thread(find_model, config.model, config.revision)
+        tokenizer = await asyncio.to_thread(load_tokenizer, files.directory)
+        policy = cls(await start_engine(config, files), files, tokenizer)
+        try:
+            # The first request with log-probabilities is slow, and must not be a caller's.
+            await policy.sample("warm-up", [0], Sampling(temperature=1.0, max_tokens=2, top_p=0.9))
+        except BaseException as error:
+            await policy.close()
+            if isinstance(error, SamplingFailed | Unavailable):
+                raise StartupError(f"policy {config.model}: the engine started but cannot sample") from error
+            raise
+        return policy
+
+    @property
+    def ref(self) -> PolicyRef:
+        """Which model this is."""
+        return self._ref
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest prompt plus completion, in tokens."""
+        return self._context_tokens
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine's process lives. A hung engine still counts as healthy."""
+        return not self._closed and not self._engine.errored
+
+    def unfinished_requests(self) -> int:
+        """Samples that wait or run in the engine."""
+        if not self.healthy:
+            return 0
+        return int(self._engine.output_processor.get_num_unfinished_requests())
+
+    @property
+    def facts(self) -> Mapping[str, str | int]:
+        """What the start-up banner says of the policy."""
+        cache = self._vllm_config.cache_config
+        return {
+            "device": "cpu" if on_cpu() else str(current_platform.get_device_name()),
+            "dtype": str(self._vllm_config.model_config.dtype).removeprefix("torch."),
+            "weights_bytes": self._weights_bytes,
+            "kv_cache_tokens": int(cache.num_gpu_blocks or 0) * int(cache.block_size),
+            "context_tokens": self._context_tokens,
+        }
+
+    async def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Tokenises off the event loop. See `PromptEncoder` for which special tokens are added."""
+        return await self._encoder.encode(prompt)
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuses what this engine cannot do, and what would make it die or do something else than asked."""
+        for name in ("json_schema", "regex", "choice"):
+            if getattr(sampling, name) is not None:
+                raise UnsupportedOption(f"sampling.{name} is not available yet")
+        if sampling.seed is not None and on_cpu() and self._vllm_config.scheduler_config.enable_chunked_prefill:
+            raise UnsupportedOption("sampling.seed is not available for this kind of model on a CPU")
+        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
+            raise invalid(
+                "sampling.temperature", f"{sampling.temperature}; allowed are 0, or {LOWEST_TEMPERATURE} to 2"
+            )
+        if sampling.repetition_penalty < LOWEST_REPETITION_PENALTY:
+            allowed = f"allowed are {LOWEST_REPETITION_PENALTY} to 2"
+            raise invalid("sampling.repetition_penalty", f"{sampling.repetition_penalty}; {allowed}")
+        for place, token_id in enumerate(sampling.stop_token_ids):
+            if not 0 <= token_id < self._vocabulary_size:
+                allowed = f"allowed are 0 to {self._vocabulary_size - 1}"
+                raise invalid(f"sampling.stop_token_ids[{place}]", f"{token_id}; {allowed}")
+        try:
+            _engine_sampling(sampling)
+        except (VLLMError, ValueError, TypeError, OverflowError) as error:
+            field: str | None = getattr(error, "parameter", None)
+            raise invalid(f"sampling.{field}" if field else "sampling", "the engine refuses this value") from error
+
+    async def sample(self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling) -> Completion:
+        """One sample: see `Policy.sample`.
+
+        `token_ids` are exactly the sampled ones, and `logprob` is the sum over all of them. `text` can be shorter than
+        their decoding: it leaves out special tokens, the stop string and what was sampled after it in the same token.
+        """
+        if self._closed:
+            raise Unavailable("the policy was closed", DEAD_RETRY_MS)
+        try:
+            prompt = tokens_input(list(prompt_token_ids))
+            async with aclosing(self._engine.generate(prompt, _engine_sampling(sampling), key)) as outputs:
+                async for output in outputs:
+                    return _completion(output.outputs[0], sampling)
+        except EngineDeadError as error:
+            raise Unavailable("the engine died", DEAD_RETRY_MS) from error
+        except (VLLMError, ValueError) as error:
+            if not self.healthy:
+                raise Unavailable("the engine died", DEAD_RETRY_MS) from error
+            kind = "refused by the engine" if isinstance(error, VLLMClientError | ValueError) else "engine error"
+            logger.warning("sample failed: %s (%s)", kind, type(error.__cause__ or error).__name__)
+            raise SamplingFailed(kind) from error
+        raise SamplingFailed("no output")
+
+    async def abort(self, keys: Sequence[str]) -> None:
+        """Ends the samples with these keys; `sample` then returns their partial text."""
+        if self.healthy:
+            await self._engine.abort(list(keys))
+
+    async def close(self) -> None:
+        """Ends the engine's process, by force if it does not go within a few seconds."""
+        if self._closed:
+            return
+        self._closed = True
+        self._encoder.close()
+        engine, self._engine = self._engine, None
+        await end_engine(engine)
+
+
+def _engine_sampling(sampling: Sampling) -> Any:
+    """Only what is listed here ever reaches the engine."""
+    return SamplingParams(
+        n=1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        top_k=sampling.top_k,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        max_tokens=sampling.max_tokens,
+        # The same seed to torch, whose seeds are 64 bits; but -1 would mean "none" to vLLM.
+        seed=None if sampling.seed is None else sampling.seed % 2**64,
+        stop=list(sampling.stop),
+        stop_token_ids=list(sampling.stop_token_ids),
+        logprobs=0,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
+def _completion(output: Any, sampling: Sampling) -> Completion:
+    reason = FINISH_REASONS.get(output.finish_reason)
+    if reason is None:
+        raise SamplingFailed(f"finish reason {output.finish_reason}")
+    logprob = output.cumulative_logprob
+    known = logprob is not None and math.isfinite(logprob)
+    # A further end-of-text token of the model comes back like a stop token of the caller's.
+    stopped_by = output.stop_reason if output.stop_reason in (*sampling.stop, *sampling.stop_token_ids) else None
+    return Completion(
+        text=output.text,
+        token_ids=tuple(output.token_ids),
+        finish_reason=reason,
+        stop_reason=None if stopped_by is None else str(stopped_by),
+        logprob=logprob if known else None,
+        logprob_kind=_logprob_kind(sampling) if known else None,
+        seed=sampling.seed,
+    )
+
+
+def _logprob_kind(sampling: Sampling) -> LogprobKind:
+    return LogprobKind.TEMPERATURE_1 if sampling.temperature == 0 else LogprobKind.SAMPLED

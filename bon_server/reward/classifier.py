@@ -1,0 +1,169 @@
+"""A transformers sequence classifier with one label: loading it safely, and rewards of batches that do not depend on
+what else is in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from bon_server.config import RewardConfig
+from bon_server.errors import StartupError
+from bon_server.reward.pairs import PairTokenizer, TokenPair
+from bon_server.tokenizer import load_tokenizer
+from bon_server.weights import ModelFiles, find_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Classifier:
+    """A loaded model with its tokenizer. Not for use by two threads at a time."""
+
+    def __init__(self, files: ModelFiles, model: Any, tokenizer: Any) -> None:
+        self.files = files
+        self._model = model
+        self._tokenizer = tokenizer
+        self._decoder = is_decoder(model.config)
+        self.tokenize = PairTokenizer(tokenizer, self._decoder)
+        self.vocabulary_size: int = model.get_input_embeddings().num_embeddings
+        self.context_tokens = _context_tokens(files, model, tokenizer)
+        if self._decoder and not tokenizer.chat_template:
+            raise StartupError(f"reward model {files.id}: its tokenizer has no chat template to render prompts with")
+        if not self._decoder and tokenizer.pad_token_id is None:
+            raise StartupError(f"reward model {files.id}: its tokenizer has no padding token")
+
+    @classmethod
+    def load(cls, model: str, config: RewardConfig) -> Classifier:
+        """Blocks for seconds. Raises StartupError."""
+        files = find_model(model, config.revision)
+        tokenizer = load_tokenizer(files.directory)
+        classifier = cls(files, _load_model(files, config), tokenizer)
+        classifier._try_out()
+        return classifier
+
+    def _try_out(self) -> None:
+        """The first forward pass is slow; and one that fails must fail here."""
+        try:
+            self.rewards([TokenPair([0, 1], None), TokenPair([0], None)])
+        except Exception as error:  # whatever torch raises
+            kind = type(error).__name__
+            raise StartupError(f"reward model {self.files.id}: its first forward pass failed ({kind})") from error
+
+    @property
+    def facts(self) -> Mapping[str, str | int]:
+        """What the start-up banner says of the model."""
+        weight = next(self._model.parameters())
+        return {
+            "device": str(weight.device),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "weights_bytes": sum(each.numel() * each.element_size() for each in self._model.parameters()),
+            "kind": "decoder" if self._decoder else "encoder",
+            "context_tokens": self.context_tokens,
+        }
+
+    def rewards(self, pairs: Sequence[TokenPair]) -> list[float]:
+        """Raw logits, one for each pair; on lack of memory tries again with halves. Raises what torch raises."""
+        try:
+            return self._forward(pairs)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(pairs) == 1:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = len(pairs) // 2
+        return self.rewards(pairs[:half]) + self.rewards(pairs[half:])
+
+    def _forward(self, pairs: Sequence[TokenPair]) -> list[float]:
+        pad_id = self._free_id(pairs) if self._decoder else self._tokenizer.pad_token_id
+        longest = max(len(pair.ids) for pair in pairs)
+        inputs = {
+            "input_ids": _padded([pair.ids for pair in pairs], longest, pad_id),
+            "attention_mask": _padded([[1] * len(pair.ids) for pair in pairs], longest, 0),
+        }
+        type_ids = [pair.type_ids for pair in pairs if pair.type_ids is not None]
+        if type_ids:
+            inputs["token_type_ids"] = _padded(type_ids, longest, 0)
+        with torch.inference_mode():
+            logits = self._model(**{name: rows.to(self._model.device) for name, rows in inputs.items()}).logits
+            rewards: list[float] = logits[:, 0].float().tolist()
+        return rewards
+
+    def _free_id(self, pairs: Sequence[TokenPair]) -> int:
+        """Pads with a token that no sequence of this batch has, and tells the model so.
+
+        Decoders take their score at the last token that is not padding. Where the padding token also ends turns (as in
+        SmolLM2) they would take it one token early: -12.31 instead of 1.78.
+        """
+        used = set().union(*(pair.ids for pair in pairs))
+        free = next(token_id for token_id in range(self.vocabulary_size) if token_id not in used)
+        self._model.config.pad_token_id = free
+        self._model.config.get_text_config().pad_token_id = free
+        return free
+
+
+def is_decoder(config: Any) -> bool:
+    """Whether models of this kind generate text left to right (and are not also masked language models)."""
+    generative, masked = transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_MASKED_LM_MAPPING
+    return type(config) in generative and type(config) not in masked
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has an exception for it, the CPU allocator only a message."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "not enough memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _load_model(files: ModelFiles, config: RewardConfig) -> Any:
+    transformers.utils.logging.disable_progress_bar()
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        labels = transformers.AutoConfig.from_pretrained(files.directory, **options).num_labels
+        if labels != 1:
+            raise StartupError(f"reward model {files.id}: it has {labels} labels; a reward model has exactly 1")
+        model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
+            files.directory, dtype=_dtype(config), use_safetensors=True, output_loading_info=True, **options
+        )
+        model = model.eval().to(_device(config))
+    except StartupError:
+        raise
+    except Exception as error:  # whatever the libraries raise, the model is not usable
+        kind = " ".join(str(error).split())[:200] or type(error).__name__
+        raise StartupError(f"reward model {files.id}: it cannot be loaded: {kind}") from error
+    absent = sorted({*loading["missing_keys"], *(str(key[0]) for key in loading["mismatched_keys"])})
+    if absent:
+        raise StartupError(f"reward model {files.id}: weights are missing, so they would be random: {absent[0]}")
+    return model
+
+
+def _dtype(config: RewardConfig) -> torch.dtype:
+    if config.dtype not in DTYPES:
+        raise StartupError(f"reward.dtype {config.dtype!r}: allowed are {', '.join(DTYPES)}")
+    return DTYPES[config.dtype]
+
+
+def _device(config: RewardConfig) -> torch.device:
+    if config.device != "auto":
+        return torch.device(config.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _context_tokens(files: ModelFiles, model: Any, tokenizer: Any) -> int:
+    """The least of what the model, its table of positions and its tokenizer allow."""
+    limits = [int(tokenizer.model_max_length), getattr(model.config, "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # Models of the RoBERTa family begin to count after the padding index.
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - offset)
+    context = min(limit for limit in limits if limit is not None and limit > 0)
+    if context > 10**9:  # what transformers says when it does not know
+        raise StartupError(f"reward model {files.id}: neither model nor tokenizer says how long its inputs may be")
+    return int(context)
+
+
+def _padded(rows: Sequence[list[int]], length: int, value: int) -> torch.Tensor:
+    """(n, length) int64, filled up on the right."""
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows], dtype=torch.int64)

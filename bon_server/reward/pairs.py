@@ -1,0 +1,58 @@
+"""A prompt and a completion as a reward model reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bon_server.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """One tokenised prompt with its completion, unpadded."""
+
+    ids: list[int]
+    type_ids: list[int] | None
+    """Which of the two texts each token belongs to; None where the model does not tell them apart."""
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The prompt as one text: a text as it is, a single user message as its content, else lines `role: content`."""
+    if prompt.messages is None:
+        return prompt.text or ""
+    if len(prompt.messages) == 1 and prompt.messages[0].role == "user":
+        return prompt.messages[0].content
+    return "\n".join(f"{message.role}: {message.content}" for message in prompt.messages)
+
+
+class PairTokenizer:
+    """Tokenises pairs for one model, never cutting them.
+
+    An encoder gets `prompt_text` and the completion as a text pair. A decoder gets a chat rendered with the tokenizer's
+    chat template, the completion being the assistant's last turn; a text prompt is simply continued by the completion.
+    """
+
+    def __init__(self, tokenizer: Any, decoder: bool) -> None:
+        self._tokenizer = tokenizer
+        self._tokenize = self._for_decoder if decoder else self._for_encoder
+
+    def __call__(self, prompt: Prompt, completion: str) -> TokenPair:
+        """Raises what the template or the tokenizer raise; nothing is known of those."""
+        return self._tokenize(prompt, completion)
+
+    def _for_encoder(self, prompt: Prompt, completion: str) -> TokenPair:
+        tokens = self._tokenizer(prompt_text(prompt), completion, truncation=False, verbose=False)
+        return TokenPair(tokens["input_ids"], tokens.get("token_type_ids"))
+
+    def _for_decoder(self, prompt: Prompt, completion: str) -> TokenPair:
+        if prompt.messages is None:
+            return TokenPair(self._ids((prompt.text or "") + completion, special_tokens=True), None)
+        conversation = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        conversation.append({"role": "assistant", "content": completion})
+        rendered = self._tokenizer.apply_chat_template(conversation, tokenize=False)
+        return TokenPair(self._ids(rendered, special_tokens=False), None)
+
+    def _ids(self, text: str, special_tokens: bool) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+        return ids

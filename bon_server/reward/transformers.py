@@ -1,0 +1,185 @@
+"""A transformers reward model in a thread of its own, with batches formed across all requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import torch
+
+from bon_server.config import RewardConfig
+from bon_server.errors import RewardFailed
+from bon_server.reward.batching import next_batch
+from bon_server.reward.classifier import Classifier, is_out_of_memory
+from bon_server.reward.pairs import TokenPair
+from bon_server.types import CandidateStatus, ModelRef, Prompt, Score
+
+logger = logging.getLogger(__name__)
+
+CLOSE_S = 5.0
+"""How long `close` waits for the forward pass that is running."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """One completion that waits for its score."""
+
+    future: asyncio.Future[Score]
+    prompt: Prompt
+    completion: str
+    pair: TokenPair | None = None
+
+
+class TransformersReward:
+    """A `RewardModel`: raw logits of a sequence classifier with one label, computed in 32 bits unless set otherwise.
+
+    One thread tokenises and computes. Whatever has arrived by the time it is free goes into its batches, whoever asked;
+    what nobody waits for any more is dropped first. Made by `start`.
+    """
+
+    def __init__(self, classifier: Classifier, name: str, config: RewardConfig) -> None:
+        self._classifier = classifier
+        self._batch_tokens = config.batch_tokens
+        self._threads = config.threads
+        self.refs = (ModelRef(name, classifier.files.id, classifier.files.revision),)
+        self._arrivals: SimpleQueue[_Job | None] = SimpleQueue()
+        self._waiting: list[_Job] = []
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._run, name=f"reward-{name}", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    async def start(cls, model: str, name: str, config: RewardConfig) -> TransformersReward:
+        """Loads a directory or hub id, off the event loop. Raises StartupError."""
+        return cls(await asyncio.to_thread(Classifier.load, model, config), name, config)
+
+    @property
+    def facts(self) -> Mapping[str, str | int]:
+        """What the start-up banner says of the model."""
+        return self._classifier.facts
+
+    @property
+    def healthy(self) -> bool:
+        """Whether scores can still be had."""
+        return self._failure is None
+
+    def score(self, prompt: Prompt, completion: str, context: Mapping[str, str]) -> asyncio.Future[Score]:
+        """The reward of one completion; the context is not used. Cancel the future to withdraw the question.
+
+        Raises (through the future) RewardFailed: the forward pass failed, or the model was closed.
+        """
+        future: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
+        if self._failure is None:
+            self._arrivals.put(_Job(future, prompt, completion))
+        else:
+            future.set_exception(RewardFailed(self._failure))
+        return future
+
+    async def close(self) -> None:
+        """Ends the thread after the batch it is at; what still waits fails."""
+        self._failure = self._failure or "the reward model was closed"
+        self._arrivals.put(None)
+        await asyncio.to_thread(self._thread.join, CLOSE_S)
+
+    def _run(self) -> None:
+        """The thread: works until closed; a bug fails what waits instead of leaving it waiting."""
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        try:
+            while self._take_arrivals():
+                self._work()
+        except Exception:
+            logger.exception("the reward thread ended by a bug")
+            self._failure = "the reward thread ended"
+        self._drain()
+        _settle(self._waiting, [RewardFailed(self._failure or "") for _ in self._waiting])
+
+    def _take_arrivals(self) -> bool:
+        """Moves what has arrived to `waiting`, waiting for something if there is nothing; False: closed."""
+        if not self._waiting:
+            job = self._arrivals.get()
+            if job is None:
+                return False
+            self._waiting.append(job)
+        self._drain()
+        return self._failure is None
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                job = self._arrivals.get_nowait()
+            except Empty:
+                return
+            if job is not None:
+                self._waiting.append(job)
+
+    def _work(self) -> None:
+        """Drops what is abandoned, tokenises what is new, and runs one batch."""
+        jobs, self._waiting = [job for job in self._waiting if not job.future.cancelled()], []
+        self._waiting = [job for job in jobs if job.pair is not None or self._tokenize(job)]
+        if not self._waiting:
+            return
+        pairs = [job.pair for job in self._waiting if job.pair is not None]
+        batch = next_batch([len(pair.ids) for pair in pairs], self._batch_tokens)
+        chosen = [self._waiting[index] for index in batch]
+        left = set(range(len(self._waiting))) - set(batch)
+        self._waiting = [self._waiting[index] for index in sorted(left)]
+        _settle(chosen, self._outcomes([pairs[index] for index in batch]))
+
+    def _tokenize(self, job: _Job) -> bool:
+        """Whether there is something to compute; otherwise the job is settled."""
+        try:
+            pair = self._classifier.tokenize(job.prompt, job.completion)
+        except Exception as error:  # noqa: BLE001 - a template or a tokenizer may raise anything about one text
+            logger.warning("tokenising for the reward model failed (%s)", type(error).__name__)
+            _settle([job], [Score(CandidateStatus.FAILED, error=f"tokenising failed: {type(error).__name__}")])
+            return False
+        if len(pair.ids) > self._classifier.context_tokens:
+            _settle([job], [Score(CandidateStatus.TOO_LONG)])
+            return False
+        if not pair.ids or max(pair.ids) >= self._classifier.vocabulary_size:
+            problem = "no tokens" if not pair.ids else "a token outside the reward model's vocabulary"
+            _settle([job], [Score(CandidateStatus.FAILED, error=problem)])
+            return False
+        job.pair = pair
+        return True
+
+    def _outcomes(self, pairs: Sequence[TokenPair]) -> list[Score | RewardFailed]:
+        try:
+            rewards = self._classifier.rewards(pairs)
+        except Exception as error:  # the forward pass of an unknown model
+            kind = "out of memory" if is_out_of_memory(error) else type(error).__name__
+            logger.exception("scoring a batch of %d failed", len(pairs))
+            return [RewardFailed(f"the forward pass failed: {kind}") for _ in pairs]
+        return [_score(reward, len(pair.ids)) for reward, pair in zip(rewards, pairs, strict=True)]
+
+
+def _score(reward: float, tokens: int) -> Score:
+    if not math.isfinite(reward):
+        return Score(CandidateStatus.NON_FINITE, tokens=tokens)
+    return Score(CandidateStatus.SCORED, reward, tokens=tokens)
+
+
+def _settle(jobs: Sequence[_Job], outcomes: Sequence[Score | RewardFailed]) -> None:
+    """Hands outcomes to their event loops, waking each loop once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Score | RewardFailed]]] = {}
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        by_loop.setdefault(job.future.get_loop(), []).append((job, outcome))
+    for loop, settled in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_deliver, settled)
+
+
+def _deliver(settled: Sequence[tuple[_Job, Score | RewardFailed]]) -> None:
+    for job, outcome in settled:
+        if job.future.done():
+            continue
+        if isinstance(outcome, Score):
+            job.future.set_result(outcome)
+        else:
+            job.future.set_exception(outcome)

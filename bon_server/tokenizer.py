@@ -1,0 +1,30 @@
+"""Tokenizers of policies and reward models: loaded from the directory, never from code that the model brings."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from bon_server.errors import StartupError
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Returns the transformers tokenizer in a model directory. Raises StartupError when there is none that works."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # libraries raise anything here, and all of it means the same
+        raise StartupError(f"model {directory}: its tokenizer cannot be loaded ({type(error).__name__})") from error
+
+
+def longest_token_chars(tokenizer: Any) -> int:
+    """Upper bound of the characters that one token stands for."""
+    return max(len(token) for token in tokenizer.get_vocab())
+
+
+def chat_template_hash(tokenizer: Any) -> str | None:
+    """Hex SHA-256 of the chat template; None when there is none."""
+    template = tokenizer.chat_template
+    return None if template is None else hashlib.sha256(str(template).encode()).hexdigest()
