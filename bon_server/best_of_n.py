@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 from bon_server.errors import (
@@ -40,8 +40,11 @@ from bon_server.types import (
     SelectionReason,
 )
 
-STOP_GRACE_S = 0.2
-"""How long stopped candidates may take to hand over their partial text before their tasks are cancelled."""
+STOP_GRACE_S = 0.05
+"""How long stopped candidates may take to hand over their partial text before their tasks are cancelled. Together with
+`UNWIND_S` well below `limits.deadline_margin_ms`: a deadline stops candidates only that long before the caller goes."""
+UNWIND_S = 0.02
+"""How long cancelled samples and scores may take to release what they hold; a reward function might never."""
 
 
 class Policy(Protocol):
@@ -131,7 +134,7 @@ async def best_of_n(
     if failure is not None:
         await run.stop(tasks)
         await asyncio.gather(everything, return_exceptions=True)
-    candidates = tuple(task.result() if _succeeded(task) else run.unfinished(i) for i, task in enumerate(tasks))
+    candidates = tuple(run.end(index, task) for index, task in enumerate(tasks))
     return _choose(request, candidates, failure, run)
 
 
@@ -149,6 +152,7 @@ class _Run:
         self._began_ns = time.monotonic_ns()
         self._sampled: dict[int, Candidate] = {}
         self._scores: dict[str, asyncio.Future[Score]] = {}
+        self._stopped = False
         self.scoring_spans_ns: list[tuple[int, int]] = []
 
     async def candidate(self, index: int) -> Candidate:
@@ -160,32 +164,44 @@ class _Run:
         self._on_end(candidate)
         return candidate
 
-    def unfinished(self, index: int) -> Candidate:
-        """A candidate whose task was stopped or failed: what is known of it, as CANCELLED."""
-        known = self._sampled.get(index) or Candidate(
-            index, CandidateStatus.CANCELLED, finish_reason=FinishReason.CANCELLED
+    def end(self, index: int, task: asyncio.Task[Candidate]) -> Candidate:
+        """What became of a candidate: as its task says, else FAILED or CANCELLED with what was sampled."""
+        if _succeeded(task):
+            return task.result()
+        failure = task.exception() if task.done() and not task.cancelled() else None
+        blank = Candidate(
+            index,
+            CandidateStatus.CANCELLED,
+            finish_reason=FinishReason.CANCELLED if failure is None else FinishReason.ERROR,
+            policy_revision=self._policy.ref.revision,
         )
-        if known.status is CandidateStatus.UNSCORED:
-            known = replace(known, status=CandidateStatus.CANCELLED)
-        return replace(known, policy_revision=self._policy.ref.revision)
+        candidate = replace(
+            self._sampled.get(index, blank),
+            status=CandidateStatus.CANCELLED if failure is None else CandidateStatus.FAILED,
+            error=None if failure is None else type(failure).__name__,
+        )
+        self._on_end(candidate)
+        return candidate
 
     def reward_model_tokens(self) -> int:
         """Tokens the reward model read for the scores that arrived."""
         return sum(score.result().tokens for score in self._scores.values() if _succeeded(score))
 
     async def stop(self, tasks: Sequence[asyncio.Task[Candidate]]) -> None:
-        """Frees the engine, keeping partial texts; drops scores that nobody waits for."""
-        running = [index for index, task in enumerate(tasks) if not task.done()]
-        await self._policy.abort([self._sample_key(index) for index in running if index not in self._sampled])
-        for index in running:
-            if index in self._sampled:
-                tasks[index].cancel()
+        """Frees the engine, keeping partial texts, and drops scores that nobody waits for."""
+        self._stopped = True
+        sampling = [index for index, task in enumerate(tasks) if not task.done() and index not in self._sampled]
+        for index in self._sampled:
+            tasks[index].cancel()
         for score in self._scores.values():
             score.cancel()
-        if running:
-            await asyncio.wait([tasks[index] for index in running], timeout=STOP_GRACE_S)
-        for task in tasks:
-            task.cancel()
+        aborting = asyncio.create_task(self._policy.abort([self._sample_key(index) for index in sampling]))
+        await asyncio.wait((aborting, *(tasks[index] for index in sampling)), timeout=STOP_GRACE_S)
+        last: list[asyncio.Future[Any]] = [aborting, *tasks, *self._scores.values()]
+        for one in last:
+            one.cancel()
+            one.add_done_callback(_mark_seen)
+        await asyncio.wait(last, timeout=UNWIND_S)
 
     async def _sample(self, index: int) -> Candidate:
         request, sampling = self._request, self._request.sampling
@@ -205,6 +221,8 @@ class _Run:
 
     async def _score(self, candidate: Candidate) -> Candidate:
         """Identical completions share one score, so the first of them pays."""
+        if self._stopped:
+            return replace(candidate, status=CandidateStatus.CANCELLED)
         pending = self._scores.get(candidate.text)
         if pending is None:
             scoring = self._reward_model.score(
@@ -212,7 +230,8 @@ class _Run:
             )
             pending = self._scores[candidate.text] = asyncio.ensure_future(scoring)
         began_ns = self._elapsed_ns()
-        score = await asyncio.shield(pending)
+        await asyncio.wait((pending,))  # cancels nothing when this candidate is cancelled: others may wait for it too
+        score = pending.result()
         scored_ns = self._elapsed_ns()
         self.scoring_spans_ns.append((began_ns, scored_ns))
         return replace(
@@ -255,6 +274,12 @@ def _succeeded(future: asyncio.Future[Candidate] | asyncio.Future[Score]) -> boo
     return future.done() and not future.cancelled() and future.exception() is None
 
 
+def _mark_seen(future: asyncio.Future[Any]) -> None:
+    """What fails while it is being stopped is nobody's error, and its message must not reach the event loop's log."""
+    if not future.cancelled():
+        future.exception()
+
+
 def _failure(first_done: asyncio.Future[list[Candidate]] | Stop) -> RequestError | None:
     """Why the run ended early; an exception that is no `RequestError` is a bug."""
     failure = first_done.exception()
@@ -265,9 +290,7 @@ def _failure(first_done: asyncio.Future[list[Candidate]] | Stop) -> RequestError
     return bug
 
 
-def _choose(
-    request: Request, candidates: tuple[Candidate, ...], failure: RequestError | None, run: _Run
-) -> Answer:
+def _choose(request: Request, candidates: tuple[Candidate, ...], failure: RequestError | None, run: _Run) -> Answer:
     selected = argmax([candidate.reward for candidate in candidates])
     reason = SelectionReason.SINGLE if request.n == 1 else SelectionReason.ARGMAX
     if isinstance(failure, DeadlinePassed) and selected is not None:

@@ -10,6 +10,8 @@ import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,16 +19,18 @@ import bon
 import grpc
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bon_server import __version__
 from bon_server.config import Config, load, parse_assignments
 from bon_server.errors import BonError, ConfigError
+from bon_server.selection import OfflineRule
 
 Target = Annotated[str, typer.Option(help="Address of the server.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 LogDir = Annotated[Path, typer.Option("--log", help="Folder of the log.")]
-Candidates = Annotated[int | None, typer.Option("-n", help="Candidates per prompt. Default: the server's.")]
+Candidates = Annotated[int | None, typer.Option("-n", min=1, help="Candidates per prompt. Default: the server's.")]
 Temperature = Annotated[float | None, typer.Option(help="Softmax temperature. Default: the server's.")]
 TopP = Annotated[float | None, typer.Option(help="Nucleus sampling share. Default: the server's.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest completion. Default: the server's.")]
@@ -43,8 +47,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+demo_app = typer.Typer(
+    help="The main job from end to end on this machine, with demo models.", invoke_without_command=True
+)
 log_app = typer.Typer(help="Look into a log, or put records into it.", no_args_is_help=True)
 app.add_typer(log_app, name="log")
+app.add_typer(demo_app, name="demo")
 
 
 def main() -> None:
@@ -75,7 +83,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address of the gRPC port.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Metrics port; 0 takes a free one.")] = None,
-    ready_file: Annotated[Path | None, typer.Option(help="Written, with the addresses, once the server answers.")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Written, with the addresses, once the server answers.")
+    ] = None,
     settings: Settings = [],  # noqa: B006 -- typer copies it
 ) -> None:
     """Serve best-of-N until SIGTERM or SIGINT."""
@@ -108,7 +118,7 @@ def ask(
     prompt: Annotated[str, typer.Argument(help="The question: one user message of a chat.")],
     n: Candidates = None,
     target: Target = DEFAULT_TARGET,
-    show_all: Annotated[bool, typer.Option("--all", help="Show every candidate, best first.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Whole texts; with --json all candidates.")] = False,
     as_json: AsJson = False,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -124,13 +134,13 @@ def ask(
         bon.Text(prompt) if raw else prompt,
         target=target,
         timeout_s=timeout,
-        view="all" if show_all else "winner",
+        view="all" if show_all or not as_json else "winner",
         **_given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed),
     )
     if as_json:
         print(asking.as_json(answer))  # noqa: T201
     else:
-        Console().print(asking.as_table(answer))
+        Console().print(asking.as_table(answer, whole_texts=show_all))
 
 
 @app.command()
@@ -153,13 +163,11 @@ def harvest(
     A line without an id gets one that depends on the line, its occurrence and the options, so the same command asks for
     the same records again. A line with an id is asked for under exactly that id.
     """
-    from bon_server.harvest_lines import Run
-    from bon_server.harvest_progress import run_harvest
+    from bon_server.harvest.lines import Run
+    from bon_server.harvest.progress import run_harvest
 
     options = _given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
-    result = run_harvest(
-        file, Run(options, raw), target=target, concurrency=concurrency, patience_s=patience, out=out
-    )
+    result = run_harvest(file, Run(options, raw), target=target, concurrency=concurrency, patience_s=patience, out=out)
     _print_result(dataclasses.asdict(result), as_json)
     if result.failed or result.stopped:
         raise typer.Exit(1)
@@ -190,6 +198,71 @@ def log_records(
             sys.stdout.buffer.write(to_json(record) + b"\n")
 
 
+@log_app.command("import")
+def log_import(
+    file: Annotated[Path, typer.Argument(help="File to import.")],
+    log: LogDir,
+    file_format: Annotated[str, typer.Option("--format", help="Format of the file.")] = "grouped",
+    reward_model: Annotated[
+        str | None, typer.Option(help="Source of the rewards. Default: a digest of the file.")
+    ] = None,
+    raw: Raw = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put other people's scored samples into a log; importing a file twice adds nothing.
+
+    Lines that cannot be imported are counted and written, with number and reason, to a file in LOG/rejected.
+    """
+    from bon_server.offline.importers import ImportOptions, import_file
+
+    options = ImportOptions(file, log, file_format, reward_model, raw)
+    with _progress("importing", file.stat().st_size) as advance:
+        result = import_file(options, advance)
+    _print_result(dataclasses.asdict(result), as_json)
+    if result.rejected:
+        print(f"bon: {result.rejected} lines were rejected, see {result.rejected_file}", file=sys.stderr)  # noqa: T201
+
+
+@app.command()
+def select(
+    log: Annotated[list[Path], typer.Option("--log", help="Folder of a log; may be repeated.")],
+    rule: Annotated[OfflineRule, typer.Option(help="How to choose; each rule has a random control.")],
+    out: Annotated[Path, typer.Option(help="Folder for the training set and its manifest.")],
+    k: Annotated[int | None, typer.Option("-k", "--k", help="How many, for the rules that need it.")] = None,
+    file_format: Annotated[str, typer.Option("--format", help="Format of the training set.")] = "trl-sft",
+    seed: Annotated[int, typer.Option(help="Seed of a control's draw.")] = 0,
+    merge: Annotated[bool, typer.Option(help="Whether requests of one prompt count as one.")] = True,
+    keep_truncated: Annotated[
+        bool, typer.Option("--keep-truncated", help="Also choose from those cut at max_tokens.")
+    ] = False,
+    reward_model: Annotated[
+        str | None, typer.Option(help="Only rewards of this model count: ID or ID@REVISION.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose candidates of a log by their rewards and write them as a training set."""
+    from bon_server.offline.select import SelectOptions
+    from bon_server.offline.select import select as run_select
+
+    options = SelectOptions(
+        logs=tuple(log),
+        rule=rule,
+        out=out,
+        k=k,
+        format=file_format,
+        seed=seed,
+        merge=merge,
+        keep_truncated=keep_truncated,
+        reward_model=reward_model,
+    )
+    with _progress("reading records", None) as advance:
+        manifest = run_select(options, advance)
+    if as_json:
+        print(json.dumps(manifest))  # noqa: T201
+        return
+    _print_result({**manifest["counts"], "training set": str(out)}, as_json=False)
+
+
 @app.command()
 def doctor(
     log: Annotated[Path | None, typer.Option(help="Log folder to check too.")] = None,
@@ -212,10 +285,32 @@ def doctor(
         raise typer.Exit(1)
 
 
+@demo_app.callback()
+def demo(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps models, logs and training sets.")] = Path(".demo"),
+) -> None:
+    """Build the demo models, serve them, ask, look into the log, and make a training set."""
+    context.obj = folder
+    if context.invoked_subcommand is None:
+        from bon_server.demo.run import run_demo
+
+        run_demo(folder, Console())
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
     print(__version__)  # noqa: T201
+
+
+@contextmanager
+def _progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; yields what to call with how far it has come."""
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn() if total is None else TaskProgressColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(doing, total=total)
+        yield lambda completed: progress.update(task, completed=completed)
 
 
 def _given(**options: Any) -> Any:

@@ -47,21 +47,23 @@ class PolicyConfig:
     model: str = ""
     """Directory, hub id, or `synthetic[:key=value,...]`."""
     revision: str | None = None
-    """Hub revision; None: the hub's default branch. Directories have no revisions."""
+    """Branch, tag or commit of a hub id; for a directory, the digest that its weights must have. None: any."""
     dtype: str = "auto"
-    """`auto` (the checkpoint's), `bfloat16`, `float16` or `float32`."""
-    device_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.6
-    """GPU only: share of the device's memory for weights and cache; the rest is for the reward model."""
-    kv_cache_bytes: Positive = 1 << 30
-    """CPU only: size of the key-value cache."""
-    max_model_len: Positive | None = None
-    """Context in tokens; None: the model's own."""
-    max_num_seqs: Positive = 256
-    """Candidates the engine decodes at once."""
-    tensor_parallel_size: Positive = 1
-    """GPUs that share the model."""
-    cpu_threads: str = "auto"
-    """CPU only: cores of the engine, for example `0-3`; `auto`: all."""
+    """`auto` (the model's own), `bfloat16`, `float16` or `float32`."""
+    context_tokens: Positive | None = None
+    """Longest prompt plus completion. None: the model's own. Less needs less memory."""
+    running_samples: Positive = 128
+    """Candidates decoded at the same time; more wait their turn in the engine."""
+    kv_cache_bytes: Positive | None = None
+    """Memory for attention keys and values. None: on a CPU 2 GiB, on a GPU what `gpu_memory_share` leaves."""
+    gpu_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.7
+    """Share of a GPU's memory that the engine may take; the reward model needs the rest. Not used on a CPU."""
+    gpus: Positive = 1
+    """GPUs that the model is split over (tensor parallelism). Not used on a CPU."""
+    cpus: str = "all"
+    """CPUs the engine computes on: `all` this process may use, or a list such as `0-3,8`. Not used on a GPU."""
+    seed: int | None = None
+    """Seed of the engine for candidates without one. None: random, so that a restart samples anew."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
 
 GIB = 1 << 30
+CPU_KV_CACHE_BYTES = 2 * GIB
 LITTLE_ROOM_BYTES = 1 * GIB
 
 
@@ -83,15 +84,18 @@ def _cpu(config: Config) -> Iterator[Finding]:
     if platform.machine() == "x86_64" and cpuinfo.exists():
         flags = set(cpuinfo.read_text(encoding="utf-8").split())
         known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-        yield Finding("cpu features", "avx2" in flags, f"{', '.join(known) or 'none'}; vLLM on CPU needs avx2 or avx512f")
+        yield Finding(
+            "cpu features", "avx2" in flags, f"{', '.join(known) or 'none'}; vLLM on CPU needs avx2 or avx512f"
+        )
 
 
 def _memory(config: Config) -> Iterator[Finding]:
+    cache_bytes = config.policy.kv_cache_bytes or CPU_KV_CACHE_BYTES
     total, free = (os.sysconf("SC_PAGE_SIZE") * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
     yield Finding(
         "memory",
-        total > config.policy.kv_cache_bytes,
-        f"{total / GIB:.1f} GiB, {free / GIB:.1f} free; policy.kv_cache_bytes takes {config.policy.kv_cache_bytes / GIB:.1f}",
+        total > cache_bytes,
+        f"{total / GIB:.1f} GiB, {free / GIB:.1f} free; the key-value cache takes {cache_bytes / GIB:.1f}",
     )
 
 

@@ -95,7 +95,9 @@ class Unavailable(RequestError):
 
 
 class LogFull(RequestError):
-    """No room on the log's disk."""
+    """No room on the log's disk; what was asked may be tried again once there is."""
+
+    retry_after_ms = 1000
 
 
 class DeadlinePassed(RequestError):

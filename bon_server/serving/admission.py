@@ -54,12 +54,20 @@ class Admission:
         self._room -= n
         try:
             await asyncio.wait((turn, stop), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if turn.done():  # its turn came in the same moment
+                self._free += n
+            self._leave(turn)
+            raise
         finally:
             self._room += n
         if not turn.done():
-            turn.cancel()
-            self._admit()
+            self._leave(turn)
             stop.result()
+
+    def _leave(self, turn: asyncio.Future[None]) -> None:
+        turn.cancel()
+        self._admit()
 
     def _admit(self) -> None:
         """Wakes those at the head of the queue that fit; the cancelled ones fall out."""

@@ -95,10 +95,11 @@ class Attempts:
         task = asyncio.create_task(self._attempt(request, prior, stop, on_end, began_ns))
         self._keep(key, task, stop, deadline_s)
         try:
-            return await asyncio.shield(task)
+            await asyncio.wait((task,))  # unlike awaiting it, this does not cancel it with the caller
         except asyncio.CancelledError:
             _stop(stop, RequestCancelled("the caller cancelled"))
             raise
+        return task.result()
 
     def refuse_new(self, refusal: Unavailable) -> None:
         """From now on every call is refused with this; running attempts go on."""
@@ -121,9 +122,11 @@ class Attempts:
         passed = DeadlinePassed("the deadline passed before a candidate was scored")
         timer = asyncio.get_running_loop().call_later(deadline_s, _stop, stop, passed)
 
-        def forget(_: asyncio.Task[Finished]) -> None:
+        def forget(task: asyncio.Task[Finished]) -> None:
             timer.cancel()
             del self._running[key]
+            if not task.cancelled():
+                task.exception()  # marks it as seen: nobody may be left to look
 
         task.add_done_callback(forget)
 

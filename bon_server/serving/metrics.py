@@ -16,7 +16,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "bon_requests_total", "Calls that ended, by method and gRPC code.", ["method", "code"], registry=self.registry
+            "bon_requests_total",
+            "Calls that ended, by method and gRPC code.",
+            ["method", "code"],
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "bon_request_seconds", "Wall time of calls.", ["method"], buckets=SECONDS, registry=self.registry

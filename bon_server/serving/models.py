@@ -53,7 +53,9 @@ async def start_reward(config: RewardConfig) -> RunningReward:
             "reward.models is empty: give --reward a directory, a hub id, `function:module:name` or `synthetic`"
         )
     if len(config.models) > 1:
-        raise ConfigError(f"reward.models has {len(config.models)} entries; ensembles are not available in this version")
+        raise ConfigError(
+            f"reward.models has {len(config.models)} entries; ensembles are not available in this version"
+        )
     name, spec = split_name(config.models[0])
     if _is_kind(spec, "synthetic"):
         return SyntheticReward.from_spec(spec, name)

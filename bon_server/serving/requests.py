@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import TypeVar
 from uuid import uuid4
 
+from bon.v1 import bon_pb2 as pb
 from google.protobuf.message import DecodeError, Message
 
-from bon.v1 import bon_pb2 as pb
 from bon_server.best_of_n import Policy
 from bon_server.config import DefaultsConfig, LimitsConfig
 from bon_server.errors import FieldViolation, InvalidRequest

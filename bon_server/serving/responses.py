@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bon.v1 import bon_pb2 as pb
+
 from bon_server.estimators import kl_bound, kl_winner_probability
 from bon_server.log.record import Record
 from bon_server.serving.attempts import Finished

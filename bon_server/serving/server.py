@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,7 @@ class Server:
             health,
             resources.pop_all(),
         )
-        await started._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await started._say(serving=True)
         return started
 
     @property
@@ -117,7 +117,7 @@ class Server:
 
     async def drain(self, grace_s: float) -> None:
         """Health first, then no new calls, then up to `grace_s` seconds for running ones; later ones are stopped."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._say(serving=False)
         self.attempts.refuse_new(Unavailable("the server is shutting down", retry_after_ms=1000))
         await self.attempts.drain(grace_s)
 
@@ -126,7 +126,9 @@ class Server:
         await self._grpc.stop(FLUSH_S)
         await self._resources.aclose()
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+    async def _say(self, serving: bool) -> None:
+        """Sets the health of the server as a whole and of the service."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE):
             await self._health.set(service, status)
 
@@ -134,36 +136,39 @@ class Server:
 async def run_until_signalled(server: Server) -> int:
     """Serves until SIGTERM or SIGINT, or until engine or log break. Returns the exit code: 0 or 1.
 
-    The first signal drains, the second stops the calls that still run at once.
+    The first signal drains, a second one stops at once the calls that still run.
     """
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    while signals.empty() and server.broken is None:
-        await _wait_for(signals, WATCH_S)
-    if server.broken is not None:
+    told_to_stop = await _signalled(server, signals)
+    if told_to_stop:
+        logger.info("draining: %d calls are running", server.attempts.running)
+        await _drain_until_hurried(server, signals)
+    else:
         logger.error("stopping: %s", server.broken)
         await server.drain(BROKEN_GRACE_S)
-        await server.stop()
-        return 1
-    logger.info("draining: %d calls are running", server.attempts.running)
+    await server.stop()
+    return 0 if told_to_stop else 1
+
+
+async def _signalled(server: Server, signals: asyncio.Queue[signal.Signals]) -> bool:
+    """Waits for a signal; False when the server broke instead."""
+    while server.broken is None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(signals.get(), WATCH_S)
+            return True
+    return False
+
+
+async def _drain_until_hurried(server: Server, signals: asyncio.Queue[signal.Signals]) -> None:
     draining = asyncio.create_task(server.drain(server.config.limits.drain_s))
-    signals.get_nowait()
     hurried = asyncio.create_task(signals.get())
     await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
-    if not draining.done():
+    if hurried.done():
         await server.attempts.drain(0)
-        await draining
     hurried.cancel()
-    await server.stop()
-    return 0
-
-
-async def _wait_for(signals: asyncio.Queue[signal.Signals], seconds: float) -> None:
-    """Returns after `seconds`, or as soon as there is a signal, which stays in the queue."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while signals.empty() and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(min(seconds, 0.05))
+    await draining
 
 
 def write_ready_file(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""The gRPC service: bytes in, bytes out. The only place, with its neighbours here, that knows protobuf and status codes.
+"""The gRPC service: bytes in, bytes out. Only this folder knows protobuf and status codes.
 
 Messages are parsed by the handlers and not by gRPC, because gRPC answers malformed bytes with UNKNOWN.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 
 import grpc
+from bon.v1 import bon_pb2 as pb
 from google.protobuf.message import Message
 
-from bon.v1 import bon_pb2 as pb
 from bon_server import __version__
 from bon_server.best_of_n import Policy, RewardModel
 from bon_server.config import Config
@@ -67,7 +68,8 @@ class Service:
                 response = await answer(data, context)
                 code = grpc.StatusCode.OK
                 return response.SerializeToString()
-            except Exception as error:  # noqa: BLE001 -- the border: no exception may leave as UNKNOWN
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the border: nothing may leave as UNKNOWN
+                _raise_if_caller_left(error)
                 code, message, trailing = to_status(error, method)
                 await context.abort(code, message, trailing)
             finally:
@@ -87,10 +89,12 @@ class Service:
         try:
             message = requests.parse(pb.GenerateStreamRequest, data).request
             request = await self._to_generate(message)
-            async for event in self._events(message, request, context):
-                yield event.SerializeToString()
+            async with aclosing(self._events(message, request, context)) as events:
+                async for event in events:
+                    yield event.SerializeToString()
             code = grpc.StatusCode.OK
-        except Exception as error:  # noqa: BLE001 -- the border: no exception may leave as UNKNOWN
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the border: nothing may leave as UNKNOWN
+            _raise_if_caller_left(error)
             code, text, trailing = to_status(error, "GenerateStream")
             await context.abort(code, text, trailing)
         finally:
@@ -98,18 +102,26 @@ class Service:
 
     async def _events(
         self, message: pb.GenerateRequest, request: Request, context: Context
-    ) -> AsyncIterator[pb.GenerateStreamResponse]:
+    ) -> AsyncGenerator[pb.GenerateStreamResponse, None]:
         """Candidates as they end, then the answer. A slow reader holds at most n candidates."""
+
+        def finish(task: asyncio.Task[Finished]) -> None:
+            ended.put_nowait(None)
+            if not task.cancelled():
+                task.exception()  # marks it as seen: the caller may have left
+
         ended: asyncio.Queue[Candidate | None] = asyncio.Queue()
         running = asyncio.create_task(self._attempts.run(request, self._deadline_s(context), ended.put_nowait))
-        running.add_done_callback(lambda _: ended.put_nowait(None))
-        highest: float | None = None
+        running.add_done_callback(finish)
+        best: tuple[float, int] | None = None
         try:
             while (candidate := await ended.get()) is not None:
                 shown = responses.to_candidate(candidate, message.include_token_ids)
                 yield pb.GenerateStreamResponse(candidate=shown)
-                if candidate.reward is not None and (highest is None or candidate.reward > highest):
-                    highest = candidate.reward
+                if candidate.reward is None:
+                    continue
+                if best is None or (candidate.reward, -candidate.index) > best:
+                    best = (candidate.reward, -candidate.index)
                     yield pb.GenerateStreamResponse(best_so_far=shown)
             yield pb.GenerateStreamResponse(final=self._response(message, await running))
         finally:
@@ -161,3 +173,10 @@ class Service:
         if remaining is None:
             return self._config.limits.default_deadline_s
         return min(remaining, self._config.limits.default_deadline_s) - self._config.limits.deadline_margin_ms / 1e3
+
+
+def _raise_if_caller_left(error: BaseException) -> None:
+    """Passes on the cancellation of this call; a model that cancelled itself is a bug, and its caller would hang."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error

@@ -40,7 +40,7 @@ def to_status(error: BaseException, method: str) -> tuple[grpc.StatusCode, str, 
         return code, _logged(error, method), ()
     if isinstance(error, errors.InvalidRequest):
         return code, str(error), (("grpc-status-details-bin", _bad_request(error)),)
-    if isinstance(error, errors.Unavailable):
+    if isinstance(error, errors.Unavailable | errors.LogFull):
         return code, str(error), (("grpc-retry-pushback-ms", str(error.retry_after_ms)),)
     return code, str(error), ()
 

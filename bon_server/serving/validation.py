@@ -6,8 +6,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from bon.v1 import bon_pb2 as pb
+
 from bon_server.config import LimitsConfig
 from bon_server.errors import FieldViolation, InvalidRequest, UnsupportedOption
 
@@ -17,7 +19,9 @@ MAX_STOPS, MAX_STOP_CHARS, MAX_STOP_TOKEN_IDS = 16, 256, 64
 MAX_TAGS, MAX_TAG_KEY_CHARS, MAX_TAG_VALUE_CHARS = 16, 64, 256
 MAX_REWARD_CONTEXT, MAX_REWARD_CONTEXT_CHARS = 16, 64 << 10
 MAX_SEED = 2**63 - 1
-SHOWN_CHARS = 40
+MAX_MESSAGES = 4096
+MAX_VIOLATIONS = 8
+SHOWN_CHARS = 24
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Interval:
         return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
 
     def __str__(self) -> str:
-        return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
+        return f"{'above' if self.above else 'from'} {self.low} to {self.high}"
 
 
 SAMPLING_RANGES = {
@@ -48,14 +52,14 @@ SAMPLING_RANGES = {
 
 
 class Violations:
-    """Collects violations; `done` raises them all."""
+    """Collects violations; `done` raises them all, or the first ones, since they travel in metadata of limited size."""
 
     def __init__(self) -> None:
         self._found: list[FieldViolation] = []
 
     def unless(self, acceptable: bool, field: str, problem: str) -> None:
         """Adds a violation of `field` unless it is acceptable."""
-        if not acceptable:
+        if not acceptable and len(self._found) < MAX_VIOLATIONS:
             self._found.append(FieldViolation(field, problem))
 
     def done(self) -> None:
@@ -119,11 +123,13 @@ def _check_prompt(found: Violations, message: pb.GenerateRequest | pb.ScoreReque
 
 def _check_chat(found: Violations, chat: pb.Chat) -> None:
     found.unless(
-        any(turn.content for turn in chat.messages),
+        any(turn.content for turn in chat.messages[:MAX_MESSAGES]),
         "chat.messages",
         f"{len(chat.messages)} messages without content; at least one with content is required",
     )
-    for index, turn in enumerate(chat.messages):
+    count = len(chat.messages)
+    found.unless(count <= MAX_MESSAGES, "chat.messages", f"{count} given, allowed are {MAX_MESSAGES}")
+    for index, turn in enumerate(chat.messages[:MAX_MESSAGES]):
         found.unless(
             turn.role in ROLES,
             f"chat.messages[{index}].role",
@@ -135,7 +141,7 @@ def _check_sampling(found: Violations, sampling: pb.SamplingParams) -> None:
     for name, allowed in SAMPLING_RANGES.items():
         if sampling.HasField(name):  # type: ignore[arg-type]
             value = getattr(sampling, name)
-            found.unless(value in allowed, f"sampling.{name}", f"{value:g} is not {allowed}")
+            found.unless(value in allowed, f"sampling.{name}", f"{value} is not {allowed}")
     if sampling.HasField("seed"):
         found.unless(
             0 <= sampling.seed <= MAX_SEED - (1 << 32),
@@ -155,7 +161,7 @@ def _check_stops(found: Violations, sampling: pb.SamplingParams) -> None:
     found.unless(
         len(sampling.stop) <= MAX_STOPS, "sampling.stop", f"{len(sampling.stop)} given, allowed are {MAX_STOPS}"
     )
-    for index, stop in enumerate(sampling.stop):
+    for index, stop in enumerate(sampling.stop[:MAX_STOPS]):
         found.unless(
             1 <= len(stop) <= MAX_STOP_CHARS,
             f"sampling.stop[{index}]",
@@ -172,29 +178,27 @@ def _check_selection(found: Violations, selection: pb.Selection) -> None:
     soft = selection.rule == pb.SELECTION_RULE_SOFT
     if selection.HasField("temperature"):
         positive = math.isfinite(selection.temperature) and selection.temperature > 0
-        found.unless(positive, "selection.temperature", f"{selection.temperature:g} is not finite and above 0")
+        found.unless(positive, "selection.temperature", f"{selection.temperature} is not finite and above 0")
     found.unless(
         soft == selection.HasField("temperature"),
         "selection.temperature",
         "missing; the rule SOFT needs it" if soft else "given, but only the rule SOFT takes it",
     )
-    found.unless(
-        soft or not selection.HasField("seed"), "selection.seed", "given, but only the rule SOFT takes it"
-    )
+    found.unless(soft or not selection.HasField("seed"), "selection.seed", "given, but only the rule SOFT takes it")
 
 
 def _check_budget(found: Violations, budget: pb.Budget) -> None:
     for name in ("stop_at_reward", "price_per_candidate"):
         value = getattr(budget, name)
-        found.unless(math.isfinite(value), f"budget.{name}", f"{value:g} is not finite")
+        found.unless(math.isfinite(value), f"budget.{name}", f"{value} is not finite")
     if budget.HasField("prune_fraction"):
         share = budget.prune_fraction
-        found.unless(0 < share < 1, "budget.prune_fraction", f"{share:g} is not between 0 and 1")
+        found.unless(0 < share < 1, "budget.prune_fraction", f"{share} is not between 0 and 1")
 
 
 def _check_labels(found: Violations, reward_context: Mapping[str, str], tags: Mapping[str, str]) -> None:
     found.unless(len(tags) <= MAX_TAGS, "tags", f"{len(tags)} given, allowed are {MAX_TAGS}")
-    for key, value in tags.items():
+    for key, value in islice(tags.items(), MAX_TAGS):
         found.unless(
             1 <= len(key) <= MAX_TAG_KEY_CHARS and len(value) <= MAX_TAG_VALUE_CHARS,
             f"tags[{_shown(key)}]",
