@@ -41,7 +41,7 @@ from bon_server.policy.engine_process import OneProcessExecutor, ProcessPerGpuEx
 from bon_server.policy.shapes import check_shapes  # noqa: E402
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-CPU_KV_CACHE_BYTES = 2 << 30
+CPU_KV_CACHE_BYTES = 1 << 30
 CPU_BLOCK_TOKENS = 32
 """Prompts share whole blocks only; the default of 128 tokens would leave most prompts unshared."""
 CPU_SHUTDOWN_S = 0.3

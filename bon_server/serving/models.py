@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from bon_server.config import PolicyConfig, RewardConfig
 from bon_server.errors import ConfigError
 from bon_server.policy.synthetic import SyntheticPolicy
 from bon_server.reward.synthetic import SyntheticReward
+from bon_server.weights import find_model
 
 
 class Started(Protocol):
@@ -41,6 +43,8 @@ async def start_policy(config: PolicyConfig) -> RunningPolicy:
         raise ConfigError("policy.model is empty: give --policy a directory, a hub id or `synthetic`")
     if _is_kind(config.model, "synthetic"):
         return SyntheticPolicy.from_spec(config.model)
+    # Importing vLLM takes many seconds; a wrong path can be told at once.
+    await asyncio.to_thread(find_model, config.model, config.revision)
     from bon_server.policy.vllm import VllmPolicy  # a server without a model needs neither vLLM nor torch
 
     return await VllmPolicy.start(config)

@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from bon_server.config import Config, LimitsConfig
-from bon_server.errors import StartupError, Unavailable
+from bon_server.errors import ConfigError, StartupError, Unavailable
 from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
+from bon_server.serving.grpc_services import add_health, add_reflection
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.models import RunningPolicy, RunningReward, start_policy, start_reward
 from bon_server.serving.service import SERVICE, Service
@@ -38,6 +39,8 @@ BROKEN_GRACE_S = 1.0
 """How long running calls may take once the engine or the log is broken."""
 FLUSH_S = 2.0
 """How long answers that are ready may take to reach their callers while shutting down."""
+LAST_BYTES_S = 0.2
+"""How long their last bytes may take after that."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Server:
     reward_model: RunningReward
     spool: Spool
     attempts: Attempts
+    _service: Service
     _grpc: grpc.aio.Server
     _health: HealthServicer
     _resources: AsyncExitStack
@@ -60,6 +64,8 @@ class Server:
     async def start(cls, config: Config) -> Server:
         """Starts everything. Raises `ConfigError`, `StartupError` or `LogError`, and then leaves nothing running."""
         async with AsyncExitStack() as resources:
+            if not config.log.directory:
+                raise ConfigError("log.directory is empty: give --log a folder")
             _refuse_taken_port(config.listen.host, config.listen.port)
             spool = Spool.open(Path(config.log.directory), config.log.durability)
             resources.push_async_callback(asyncio.to_thread, spool.close)
@@ -85,12 +91,10 @@ class Server:
         attempts = Attempts(policy, reward_model, spool, admission, metrics.committed)
         metrics.in_flight.set_function(lambda: attempts.running)
         server = grpc.aio.server(options=_channel_options(limits))
-        health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        server.add_generic_rpc_handlers((Service(config, policy, reward_model, attempts, metrics).handlers(),))
-        reflection.enable_server_reflection(
-            (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
-        )
+        health_service = add_health(server)
+        service = Service(config, policy, reward_model, attempts, metrics)
+        server.add_generic_rpc_handlers((service.handlers(),))
+        add_reflection(server, (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
         address = _bind(server, config.listen.host, config.listen.port)
         await server.start()
         started = cls(
@@ -101,8 +105,9 @@ class Server:
             reward_model,
             spool,
             attempts,
+            service,
             server,
-            health,
+            health_service,
             resources.pop_all(),
         )
         await started._say(serving=True)
@@ -123,7 +128,12 @@ class Server:
 
     async def stop(self) -> None:
         """Closes the port once answers have left, then models, then the log. Call `drain` first."""
-        await self._grpc.stop(FLUSH_S)
+        # Stopping gRPC would also wait for those who watch the health, and does not wait for the end of handlers.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_S):
+                while self._service.running:  # noqa: ASYNC110 -- for a moment, once
+                    await asyncio.sleep(0.01)
+        await self._grpc.stop(LAST_BYTES_S)
         await self._resources.aclose()
 
     async def _say(self, serving: bool) -> None:

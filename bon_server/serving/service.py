@@ -43,6 +43,8 @@ class Service:
         self._reward_model = reward_model
         self._attempts = attempts
         self._metrics = metrics
+        self.running = 0
+        """Calls whose handler has not ended."""
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What `grpc.aio.Server.add_generic_rpc_handlers` takes."""
@@ -62,6 +64,7 @@ class Service:
         self, method: str, answer: Callable[[bytes, Context], Awaitable[Message]]
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
+            self.running += 1
             began = time.monotonic()
             code = grpc.StatusCode.CANCELLED
             try:
@@ -73,6 +76,7 @@ class Service:
                 code, message, trailing = to_status(error, method)
                 await context.abort(code, message, trailing)
             finally:
+                self.running -= 1
                 self._metrics.ended(method, code.name, time.monotonic() - began)
 
         return handle
@@ -84,6 +88,7 @@ class Service:
         return self._response(message, finished)
 
     async def _generate_stream(self, data: bytes, context: Context) -> AsyncIterator[bytes]:
+        self.running += 1
         began = time.monotonic()
         code = grpc.StatusCode.CANCELLED
         try:
@@ -98,6 +103,7 @@ class Service:
             code, text, trailing = to_status(error, "GenerateStream")
             await context.abort(code, text, trailing)
         finally:
+            self.running -= 1
             self._metrics.ended("GenerateStream", code.name, time.monotonic() - began)
 
     async def _events(

@@ -1,0 +1,45 @@
+"""One real engine for all tests of this folder: starting one takes half a minute."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from bon_server.config import PolicyConfig
+
+if TYPE_CHECKING:
+    from bon_server.policy.vllm import VllmPolicy
+
+
+@pytest.fixture(scope="session", autouse=True)
+def digest_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Digests of test files do not belong into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny language model."""
+    from tests import tiny_models
+
+    return tiny_models.save_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def policy(model_directory: Path) -> AsyncIterator[VllmPolicy]:
+    """A real vLLM engine on the tiny model, in 32 bits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of vLLM, while it is imported
+        from bon_server.policy.vllm import VllmPolicy
+    started = await VllmPolicy.start(
+        PolicyConfig(model=str(model_directory), dtype="float32", kv_cache_bytes=256 << 20, running_samples=64, seed=0)
+    )
+    yield started
+    await started.close()

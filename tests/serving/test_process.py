@@ -1,0 +1,249 @@
+"""The server as a process: signals, exit codes, and one sentence where it cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from bon.v1 import bon_pb2 as pb
+from bon.v1.bon_pb2_grpc import BestOfNServiceStub
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from bon_server.log.reader import LogReader
+from bon_server.types import Outcome
+from tests.serving.running import question, refusal
+from tests.waiting import until
+
+pytestmark = pytest.mark.slow
+
+START_S = 60.0
+"""To start an interpreter and a synthetic server, on a busy machine."""
+INTERPRETER_S = 0.05
+"""To start a bare interpreter, on an idle machine."""
+SLOW_POLICY = "synthetic:tokens_per_s=20,tokens=30"
+HANGING_POLICY = "synthetic:hang_rate=1"
+
+
+@dataclass
+class Process:
+    """`bon serve` with synthetic models."""
+
+    process: subprocess.Popen[str]
+    address: str
+    log: Path
+
+    def signal(self, number: int = signal.SIGTERM) -> float:
+        """Sends a signal and returns when."""
+        self.process.send_signal(number)
+        return time.monotonic()
+
+    async def end(self, within_s: float = START_S) -> int:
+        """Waits for the exit code."""
+        return await asyncio.to_thread(self.process.wait, within_s)
+
+
+def command(tmp_path: Path, *more: str) -> list[str]:
+    """The words after `python`."""
+    ports = ["--port", "0", "--metrics-port", "0"]
+    return ["-m", "bon_server.cli", "serve", "--reward", "synthetic", "--log", str(tmp_path / "log"), *ports, *more]
+
+
+def environment() -> dict[str, str]:
+    """Ours, without settings of somebody else's server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("BON_")}
+
+
+class Serve:
+    """Starts servers as processes, and ends those that are left."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self._tmp_path = tmp_path
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def __call__(self, policy: str = "synthetic", *more: str) -> Process:
+        """Returns once it answers."""
+        ready = self._tmp_path / f"ready-{len(self._processes)}"
+        words = command(self._tmp_path, "--policy", policy, "--ready-file", str(ready), *more)
+        process = subprocess.Popen(
+            [sys.executable, *words], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self._processes.append(process)
+        deadline = time.monotonic() + START_S
+        while not ready.exists():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return Process(process, json.loads(ready.read_text())["address"], self._tmp_path / "log")
+
+    def close(self) -> None:
+        """Ends what is left."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """`serve(policy, *more words)`."""
+    serve = Serve(tmp_path)
+    yield serve
+    serve.close()
+
+
+def fails(words: list[str]) -> tuple[int, str]:
+    """Exit code and stderr of a command that must end by itself."""
+    done = subprocess.run([sys.executable, *words], env=environment(), capture_output=True, text=True, timeout=START_S)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.strip()
+
+
+def on_this_machine(seconds: float) -> float:
+    """How long something takes here and now that takes so long on an idle machine."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", ""], check=True, timeout=START_S)
+    return seconds * max(1.0, (time.monotonic() - began) / INTERPRETER_S)
+
+
+def outcomes(log: Path) -> dict[str, Outcome]:
+    """Of the logged requests."""
+    with LogReader(log) as reader:
+        return {record.request_id: record.outcome for record in reader.records()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_while_idle_ends_it_within_two_seconds(serve: Serve, number: int) -> None:
+    server = serve()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        await BestOfNServiceStub(channel).Generate(question(request_id="a"), timeout=START_S)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        began = server.signal(number)
+        assert await server.end() == 0
+        assert time.monotonic() - began < on_this_machine(2.0), "also with an open channel and a health watch"
+    assert outcomes(server.log) == {"a": Outcome.OK}
+    assert "draining: 0 calls" in server.process.communicate()[0]
+
+
+async def test_a_signal_with_work_waits_for_it(serve: Serve) -> None:
+    server = serve(SLOW_POLICY)
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = BestOfNServiceStub(channel)
+        requests = [question(request_id=f"r{i}", sampling=pb.SamplingParams(max_tokens=40)) for i in range(4)]
+        calls = [stub.Generate(request, timeout=START_S) for request in requests]
+        await asyncio.sleep(0.3)
+        server.signal()
+        await asyncio.sleep(0.2)
+        health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
+        assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert (await refusal(stub.Generate(question()))).code is grpc.StatusCode.UNAVAILABLE
+        assert [answer.n_scored for answer in await asyncio.gather(*calls)] == [4] * 4
+        assert await server.end() == 0
+    assert outcomes(server.log) == {f"r{i}": Outcome.OK for i in range(4)}
+
+
+async def test_a_second_signal_stops_at_once(serve: Serve) -> None:
+    server = serve(HANGING_POLICY)
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = BestOfNServiceStub(channel).Generate(question(request_id="a"), timeout=START_S)
+        await asyncio.sleep(0.3)
+        server.signal()
+        await asyncio.sleep(0.3)
+        assert server.process.poll() is None
+        began = server.signal()
+        refused = await refusal(call)
+        assert (refused.code, refused.pushback_ms) == (grpc.StatusCode.UNAVAILABLE, 1000)
+        assert await server.end() == 0
+        assert time.monotonic() - began < on_this_machine(2.0)
+    assert outcomes(server.log) == {"a": Outcome.FAILED}
+
+
+async def test_when_the_grace_is_over_the_rest_is_told_and_logged(serve: Serve) -> None:
+    server = serve(HANGING_POLICY, "--set", "limits.drain_s=0.5")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = BestOfNServiceStub(channel).Generate(question(request_id="a"), timeout=START_S)
+        await asyncio.sleep(0.3)
+        server.signal()
+        assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
+        assert await server.end() == 0
+    assert outcomes(server.log) == {"a": Outcome.FAILED}
+
+
+async def test_an_unread_stream_does_not_hold_up_the_end(serve: Serve) -> None:
+    server = serve("synthetic:tokens=8000")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        request = question(request_id="a", n=16, sampling=pb.SamplingParams(max_tokens=20_000))
+        stream = BestOfNServiceStub(channel).GenerateStream(pb.GenerateStreamRequest(request=request))
+        await until(lambda: (server.log / "spool.sqlite").exists() and outcomes(server.log) != {}, START_S)
+        began = server.signal()
+        assert await server.end() == 0
+        assert time.monotonic() - began < on_this_machine(4.0)
+        stream.cancel()
+    assert outcomes(server.log) == {"a": Outcome.OK}
+
+
+async def test_the_banner_and_the_ready_file_agree(serve: Serve) -> None:
+    server = serve()
+    server.signal()
+    await server.end()
+    out = server.process.communicate()[0]
+    assert f"gRPC      {server.address}" in out
+    assert f"--target {server.address}" in out
+
+
+async def test_it_starts_again_on_the_same_log(serve: Serve) -> None:
+    first = serve()
+    first.signal(signal.SIGKILL)
+    await first.end()
+    second = serve()
+    second.signal()
+    assert await second.end() == 0
+
+
+def test_a_taken_port_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, said = fails([*command(tmp_path, "--policy", "synthetic"), "--port", port])
+        assert (code, said) == (1, f"bon: cannot listen on 127.0.0.1:{port}: Address already in use")
+        code, said = fails([*command(tmp_path, "--policy", "synthetic"), "--metrics-port", port])
+        assert (code, said) == (1, f"bon: cannot serve metrics on 127.0.0.1:{port}: Address already in use")
+
+
+def test_a_log_in_use_names_who_uses_it(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+    code, said = fails(command(tmp_path, "--policy", "synthetic"))
+    assert code == 1
+    assert f"pid {server.process.pid} on {socket.gethostname()}" in said
+    assert len(said.splitlines()) == 1
+
+
+WRONG_STARTS: dict[str, tuple[list[str], int, str]] = {
+    "no such policy": (["--policy", "/no/such/model"], 1, r"bon: model /no/such/model: no such directory.*"),
+    "no policy": ([], 2, r"bon: policy\.model is empty.*"),
+    "bad option": (["--policy", "synthetic:fail_rate=2"], 2, r"bon: 'synthetic:fail_rate=2'.*"),
+    "unknown setting": (["--policy", "synthetic", "--set", "limits.max_m=1"], 2, r"bon: unknown key limits\.max_m.*"),
+    "bad setting": (["--policy", "synthetic", "--set", "limits.max_n=0"], 2, r"bon: limits\.max_n = '0': .*"),
+    "contradiction": (["--policy", "synthetic", "--set", "limits.max_n=4"], 2, r"bon: defaults\.n = 16 is above.*"),
+    "no such file": (["--config", "/no/such.toml"], 2, r"bon: cannot read the configuration '/no/such\.toml'.*"),
+    "port out of range": (["--policy", "synthetic", "--port", "70000"], 2, r"bon: listen\.port = 70000: .*"),
+}
+
+
+@pytest.mark.parametrize(("words", "code", "said"), WRONG_STARTS.values(), ids=WRONG_STARTS.keys())
+def test_wrong_starts_are_told_in_one_sentence(tmp_path: Path, words: list[str], code: int, said: str) -> None:
+    found_code, found = fails([*command(tmp_path), *words])
+    assert found_code == code
+    assert re.fullmatch(said, found), found
