@@ -55,7 +55,7 @@ class PolicyConfig:
     running_samples: Positive = 128
     """Candidates decoded at the same time; more wait their turn in the engine."""
     kv_cache_bytes: Positive | None = None
-    """Memory for attention keys and values. None: on a CPU 2 GiB, on a GPU what `gpu_memory_share` leaves."""
+    """Memory for attention keys and values. None: on a CPU 1 GiB, on a GPU what `gpu_memory_share` leaves."""
     gpu_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.7
     """Share of a GPU's memory that the engine may take; the reward model needs the rest. Not used on a CPU."""
     gpus: Positive = 1

@@ -18,7 +18,7 @@ from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
 
 GIB = 1 << 30
-CPU_KV_CACHE_BYTES = 2 * GIB
+CPU_KV_CACHE_BYTES = 1 * GIB
 LITTLE_ROOM_BYTES = 1 * GIB
 
 

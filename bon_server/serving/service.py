@@ -110,15 +110,9 @@ class Service:
         self, message: pb.GenerateRequest, request: Request, context: Context
     ) -> AsyncGenerator[pb.GenerateStreamResponse, None]:
         """Candidates as they end, then the answer. A slow reader holds at most n candidates."""
-
-        def finish(task: asyncio.Task[Finished]) -> None:
-            ended.put_nowait(None)
-            if not task.cancelled():
-                task.exception()  # marks it as seen: the caller may have left
-
         ended: asyncio.Queue[Candidate | None] = asyncio.Queue()
         running = asyncio.create_task(self._attempts.run(request, self._deadline_s(context), ended.put_nowait))
-        running.add_done_callback(finish)
+        running.add_done_callback(lambda _: ended.put_nowait(None))
         best: tuple[float, int] | None = None
         try:
             while (candidate := await ended.get()) is not None:
@@ -131,7 +125,7 @@ class Service:
                     yield pb.GenerateStreamResponse(best_so_far=shown)
             yield pb.GenerateStreamResponse(final=self._response(message, await running))
         finally:
-            running.cancel()
+            running.cancel()  # a failure that came too late to be sent counts as seen then
 
     async def _score(self, data: bytes, context: Context) -> pb.ScoreResponse:
         message = requests.parse(pb.ScoreRequest, data)

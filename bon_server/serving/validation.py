@@ -45,7 +45,7 @@ SAMPLING_RANGES = {
     "min_p": Interval(0, 1),
     "presence_penalty": Interval(-2, 2),
     "frequency_penalty": Interval(-2, 2),
-    "repetition_penalty": Interval(0, 2, above=True),
+    "repetition_penalty": Interval(0.01, 2),
     "top_k": Interval(-1, 2**31 - 1),
     "max_tokens": Interval(1, 2**32 - 1),
 }

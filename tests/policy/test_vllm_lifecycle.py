@@ -114,8 +114,8 @@ async def test_an_engine_that_is_killed(policy_class: type[VllmPolicy], model_di
     )
     (process,) = set(multiprocessing.active_children()) - earlier
     assert os.getpgid(process.pid or 0) == process.pid
-    endless = Sampling(temperature=1.0, max_tokens=2000)
-    running = [asyncio.create_task(policy.sample(f"a{index}", (5, 6), endless)) for index in range(8)]
+    endless = Sampling(temperature=0.0, max_tokens=2000)  # goes on for 1,300 tokens
+    running = [asyncio.create_task(policy.sample(f"a{index}", (9, 9), endless)) for index in range(8)]
     await asyncio.sleep(0.2)
     os.kill(process.pid or 0, signal.SIGKILL)
     for outcome in await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), 30):

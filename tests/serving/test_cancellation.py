@@ -10,7 +10,7 @@ import pytest
 from bon.v1 import bon_pb2 as pb
 from bon.v1.bon_pb2_grpc import BestOfNServiceStub
 
-from bon_server.types import CandidateStatus, Completion, Outcome, Score
+from bon_server.types import CandidateStatus, Completion, FinishReason, Outcome, Score
 from tests.fakes import PARTIAL, ScriptedPolicy, ScriptedReward, says, scored
 from tests.serving.conftest import Run
 from tests.serving.running import Running, open_files, question
@@ -29,6 +29,11 @@ async def only_zero(text: str) -> Score:
     if text != "answer 0":
         await forever()
     return scored(1.0)
+
+
+def long(index: int) -> Completion:
+    """More than gRPC sends to somebody who does not read."""
+    return Completion(f"{index}" * 3_000_000, (), FinishReason.STOP)
 
 
 def statuses(running: Running, request_id: str) -> list[str]:
@@ -155,7 +160,7 @@ async def test_a_stream_that_was_never_read(run: Run) -> None:
     async def long_or_never(index: int) -> Completion:
         if index == 3:
             await forever()
-        return says(f"{index}" * 300_000)
+        return long(index)
 
     running = await run(ScriptedPolicy(long_or_never))
     call = running.stub.GenerateStream(pb.GenerateStreamRequest(request=question(request_id="a")))
@@ -165,6 +170,27 @@ async def test_a_stream_that_was_never_read(run: Run) -> None:
     await running.at_rest()
     assert statuses(running, "a") == ["scored", "scored", "scored", "cancelled"]
     assert (await running.metrics())['bon_requests_total{code="CANCELLED",method="GenerateStream"}'] == 1
+
+
+async def test_a_stream_that_was_never_read_and_has_failed_since(run: Run) -> None:
+    """The failure finds nobody; it must not end up with the event loop, which would print it."""
+    failed = asyncio.Event()
+
+    async def long_or_failing(index: int) -> Completion:
+        if index == 3:
+            await failed.wait()
+            raise ZeroDivisionError("canary")
+        return long(index)
+
+    running = await run(ScriptedPolicy(long_or_failing))
+    call = running.stub.GenerateStream(pb.GenerateStreamRequest(request=question(request_id="a")))
+    await until(lambda: running.server.attempts.running == 1)
+    await asyncio.sleep(0.2)
+    failed.set()
+    await until(lambda: running.server.attempts.running == 0)
+    call.cancel()
+    await running.at_rest()
+    assert running.record("a").error == "InternalError"
 
 
 async def test_a_connection_that_breaks(run: Run) -> None:

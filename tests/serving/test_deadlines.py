@@ -117,8 +117,17 @@ async def test_in_the_queue(run: Run) -> None:
     assert [record.request_id for record in running.records()] == ["first"]
 
 
-async def test_of_a_stream_every_candidate_and_then_the_best(run: Run) -> None:
-    running = await run(ScriptedPolicy(first_two_answer), ScriptedReward(), MARGIN)
+async def all_but_first(text: str) -> Score:
+    """Scored for ever."""
+    if text != "answer ":
+        await forever()
+    return scored(1.0)
+
+
+@pytest.mark.parametrize("stage", ["sampling", "scoring"])
+async def test_of_a_stream_every_candidate_and_then_the_best(run: Run, stage: str) -> None:
+    reward_model = ScriptedReward() if stage == "sampling" else ScriptedReward(all_but_first)
+    running = await run(ScriptedPolicy(first_two_answer), reward_model, MARGIN)
     request = pb.GenerateStreamRequest(request=question(request_id="a"))
     events = [event async for event in running.stub.GenerateStream(request, timeout=DEADLINE_S)]
     sent = [event.candidate for event in events if event.WhichOneof("event") == "candidate"]

@@ -12,7 +12,7 @@ from bon.v1 import bon_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bon_server.serving.service import SERVICE
-from bon_server.types import Completion, Outcome
+from bon_server.types import Completion, FinishReason, Outcome
 from tests.fakes import PARTIAL, ScriptedPolicy, ScriptedReward, says
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question, refusal
@@ -129,6 +129,22 @@ async def test_answers_that_are_ready_still_leave(run: Run, gate: Gate) -> None:
     await draining
     await running.server.stop()
     assert (await call).n_scored == 4
+
+
+async def test_also_those_that_are_read_slowly(run: Run) -> None:
+    async def long(index: int) -> Completion:
+        return Completion(f"{index}" * 3_000_000, (), FinishReason.STOP)
+
+    running = await run(ScriptedPolicy(long))
+    request = pb.GenerateStreamRequest(request=question(request_id="a", view=pb.CANDIDATE_VIEW_WINNER))
+    stream = running.stub.GenerateStream(request)
+    await until(lambda: running.records() != [])
+    await running.server.drain(SOON_S)
+    stopping = asyncio.create_task(running.server.stop())
+    await asyncio.sleep(0.5)
+    events = [event async for event in stream]
+    assert events[-1].final.n_scored == 4
+    await stopping
 
 
 async def test_stopping_twice_does_no_harm(run: Run) -> None:

@@ -396,7 +396,9 @@ class SamplingParams(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Softmax temperature, 0 to 2. 0 is greedy and needs n = 1. Default: the server's (0.8 unless configured)."""
+    """Softmax temperature: 0, which is greedy and needs n = 1, or 0.01 to 2 (engines round lower ones up). Default: the
+    server's (0.8 unless configured).
+    """
     top_p: _builtins.float
     """Nucleus sampling: the smallest set of tokens with at least this probability, in (0, 1]. Default 1 (off)."""
     min_p: _builtins.float
@@ -406,7 +408,7 @@ class SamplingParams(_message.Message):
     frequency_penalty: _builtins.float
     """Penalty per occurrence in the completion, in [-2, 2]. Default 0."""
     repetition_penalty: _builtins.float
-    """Divides logits of tokens seen in prompt or completion, in (0, 2]. Default 1 (off)."""
+    """Divides logits of tokens seen in prompt or completion, 0.01 to 2. Default 1 (off)."""
     top_k: _builtins.int
     """Keeps the k most likely tokens; -1 or 0 is off. Default -1."""
     max_tokens: _builtins.int
@@ -414,7 +416,9 @@ class SamplingParams(_message.Message):
     or what the prompt leaves.
     """
     seed: _builtins.int
-    """Seed of candidate i is this plus i. Same seed, same text is not promised: batching changes low bits. Unset: random."""
+    """Seed of candidate i is this plus i; 0 to 2^63 - 2^32 - 1. Same seed, same text is not promised: batching changes
+    low bits. Unset: random.
+    """
     json_schema: _builtins.str
     """A JSON schema that the completion satisfies."""
     regex: _builtins.str
