@@ -113,7 +113,7 @@ class Writer:
         except apsw.Error as rollback_error:
             return self._fail(rollback_error)
         if isinstance(error, apsw.FullError) or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
-            return LogFull(f"no room on the disk of {self._path.parent}")
+            return LogFull("no room on the disk of the log")
         if isinstance(error, apsw.BusyError | apsw.LockedError):
             return Unavailable("another program holds the log's database", RETRY_AFTER_MS)
         return self._fail(error)

@@ -143,14 +143,22 @@ class Server:
             await self._health.set(service, status)
 
 
-async def run_until_signalled(server: Server) -> int:
-    """Serves until SIGTERM or SIGINT, or until engine or log break. Returns the exit code: 0 or 1.
+Signals = asyncio.Queue[signal.Signals]
+
+
+def catch_signals() -> Signals:
+    """SIGTERM and SIGINT go into the queue from now on. Call it before anybody is told that the server answers."""
+    signals: Signals = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    return signals
+
+
+async def run_until_signalled(server: Server, signals: Signals) -> int:
+    """Serves until there is a signal, or until engine or log break. Returns the exit code: 0 or 1.
 
     The first signal drains, a second one stops at once the calls that still run.
     """
-    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     told_to_stop = await _signalled(server, signals)
     if told_to_stop:
         logger.info("draining: %d calls are running", server.attempts.running)
@@ -162,7 +170,7 @@ async def run_until_signalled(server: Server) -> int:
     return 0 if told_to_stop else 1
 
 
-async def _signalled(server: Server, signals: asyncio.Queue[signal.Signals]) -> bool:
+async def _signalled(server: Server, signals: Signals) -> bool:
     """Waits for a signal; False when the server broke instead."""
     while server.broken is None:
         with suppress(TimeoutError):
@@ -171,7 +179,7 @@ async def _signalled(server: Server, signals: asyncio.Queue[signal.Signals]) -> 
     return False
 
 
-async def _drain_until_hurried(server: Server, signals: asyncio.Queue[signal.Signals]) -> None:
+async def _drain_until_hurried(server: Server, signals: Signals) -> None:
     draining = asyncio.create_task(server.drain(server.config.limits.drain_s))
     hurried = asyncio.create_task(signals.get())
     await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)

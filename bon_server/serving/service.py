@@ -172,7 +172,7 @@ class Service:
         remaining: float | None = context.time_remaining()  # the stubs do not know that it may be None
         if remaining is None:
             return self._config.limits.default_deadline_s
-        return min(remaining, self._config.limits.default_deadline_s) - self._config.limits.deadline_margin_ms / 1e3
+        return remaining - self._config.limits.deadline_margin_ms / 1e3
 
 
 def _raise_if_caller_left(error: BaseException) -> None:

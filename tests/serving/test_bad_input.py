@@ -112,7 +112,7 @@ CASES: dict[str, Case] = {
     **of_range("min_p", "0 to 1", high=1.5, nan=NAN, negative=-0.5),
     **of_range("presence_penalty", "-2 to 2", high=2.5, low=-2.5, nan=NAN),
     **of_range("frequency_penalty", "-2 to 2", high=2.5, low=-2.5, infinite=-INFINITY),
-    **of_range("repetition_penalty", "above 0 to 2", zero=0.0, negative=-1.0, high=2.5, nan=NAN),
+    **of_range("repetition_penalty", "0.01 to 2", zero=0.0, negative=-1.0, high=2.5, nan=NAN),
     **of_range("top_k", "-1 to 2147483647", low=-5, lowest=-(2**31)),
     **of_range("max_tokens", "1 to", zero=0),
     "huge max_tokens": Case(sampling(max_tokens=2**32 - 1), "sampling.max_tokens", "4294967295", "leaves 32736"),

@@ -1,0 +1,160 @@
+"""`bon demo`: the main job from end to end, on this machine, with a real policy and a trained reward model.
+
+Builds the models from packages, serves them, asks held-out problems at N = 8, shows candidates, compares one sample
+with best-of-N and with the best possible, looks into the log, and turns it into a training file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import bon
+from bon.v1 import bon_pb2 as pb
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from bon_server.demo.outcome import DemoOutcome, judge
+from bon_server.demo.policy_model import build_policy
+from bon_server.demo.problems import Problem, is_right, problems
+from bon_server.demo.reward_model import build_reward
+from bon_server.demo.server_process import serving
+from bon_server.log.stats import log_stats
+from bon_server.offline.select import SelectOptions, select
+from bon_server.selection import OfflineRule
+
+N = 8
+TEMPERATURE = 0.8
+MAX_TOKENS = 48
+COUNTS = {"chain_sum": 10, "basic_arithmetic": 6, "products": 4}
+CONCURRENCY = 4
+SHOWN = 3
+
+Answered = tuple[Problem, pb.GenerateResponse]
+
+
+def run_demo(folder: Path, console: Console) -> None:
+    """Runs the whole demo, keeping its files under `folder`. Ends what it started, also when it fails."""
+    console.rule("[bold]Best-of-N: sample N, score N, answer with the best, keep them all")
+    policy, reward = _models(folder / "models", console)
+    run = folder / time.strftime("run-%Y%m%d-%H%M%S")
+    run.mkdir(parents=True)
+    answered = _ask_all(policy, reward, run, console)
+    for each in _worth_showing(answered)[:SHOWN]:
+        console.print(_candidate_table(*each))
+    console.print(_comparison(judge(answered)))
+    _show_log(run / "log", console)
+    _show_selection(run, console)
+    _show_next_steps(policy, reward, run, console)
+
+
+def _models(folder: Path, console: Console) -> tuple[Path, Path]:
+    console.print("\n[bold]1. Models[/], built from Python packages alone (kept for the next run)")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with console.status("the policy: SmolLM2-135M-Instruct"):
+        policy = build_policy(folder / "policy")
+    with console.status("the reward model: MiniLM with a trained low-rank adapter and head"):
+        reward = build_reward(folder / "reward")
+    console.print(f"   policy {policy}\n   reward {reward}")
+    return policy, reward
+
+
+def _ask_all(policy: Path, reward: Path, run: Path, console: Console) -> list[Answered]:
+    console.print(f"\n[bold]2. Server[/], in the background (its output: {run / 'server.log'})")
+    arguments = ["--policy", str(policy), "--reward", str(reward), "--log", str(run / "log")]
+    asked = problems("test", COUNTS)
+    with Progress(console=console, transient=True) as progress:
+        starting = progress.add_task("   starting: vLLM loads and warms up", total=None)
+        with serving(arguments, run, lambda: progress.advance(starting)) as address:
+            progress.remove_task(starting)
+            console.print(f"   answers on {address}")
+            console.print(f"\n[bold]3. {len(asked)} problems[/] that the reward model never saw, N = {N} for each")
+            asking = progress.add_task("   asking", total=len(asked))
+            return asyncio.run(_answers(address, asked, lambda: progress.advance(asking)))
+
+
+async def _answers(address: str, asked: Sequence[Problem], on_answer: Callable[[], None]) -> list[Answered]:
+    places = asyncio.Semaphore(CONCURRENCY)
+
+    async def answer(client: bon.AsyncClient, problem: Problem) -> Answered:
+        async with places:
+            response = await client.generate(
+                problem.prompt,
+                n=N,
+                temperature=TEMPERATURE,
+                max_tokens=MAX_TOKENS,
+                view="all",
+                tags={"task": problem.task},
+            )
+        on_answer()
+        return problem, response
+
+    async with bon.AsyncClient(address) as client:
+        return list(await asyncio.gather(*(answer(client, problem) for problem in asked)))
+
+
+def _worth_showing(answered: Sequence[Answered]) -> list[Answered]:
+    """First those where the choice mattered: some candidates right, some wrong. Hits and misses alike."""
+    mixed = [each for each in answered if 0 < sum(is_right(each[0], c.text) for c in each[1].candidates) < N]
+    return mixed + [each for each in answered if each not in mixed]
+
+
+def _candidate_table(problem: Problem, response: pb.GenerateResponse) -> Table:
+    title = f"{problem.prompt}   (right: {problem.answer})"
+    table = Table("", "reward", "gold", "completion", title=title, title_justify="left", title_style="bold")
+    for candidate in sorted(response.candidates, key=lambda each: (-each.reward, each.index)):
+        table.add_row(
+            "[bold]winner[/]" if candidate.index == response.best.index else "",
+            f"{candidate.reward:+.2f}" if candidate.HasField("reward") else "none",
+            "[green]right[/]" if is_right(problem, candidate.text) else "[red]wrong[/]",
+            " ".join(candidate.text.split())[:70].replace("[", "\\["),
+        )
+    return table
+
+
+def _comparison(outcome: DemoOutcome) -> Table:
+    table = Table("", "right", title="\n4. What best-of-N gained", title_justify="left", title_style="bold", box=None)
+    table.add_row("one sample (mean over all)", f"{outcome.single:.0%}")
+    table.add_row(f"[bold]best of {N} by the reward model[/]", f"[bold]{outcome.best_of_n:.0%}[/]")
+    table.add_row(f"the best possible (any of the {N} is right)", f"{outcome.any_of_n:.0%}")
+    table.caption = (
+        f"{outcome.problems} problems are few: +-{outcome.standard_error:.0%}; `bon demo evaluate` asks more"
+    )
+    return table
+
+
+def _show_log(log: Path, console: Console) -> None:
+    stats = log_stats(log)
+    console.print(
+        f"\n[bold]5. The log[/]: {stats['requests']} requests, {stats['candidates']} candidates with rewards, "
+        f"{stats['bytes'] / 1024:,.0f} KiB, every one synced before its answer left\n"
+        f"   look: .venv/bin/bon log records --log {log} --limit 1"
+    )
+
+
+def _show_selection(run: Path, console: Console) -> None:
+    manifest = select(SelectOptions(logs=(run / "log",), rule=OfflineRule.BEST_PER_PROMPT, out=run / "selected"))
+    data = next(output for output in manifest["outputs"] if output["role"] == "data")
+    console.print(
+        f"\n[bold]6. A training set[/]: {data['rows']} rows in {run / 'selected' / data['file']}, with its manifest"
+    )
+    first = (run / "selected" / data["file"]).read_text(encoding="utf-8").splitlines()[0]
+    console.print(f"   {first[:150]}…", markup=False, highlight=False)
+    console.print(f"   {json.dumps(manifest['counts'])}", markup=False, highlight=False)
+
+
+def _show_next_steps(policy: Path, reward: Path, run: Path, console: Console) -> None:
+    console.print(
+        "\n[bold]7. Go on[/]\n"
+        f"   the same server:     .venv/bin/bon serve --policy {policy} --reward {reward} --log {run / 'log'}\n"
+        "   a question:          .venv/bin/bon ask 'What is 7 + 5?' -n 8 --all\n"
+        "   your own models:     .venv/bin/bon serve --policy HUB/INSTRUCT-MODEL --reward HUB/REWARD-MODEL --log DIR\n"
+        "   on a GPU:            make demo BACKEND=cuda (in a fresh clone)",
+        highlight=False,
+    )
