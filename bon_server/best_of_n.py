@@ -92,7 +92,7 @@ class RewardModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request. Times are nanoseconds since sampling began."""
+    """What became of a request. Times are durations in nanoseconds."""
 
     candidates: tuple[Candidate, ...]
     """All n, in index order."""
@@ -102,7 +102,7 @@ class Answer:
     """Why nothing was chosen; None when something was."""
     outcome: Outcome
     sample_ns: int
-    """Until the last sampled token."""
+    """From the start of sampling to the last sampled token."""
     score_ns: int
     """Time during which at least one candidate was being scored."""
     overlap_ratio: float
@@ -120,13 +120,17 @@ async def best_of_n(
     reward_model: RewardModel,
     stop: Stop,
     on_end: Callable[[Candidate], None] = lambda candidate: None,
+    waited_ns: int = 0,
 ) -> Answer:
-    """Samples, scores and chooses. `on_end` is called with each candidate as it ends, in order of arrival.
+    """Samples, scores and chooses.
+
+    on_end: called with each candidate as it ends, in order of arrival. waited_ns: how long ago the request began;
+    the candidates' times count from there.
 
     A request that brings its completions is only scored: nothing is sampled or chosen, and rewards that are not
     finite are an answer, not a failure.
     """
-    run = _Run(request, policy, reward_model, on_end)
+    run = _Run(request, policy, reward_model, on_end, waited_ns)
     tasks = [asyncio.create_task(run.candidate(index)) for index in range(request.n)]
     everything = asyncio.gather(*tasks)
     await asyncio.wait((everything, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -142,14 +146,20 @@ class _Run:
     """The moving parts of one request."""
 
     def __init__(
-        self, request: Request, policy: Policy, reward_model: RewardModel, on_end: Callable[[Candidate], None]
+        self,
+        request: Request,
+        policy: Policy,
+        reward_model: RewardModel,
+        on_end: Callable[[Candidate], None],
+        waited_ns: int,
     ) -> None:
         self._request = request
         self._policy = policy
         self._reward_model = reward_model
         self._on_end = on_end
         self._key = uuid4().hex
-        self._began_ns = time.monotonic_ns()
+        self.waited_ns = waited_ns
+        self._began_ns = time.monotonic_ns() - waited_ns
         self._sampled: dict[int, Candidate] = {}
         self._scores: dict[str, asyncio.Future[Score]] = {}
         self._stopped = False
@@ -298,15 +308,15 @@ def _choose(request: Request, candidates: tuple[Candidate, ...], failure: Reques
     elif failure is None and selected is None and not request.given:
         failure = _nothing_scored(candidates)
     chosen = failure is None and not request.given
-    sample_ns = max((c.sampled_ns for c in candidates if c.sampled_ns is not None), default=0)
-    score_ns, overlap_ratio = overlap(run.scoring_spans_ns, sample_ns)
+    last_ns = max((c.sampled_ns for c in candidates if c.sampled_ns is not None), default=run.waited_ns)
+    score_ns, overlap_ratio = overlap(run.scoring_spans_ns, last_ns)
     return Answer(
         candidates=candidates,
         selected_index=selected if chosen else None,
         reason=reason if chosen else None,
         error=failure,
         outcome=_outcome(candidates, failure),
-        sample_ns=sample_ns,
+        sample_ns=last_ns - run.waited_ns,
         score_ns=score_ns,
         overlap_ratio=overlap_ratio,
         reward_model_tokens=run.reward_model_tokens(),
@@ -335,7 +345,7 @@ def _outcome(candidates: Sequence[Candidate], failure: RequestError | None) -> O
 def overlap(spans_ns: Sequence[tuple[int, int]], sample_ns: int) -> tuple[int, float]:
     """Length of the union of the scoring spans, and the share of it before sampling ended.
 
-    spans_ns: (start, end) of each scoring, in nanoseconds since sampling began; sample_ns: when the last token was
+    spans_ns: (start, end) of each scoring, on one clock, in nanoseconds; sample_ns: when the last token was
     sampled. Returns (0, 0.0) for no spans.
     """
     total_ns = overlapped_ns = covered_until_ns = 0

@@ -549,3 +549,18 @@ def test_overlap_is_what_counting_nanoseconds_gives(given_spans: list[tuple[int,
     scoring = {at for start, end in given_spans for at in range(start, end)}
     both = [at for at in scoring if at < sample_ns]
     assert overlap(given_spans, sample_ns) == (len(scoring), len(both) / len(scoring) if scoring else 0.0)
+
+
+def test_times_of_candidates_count_from_the_request_and_durations_do_not() -> None:
+    an_hour_ns = 3_600 * 10**9
+
+    async def run() -> Answer:
+        stop: Stop = asyncio.get_running_loop().create_future()
+        return await best_of_n(a_request(3), ScriptedPolicy(), ScriptedReward(), stop, waited_ns=an_hour_ns)
+
+    answer = asyncio.run(run())
+    for candidate in answer.candidates:
+        assert candidate.sampled_ns is not None and candidate.scored_ns is not None
+        assert an_hour_ns <= candidate.sampled_ns <= candidate.scored_ns
+    assert 0 < answer.sample_ns < an_hour_ns
+    assert answer.score_ns < an_hour_ns

@@ -141,7 +141,7 @@ class Attempts:
         created_at = datetime.now(UTC)
         async with self._admission.permit(request.n, stop):
             queue_ns = time.monotonic_ns() - began_ns
-            answer = await best_of_n(request, self._policy, self._reward_model, stop, on_end)
+            answer = await best_of_n(request, self._policy, self._reward_model, stop, on_end, queue_ns)
             record = self._to_record(request, answer, prior, created_at, queue_ns)
             log_began_ns = time.monotonic_ns()
             await self._spool.commit(record)

@@ -50,8 +50,11 @@ async def start_policy(config: PolicyConfig) -> RunningPolicy:
     return await VllmPolicy.start(config)
 
 
-async def start_reward(config: RewardConfig) -> RunningReward:
-    """Loads the reward model. Raises `ConfigError` or `StartupError`."""
+async def check_reward(config: RewardConfig) -> None:
+    """Finds what is wrong with the reward model in no time, before a policy is loaded in vain.
+
+    Raises `ConfigError` or `StartupError`.
+    """
     if not config.models:
         raise ConfigError(
             "reward.models is empty: give --reward a directory, a hub id, `function:module:name` or `synthetic`"
@@ -60,6 +63,15 @@ async def start_reward(config: RewardConfig) -> RunningReward:
         raise ConfigError(
             f"reward.models has {len(config.models)} entries; ensembles are not available in this version"
         )
+    _, spec = split_name(config.models[0])
+    if _is_kind(spec, "vllm"):
+        raise ConfigError(f"reward.models {spec!r}: pooling engines are not available in this version")
+    if not _is_kind(spec, "synthetic") and not _is_kind(spec, "function"):
+        await asyncio.to_thread(find_model, spec, config.revision)
+
+
+async def start_reward(config: RewardConfig) -> RunningReward:
+    """Loads the reward model, which `check_reward` has passed. Raises `ConfigError` or `StartupError`."""
     name, spec = split_name(config.models[0])
     if _is_kind(spec, "synthetic"):
         return SyntheticReward.from_spec(spec, name)
@@ -67,8 +79,6 @@ async def start_reward(config: RewardConfig) -> RunningReward:
         from bon_server.reward.function import FunctionReward
 
         return FunctionReward.from_spec(spec, name)
-    if _is_kind(spec, "vllm"):
-        raise ConfigError(f"reward.models {spec!r}: pooling engines are not available in this version")
     from bon_server.reward.transformers import TransformersReward
 
     return await TransformersReward.start(spec, name, config)

@@ -28,7 +28,7 @@ from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
 from bon_server.serving.grpc_services import add_health, add_reflection
 from bon_server.serving.metrics import Metrics
-from bon_server.serving.models import RunningPolicy, RunningReward, start_policy, start_reward
+from bon_server.serving.models import RunningPolicy, RunningReward, check_reward, start_policy, start_reward
 from bon_server.serving.service import SERVICE, Service
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Server:
             _refuse_taken_port(config.listen.host, config.listen.port)
             spool = Spool.open(Path(config.log.directory), config.log.durability)
             resources.push_async_callback(asyncio.to_thread, spool.close)
+            await check_reward(config.reward)
             policy = await start_policy(config.policy)
             resources.push_async_callback(policy.close)
             reward_model = await start_reward(config.reward)

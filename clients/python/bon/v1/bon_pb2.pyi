@@ -312,7 +312,7 @@ class Chat(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """At least one message, oldest first."""
+        """1 to 4096 messages, oldest first."""
 
     def __init__(
         self,

@@ -74,7 +74,8 @@ class BestOfNServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """The same, but sends each candidate as soon as it is scored; the last event is the unary answer.
+        """The same, but sends each candidate as soon as it is scored; the last event is the unary answer. A stored answer
+        comes as the last event alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

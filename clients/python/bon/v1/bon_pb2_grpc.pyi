@@ -42,7 +42,9 @@ class BestOfNServiceStub:
     Generate: _grpc.UnaryUnaryMultiCallable[_bon_pb2.GenerateRequest, _bon_pb2.GenerateResponse]
     """Samples `n` candidates, scores them, and answers with the best. The record is committed before the answer leaves."""
     GenerateStream: _grpc.UnaryStreamMultiCallable[_bon_pb2.GenerateStreamRequest, _bon_pb2.GenerateStreamResponse]
-    """The same, but sends each candidate as soon as it is scored; the last event is the unary answer."""
+    """The same, but sends each candidate as soon as it is scored; the last event is the unary answer. A stored answer
+    comes as the last event alone.
+    """
     Score: _grpc.UnaryUnaryMultiCallable[_bon_pb2.ScoreRequest, _bon_pb2.ScoreResponse]
     """Rewards of completions that the caller brings. Logged with kind `score`."""
     RecordFeedback: _grpc.UnaryUnaryMultiCallable[_bon_pb2.RecordFeedbackRequest, _bon_pb2.RecordFeedbackResponse]
@@ -58,7 +60,9 @@ class BestOfNServiceAsyncStub(BestOfNServiceStub):
     Generate: _aio.UnaryUnaryMultiCallable[_bon_pb2.GenerateRequest, _bon_pb2.GenerateResponse]  # type: ignore[assignment]
     """Samples `n` candidates, scores them, and answers with the best. The record is committed before the answer leaves."""
     GenerateStream: _aio.UnaryStreamMultiCallable[_bon_pb2.GenerateStreamRequest, _bon_pb2.GenerateStreamResponse]  # type: ignore[assignment]
-    """The same, but sends each candidate as soon as it is scored; the last event is the unary answer."""
+    """The same, but sends each candidate as soon as it is scored; the last event is the unary answer. A stored answer
+    comes as the last event alone.
+    """
     Score: _aio.UnaryUnaryMultiCallable[_bon_pb2.ScoreRequest, _bon_pb2.ScoreResponse]  # type: ignore[assignment]
     """Rewards of completions that the caller brings. Logged with kind `score`."""
     RecordFeedback: _aio.UnaryUnaryMultiCallable[_bon_pb2.RecordFeedbackRequest, _bon_pb2.RecordFeedbackResponse]  # type: ignore[assignment]
@@ -83,7 +87,9 @@ class BestOfNServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _bon_pb2.GenerateStreamRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_bon_pb2.GenerateStreamResponse], _abc.AsyncIterator[_bon_pb2.GenerateStreamResponse]]:
-        """The same, but sends each candidate as soon as it is scored; the last event is the unary answer."""
+        """The same, but sends each candidate as soon as it is scored; the last event is the unary answer. A stored answer
+        comes as the last event alone.
+        """
 
     @_abc_1.abstractmethod
     def Score(
