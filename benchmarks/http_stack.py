@@ -125,7 +125,8 @@ def _answers(session: aiohttp.ClientSession, url: str) -> Any:
     async def answers() -> bool:
         try:
             async with session.get(url) as response:
-                return response.status == 200
+                status: int = response.status
+                return status == 200
         except aiohttp.ClientError:
             return False
 

@@ -44,10 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bon-serving-", dir=options.work) as folder:
         for part in (SYNTHETIC_FOLDER, STACKS_FOLDER):
             (Path(folder) / part).mkdir()
-        try:
-            document = asyncio.run(_measure(options, sizes, Path(folder)))
-        except asyncio.CancelledError:
-            sys.exit("ended by SIGTERM; nothing is left running")
+        document = asyncio.run(_measure(options, sizes, Path(folder)))
     if options.out is not None:
         options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(document))  # noqa: T201
@@ -97,6 +94,7 @@ def _end_at_sigterm() -> None:
     assert task is not None
 
     def end() -> None:
+        print("SIGTERM: ending what was started", file=sys.stderr, flush=True)  # noqa: T201
         loop.add_signal_handler(signal.SIGTERM, lambda: None)
         task.cancel()
 

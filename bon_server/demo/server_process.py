@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bon_server.errors import StartupError
 
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 45.0
 
 
