@@ -71,7 +71,7 @@ def _models(folder: Path, console: Console) -> tuple[Path, Path]:
 def _ask_all(policy: Path, reward: Path, run: Path, console: Console) -> list[Answered]:
     console.print(f"\n[bold]2. Server[/], in the background (its output: {run / 'server.log'})")
     arguments = ["--policy", str(policy), "--reward", str(reward), "--log", str(run / "log"), *IN_FLOAT32]
-    asked = problems("test", COUNTS)
+    asked = problems("development", COUNTS)  # the test split is for final figures
     with Progress(console=console, transient=True) as progress:
         starting = progress.add_task("   starting: vLLM loads and warms up", total=None)
         with serving(arguments, run, lambda: progress.advance(starting)) as address:
