@@ -100,11 +100,12 @@ async def http_stack(models: Models, sampling: Sampling, folder: Path) -> AsyncI
 
 def vllm_command(models: Models, port: int) -> list[str]:
     """vLLM's HTTP server with its best settings for this machine."""
+    from bon_server.policy.dtype import dtype_for
     from bon_server.policy.vllm_engine import CPU_BLOCK_TOKENS, CPU_KV_CACHE_BYTES, on_cpu
 
     command = [sys.executable, "-m", API_SERVER, "--model", models.policy]
     command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port), *ARGUMENTS]
-    command += ["--dtype", models.dtype, "--max-num-seqs", str(PolicyConfig().running_samples)]
+    command += ["--dtype", dtype_for(models.dtype, on_cpu()), "--max-num-seqs", str(PolicyConfig().running_samples)]
     if not on_cpu():
         return [*command, "--gpu-memory-utilization", str(models.gpu_memory_share)]
     sizes = ["--block-size", str(CPU_BLOCK_TOKENS), "--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES)]

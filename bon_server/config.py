@@ -49,7 +49,7 @@ class PolicyConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub id; for a directory, the digest that its weights must have. None: any."""
     dtype: str = "auto"
-    """`auto` (the model's own), `bfloat16`, `float16` or `float32`."""
+    """`bfloat16`, `float16`, `float32`, or `auto`: the model's own; float32 on CPUs without bf16 instructions."""
     context_tokens: Positive | None = None
     """Longest prompt plus completion. None: the model's own. Less needs less memory."""
     running_samples: Positive = 128

@@ -34,9 +34,6 @@ MAX_TOKENS = 48
 COUNTS = {"chain_sum": 10, "basic_arithmetic": 6, "products": 4}
 CONCURRENCY = 4
 SHOWN = 3
-IN_FLOAT32 = ("--set", "policy.dtype=float32")
-"""Without bfloat16 instructions its matrix products run at a fifth of float32's pace (17 to 20 against 88 to 141
-GFLOPS on two AVX2 cores); a GPU does not need it, and a model this small does not suffer."""
 
 Answered = tuple[Problem, pb.GenerateResponse]
 
@@ -70,7 +67,7 @@ def _models(folder: Path, console: Console) -> tuple[Path, Path]:
 
 def _ask_all(policy: Path, reward: Path, run: Path, console: Console) -> list[Answered]:
     console.print(f"\n[bold]2. Server[/], in the background (its output: {run / 'server.log'})")
-    arguments = ["--policy", str(policy), "--reward", str(reward), "--log", str(run / "log"), *IN_FLOAT32]
+    arguments = ["--policy", str(policy), "--reward", str(reward), "--log", str(run / "log")]
     asked = problems("development", COUNTS)  # the test split is for final figures
     with Progress(console=console, transient=True) as progress:
         starting = progress.add_task("   starting: vLLM loads and warms up", total=None)

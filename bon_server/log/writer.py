@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import apsw
 
 from bon_server.errors import LogError, LogFull, RequestError, Unavailable
 from bon_server.log.database import SPOOL_NAME, Row, open_for_writing
 
+Result = TypeVar("Result")
 CHECKPOINT_PAGES = 4_000
 """Pages in the write-ahead log (about 16 MB) that are worth moving into the database."""
 RETRY_AFTER_MS = 1_000
@@ -57,17 +59,24 @@ class Writer:
     def write(self, rows: Sequence[Row]) -> list[int | None]:
         """One transaction; returns ordinals when it is on disk, None for an attempt that was there already.
 
+        Raises as `transaction` does.
+        """
+        return self.transaction(lambda database: [database.execute(_INSERT, row).get for row in rows])
+
+    def transaction(self, change: Callable[[apsw.Connection], Result]) -> Result:
+        """Runs `change` in a transaction of its own and returns its result when that is on disk.
+
         Raises `LogFull` for want of room and `Unavailable` for anything else; see `failure` whether for good.
         """
         with self._mutex:
             self.check()
             try:
                 self._database.execute("BEGIN IMMEDIATE")
-                ordinals = [self._database.execute(_INSERT, row).get for row in rows]
+                result = change(self._database)
                 self._database.execute("COMMIT")
             except Exception as error:
                 raise self._give_up(error) from error
-            return ordinals
+            return result
 
     def check(self) -> None:
         """Raises `Unavailable` after a final failure."""

@@ -37,6 +37,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
 from vllm.platforms import current_platform  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
+from bon_server.policy.dtype import dtype_for  # noqa: E402
 from bon_server.policy.engine_process import OneProcessExecutor, ProcessPerGpuExecutor  # noqa: E402
 from bon_server.policy.shapes import check_shapes  # noqa: E402
 
@@ -119,7 +120,7 @@ def _engine_args(config: PolicyConfig, files: ModelFiles) -> Any:
         "model": str(files.directory),
         "load_format": "safetensors",
         "trust_remote_code": False,
-        "dtype": config.dtype,
+        "dtype": dtype_for(config.dtype, on_cpu()),
         "max_model_len": config.context_tokens,
         "max_num_seqs": config.running_samples,
         "kv_cache_memory_bytes": config.kv_cache_bytes,
