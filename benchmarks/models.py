@@ -28,7 +28,8 @@ def demo_models(folder: Path) -> tuple[str, str]:
     from bon_server.demo.policy_model import build_policy
     from bon_server.demo.reward_model import build_reward
 
-    return str(build_policy(folder / "policy").resolve()), str(build_reward(folder / "reward").resolve())
+    policy = build_policy(folder / "policy").resolve()
+    return str(policy), str(build_reward(folder / "reward", policy).resolve())
 
 
 def _name(model: str) -> str:

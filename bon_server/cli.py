@@ -314,7 +314,8 @@ def demo_evaluate(
     from bon_server.demo.reward_model import build_reward
 
     models = context.obj / "models"
-    policy, reward = build_policy(models / "policy"), build_reward(models / "reward")
+    policy = build_policy(models / "policy")
+    reward = build_reward(models / "reward", policy)
     chosen: Any = split
     _print_result(evaluate(policy, reward, context.obj / "samples", split=chosen, limit=limit), as_json)
 

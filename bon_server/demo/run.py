@@ -59,8 +59,8 @@ def _models(folder: Path, console: Console) -> tuple[Path, Path]:
     transformers_logging.disable_progress_bar()
     with console.status("the policy: SmolLM2-135M-Instruct"):
         policy = build_policy(folder / "policy")
-    with console.status("the reward model: MiniLM with a trained low-rank adapter and head"):
-        reward = build_reward(folder / "reward")
+    with console.status("the reward model: its first layers, with a trained low-rank adapter and head"):
+        reward = build_reward(folder / "reward", policy)
     console.print(f"   policy {policy}\n   reward {reward}")
     return policy, reward
 

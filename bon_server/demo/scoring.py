@@ -17,7 +17,7 @@ BATCH = 64
 
 
 def score(reward: Path, sampled: Sequence[Sampled]) -> NDArray[np.float64]:
-    """Returns the raw reward of every completion, (P, N): the logit for the pair (prompt, completion), nothing cut.
+    """Returns the raw reward of every completion, (P, N): the logit for the conversation, nothing cut.
 
     Batches are formed by length, so that little is padded; fp32, so that they do not change a reward by more than 1e-5.
     """
@@ -28,8 +28,13 @@ def score(reward: Path, sampled: Sequence[Sampled]) -> NDArray[np.float64]:
     rewards = np.empty(len(pairs))
     for start in tqdm(range(0, len(order), BATCH), unit="batch", desc="scoring"):
         chosen = order[start : start + BATCH]
-        prompts, completions = zip(*(pairs[index] for index in chosen), strict=True)
-        inputs = tokenizer(list(prompts), list(completions), truncation=False, padding=True, return_tensors="pt")
+        inputs = tokenizer.apply_chat_template(
+            [_conversation(*pairs[index]) for index in chosen], padding=True, return_tensors="pt", return_dict=True
+        )
         with torch.inference_mode():
             rewards[chosen] = model(**inputs).logits[:, 0].double().numpy()
     return rewards.reshape(len(sampled), -1)
+
+
+def _conversation(prompt: str, completion: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
