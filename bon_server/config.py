@@ -131,7 +131,21 @@ class LogConfig:
     directory: str = ""
     """Folder of the log; made when missing."""
     durability: Durability = Durability.FSYNC
-    """`fsync`: an answer leaves after its record was synced."""
+    """What OK promises. `fsync`: the record was synced to disk before the answer left; each sync takes along what came
+    during the one before. `group`: the same promise, and a record waits `linger_ms` for others to share its sync.
+    `async`: the record was handed to the kernel: safe when the server is killed, but a crash of the machine loses what
+    came since the last sync, see `async_sync_ms`. Every answer says which."""
+    linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
+    """Durability `group`: how long a record waits for company. Fewer syncs, and every answer so much later."""
+    group_records: Positive = 256
+    """Most records in one transaction, that is, of one sync."""
+    async_sync_ms: Annotated[float, Meta(gt=0, le=60_000)] = 200.0
+    """Durability `async`: time between syncs; what a power cut can cost, plus the time a sync and a checkpoint take."""
+    queue_bytes: Positive = 64 << 20
+    """Encoded records waiting to be committed; beyond this new requests are refused before they are sampled."""
+    min_free_bytes: Annotated[int, Meta(ge=0)] = 256 << 20
+    """Below so much free space on the log's disk new requests are refused before they are sampled; looked at every
+    second. What is being answered then is still logged, so leave room for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,6 +91,7 @@ class Attempts:
             return Finished(prior, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
         if deadline_s <= 0:
             raise DeadlinePassed("the deadline leaves no time to sample anything")
+        self._spool.check()  # not earlier: a stored answer needs no room
         stop: Stop = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._attempt(request, prior, stop, on_end, began_ns))
         self._keep(key, task, stop, deadline_s)
@@ -140,6 +141,7 @@ class Attempts:
     ) -> Finished:
         created_at = datetime.now(UTC)
         async with self._admission.permit(request.n, stop):
+            self._spool.check()  # again: much may have happened while it waited
             queue_ns = time.monotonic_ns() - began_ns
             answer = await best_of_n(request, self._policy, self._reward_model, stop, on_end, queue_ns)
             record = self._to_record(request, answer, prior, created_at, queue_ns)
