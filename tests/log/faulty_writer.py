@@ -7,6 +7,7 @@ import ctypes
 import errno
 import json
 import sys
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ async def count_syncs(folder: Path, durability: str, synchronous: str | None = N
         ahead.append(FAULTS.faults_unsynced_wal_writes())
         acknowledge(*arguments)
 
-    spool_module._answer = watched
+    spool_module._answer = watched  # type: ignore[assignment]
     config = LogConfig(durability=Durability(durability), linger_ms=20, group_records=10, async_sync_ms=50)
     with closing(Spool.open(folder, config)) as spool:
         if synchronous:
@@ -87,6 +88,12 @@ async def fill_the_disk(folder: Path) -> dict[str, Any]:
     return {"before": before, "during": during, "after": after, "failures": len(failures)}
 
 
+EXPERIMENTS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
+    "count": count_syncs,
+    "sync": fail_a_sync,
+    "full": fill_the_disk,
+}
+
 if __name__ == "__main__":
-    experiment = {"count": count_syncs, "sync": fail_a_sync, "full": fill_the_disk}[sys.argv[1]]
+    experiment = EXPERIMENTS[sys.argv[1]]
     sys.stdout.write(json.dumps(asyncio.run(experiment(Path(sys.argv[2]), *sys.argv[3:]))))

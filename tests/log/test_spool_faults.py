@@ -80,7 +80,7 @@ def test_a_full_disk_fails_commits_until_there_is_room(faults: Path, tmp_path: P
 
 @pytest.mark.parametrize("kills", [100, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_kill_minus_nine_loses_nothing_that_was_acknowledged(tmp_path: Path, kills: int) -> None:
-    command = [sys.executable, "-m", "tests.log.killed_writer", tmp_path / "log", str(kills), "7"]
+    command = [sys.executable, "-m", "tests.log.killed_writer", str(tmp_path / "log"), str(kills), "7"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode()
     seen = json.loads(done.stdout)
