@@ -44,7 +44,10 @@ class Room:
     def look(self, probe: Callable[[int], None]) -> None:
         """Measures again. `probe` tries to write so many bytes, and raises a `RequestError` when that fails."""
         with self._mutex:
-            self.free_bytes = self._measure()
+            try:
+                self.free_bytes = self._measure()
+            except OSError:
+                self.free_bytes = 0  # the folder has gone; there is certainly no room in it
             if self.free_bytes < self._min_free_bytes:
                 self.full = True
                 return

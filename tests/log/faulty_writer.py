@@ -18,6 +18,7 @@ from bon_server.log import spool as spool_module
 from bon_server.log.spool import Spool
 from bon_server.types import Durability
 from tests.log.records import record
+from tests.waiting import until
 
 FAULTS = ctypes.CDLL(None)
 
@@ -71,6 +72,29 @@ async def fail_a_sync(folder: Path) -> dict[str, Any]:
     return {"before": before, "during": during, "after": after, "failures": len(failures), "seen": seen}
 
 
+async def fail_a_background_sync(folder: Path) -> dict[str, Any]:
+    """Durability `async`: what a commit ends in after the sync of an earlier one has failed."""
+    failures: list[LogError] = []
+    config = LogConfig(durability=Durability.ASYNC, async_sync_ms=20)
+    with closing(Spool.open(folder, config, on_failure=failures.append)) as spool:
+        FAULTS.faults_fail_next_sync(errno.EIO)
+        before = await commit_one(spool, "before")
+        await until(lambda: spool.failure is not None)
+        after = await commit_one(spool, "after")
+    return {"before": before, "after": after, "failures": len(failures)}
+
+
+async def fail_a_checkpoint(folder: Path) -> dict[str, Any]:
+    """What a commit ends in after a sync failed while pages were moved into the database."""
+    failures: list[LogError] = []
+    with closing(Spool.open(folder, on_failure=failures.append)) as spool:
+        before = await commit_one(spool, "before")
+        FAULTS.faults_fail_next_sync(errno.EIO)
+        spool._writer.checkpoint(at_least_pages=1)
+        after = await commit_one(spool, "after")
+    return {"before": before, "after": after, "failures": len(failures)}
+
+
 async def fill_the_disk(folder: Path) -> dict[str, Any]:
     """What commits end in before, while and after there is no room."""
     failures: list[LogError] = []
@@ -91,6 +115,8 @@ async def fill_the_disk(folder: Path) -> dict[str, Any]:
 EXPERIMENTS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
     "count": count_syncs,
     "sync": fail_a_sync,
+    "background": fail_a_background_sync,
+    "checkpoint": fail_a_checkpoint,
     "full": fill_the_disk,
 }
 

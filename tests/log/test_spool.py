@@ -24,6 +24,7 @@ from bon_server.errors import (
 from bon_server.log.database import SPOOL_NAME, check_sqlite
 from bon_server.log.reader import LogReader
 from bon_server.log.spool import Group, Spool
+from bon_server.log.writer import Recovery
 from bon_server.types import Candidate, CandidateStatus, Durability, Outcome
 from tests.log.records import ODD_TEXT, record, scored
 from tests.waiting import until
@@ -50,6 +51,12 @@ async def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> No
         assert await spool.commit(record("r5")) == 6
     with LogReader(tmp_path / "log") as reader:
         assert list(reader.records())[:5] == [replace(one, ordinal=i + 1) for i, one in enumerate(records)]
+
+
+def test_a_start_says_what_it_found() -> None:
+    assert str(Recovery(0, 0, 0, 0)) == "no records found"
+    assert str(Recovery(1_234, 1_300, 0, 1 << 20)) == "1,234 records found"
+    assert str(Recovery(7, 7, 20, 1 << 20)) == "7 records found, 20 pages recovered from an unclean end"
 
 
 async def test_ordinals_are_never_used_again(tmp_path: Path) -> None:

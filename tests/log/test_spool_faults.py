@@ -68,6 +68,13 @@ def test_a_failed_sync_is_final(faults: Path, tmp_path: Path) -> None:
     assert there in (["before"], ["before", "during0"]), "nothing was written after the failed sync"
 
 
+@pytest.mark.parametrize("experiment", ["background", "checkpoint"])
+def test_a_failed_sync_beside_the_commits_is_final_too(faults: Path, tmp_path: Path, experiment: str) -> None:
+    seen = _experiment(faults, experiment, tmp_path)
+    assert seen == {"before": "ok", "after": "Unavailable", "failures": 1}
+    assert _request_ids(tmp_path) == ["before"]
+
+
 def test_a_full_disk_fails_commits_until_there_is_room(faults: Path, tmp_path: Path) -> None:
     assert _experiment(faults, "full", tmp_path) == {
         "before": "ok",

@@ -152,9 +152,9 @@ class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability
     DURABILITY_FSYNC: _Durability.ValueType  # 1
     """The record was synced to disk before the answer left."""
     DURABILITY_GROUP: _Durability.ValueType  # 2
-    """The record was written to the operating system before the answer left, and is synced at short intervals."""
+    """As DURABILITY_FSYNC; the record may have waited a moment for others to share its sync."""
     DURABILITY_ASYNC: _Durability.ValueType  # 3
-    """The record was queued; it may be lost when the process dies."""
+    """The record was handed to the operating system, which syncs it soon: safe when the server is killed, not in a power cut."""
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """When a record counts as committed."""
@@ -164,9 +164,9 @@ DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
 DURABILITY_FSYNC: Durability.ValueType  # 1
 """The record was synced to disk before the answer left."""
 DURABILITY_GROUP: Durability.ValueType  # 2
-"""The record was written to the operating system before the answer left, and is synced at short intervals."""
+"""As DURABILITY_FSYNC; the record may have waited a moment for others to share its sync."""
 DURABILITY_ASYNC: Durability.ValueType  # 3
-"""The record was queued; it may be lost when the process dies."""
+"""The record was handed to the operating system, which syncs it soon: safe when the server is killed, not in a power cut."""
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 class _FinishReason:
