@@ -75,8 +75,10 @@ async def fail_a_sync(folder: Path) -> dict[str, Any]:
 async def fail_a_background_sync(folder: Path) -> dict[str, Any]:
     """Durability `async`: what a commit ends in after the sync of an earlier one has failed."""
     failures: list[LogError] = []
-    config = LogConfig(durability=Durability.ASYNC, async_sync_ms=20)
+    config = LogConfig(durability=Durability.ASYNC, async_sync_ms=500)
     with closing(Spool.open(folder, config, on_failure=failures.append)) as spool:
+        await commit_one(spool, "first")  # starts the write-ahead log, whose header is always synced
+        await until(lambda: spool.syncs["background"] == 1)
         FAULTS.faults_fail_next_sync(errno.EIO)
         before = await commit_one(spool, "before")
         await until(lambda: spool.failure is not None)
@@ -88,6 +90,7 @@ async def fail_a_checkpoint(folder: Path) -> dict[str, Any]:
     """What a commit ends in after a sync failed while pages were moved into the database."""
     failures: list[LogError] = []
     with closing(Spool.open(folder, on_failure=failures.append)) as spool:
+        await commit_one(spool, "first")
         before = await commit_one(spool, "before")
         FAULTS.faults_fail_next_sync(errno.EIO)
         spool._writer.checkpoint(at_least_pages=1)

@@ -72,7 +72,7 @@ def test_a_failed_sync_is_final(faults: Path, tmp_path: Path) -> None:
 def test_a_failed_sync_beside_the_commits_is_final_too(faults: Path, tmp_path: Path, experiment: str) -> None:
     seen = _experiment(faults, experiment, tmp_path)
     assert seen == {"before": "ok", "after": "Unavailable", "failures": 1}
-    assert _request_ids(tmp_path) == ["before"]
+    assert _request_ids(tmp_path) == ["first", "before"]
 
 
 def test_a_full_disk_fails_commits_until_there_is_room(faults: Path, tmp_path: Path) -> None:
