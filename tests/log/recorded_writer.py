@@ -1,7 +1,7 @@
 """A writing process with `recorder.c` preloaded, which notes what it submits and what is acknowledged.
 
-Run as `-m tests.log.recorded_writer FOLDER DURABILITY COMMITS [SYNCHRONOUS]`. It commits, closes, opens again, commits
-once more as much, and ends without closing. Checkpoints come often.
+Run as `-m tests.log.recorded_writer FOLDER DURABILITY COMMITS [SYNCHRONOUS]`. It notes what it finds, commits, closes,
+opens again, commits once more as much, and ends without closing. Checkpoints come often.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bon_server.config import LogConfig
 from bon_server.log import writer
+from bon_server.log.reader import LogReader
 from bon_server.log.spool import Spool
 from bon_server.types import Durability
 from tests.log.records import record
@@ -28,6 +29,13 @@ GROUPS = (1, 3, 1, 2)
 def note(text: str) -> None:
     """Puts a line between the operations on files."""
     NOTES.recorder_note(text.encode())
+
+
+def note_found(folder: Path) -> None:
+    """What an earlier writer left: from now on callers may be told of it."""
+    with LogReader(folder) as reader:
+        for one in reader.records():
+            note(f"found {one.request_id} {one.ordinal}")
 
 
 async def commit(spool: Spool, request_id: str) -> None:
@@ -48,6 +56,7 @@ async def commit_groups(spool: Spool, run: str, commits: int) -> None:
 async def main(folder: Path, config: LogConfig, commits: int, synchronous: str | None = None) -> None:
     """Two runs."""
     spool = Spool.open(folder, config)
+    note_found(folder)
     if synchronous:
         spool._writer._database.pragma("synchronous", synchronous)
     await commit_groups(spool, "first", commits)

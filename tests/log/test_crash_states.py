@@ -87,13 +87,18 @@ def _whole_and_once(state: CrashState, found: list[Record]) -> dict[str, int]:
     return ordinals
 
 
-def _acknowledged(state: CrashState) -> dict[str, int]:
+def _noted(state: CrashState, what: str) -> dict[str, int]:
+    """Ordinals by request id, of what was noted as `acknowledged` or `found`."""
     lines = [line.split() for line in state.notes]
-    return {line[1]: int(line[2]) for line in lines if line[0] == "acknowledged"}
+    return {line[1]: int(line[2]) for line in lines if line[0] == what}
 
 
 def _holds_the_promise(state: CrashState, found: list[Record]) -> None:
-    assert _acknowledged(state).items() <= _whole_and_once(state, found).items()
+    assert _noted(state, "acknowledged").items() <= _whole_and_once(state, found).items()
+
+
+def _keeps_what_was_found(state: CrashState, found: list[Record]) -> None:
+    assert _noted(state, "found").items() <= _whole_and_once(state, found).items()
 
 
 def _holds_a_prefix(state: CrashState, found: list[Record]) -> None:
@@ -123,6 +128,14 @@ def test_durability_async_loses_only_the_newest(
 ) -> None:
     operations = _trace(recorder, tmp_path, Durability.ASYNC, str(commits))
     assert _in_each_state(operations, tmp_path / "log", fast_folder, _holds_a_prefix) > 50 * commits
+
+
+def test_what_a_start_found_unsynced_survives_from_then_on(recorder: Path, tmp_path: Path, fast_folder: Path) -> None:
+    """A killed writer left it to the kernel; the next one may have answered from it."""
+    _trace(recorder, tmp_path, Durability.ASYNC, "2")
+    operations = _trace(recorder, tmp_path, Durability.FSYNC, "0")
+    assert sum(operation.data.startswith(b"found") for operation in operations) == 8
+    assert _in_each_state(operations, tmp_path / "log", fast_folder, _keeps_what_was_found) > 50
 
 
 def test_without_syncs_this_would_fail(recorder: Path, tmp_path: Path, fast_folder: Path) -> None:
