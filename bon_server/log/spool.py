@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import apsw
 
@@ -35,6 +35,8 @@ from bon_server.log.record import Record, decode
 from bon_server.log.whole_file import sync_folder
 from bon_server.log.writer import RETRY_AFTER_MS, Writer
 from bon_server.types import Durability
+
+Result = TypeVar("Result")
 
 _FIND = (
     "SELECT ordinal, sha256, record FROM records WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1"
@@ -68,6 +70,7 @@ class Spool:
         self._reading = open_for_reading(directory / SPOOL_NAME)
         self._reading_mutex = threading.Lock()
         self._closing_mutex = threading.Lock()
+        self._changing_mutex = threading.Lock()
         self._closed = False
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_groups, name="log-writer", daemon=True)
@@ -134,6 +137,16 @@ class Spool:
             self._check_open()
         return self._writer.write(rows)
 
+    def transaction(self, change: Callable[[apsw.Connection], Result]) -> Result:
+        """`Writer.transaction`, for what is no record. Blocks until it is on disk, so never call it on an event loop.
+
+        `change` must not raise: what it raises closes the log for good.
+        """
+        with self._changing_mutex:
+            with self._closing_mutex:
+                self._check_open()
+            return self._writer.transaction(change)
+
     def find(self, principal: str, request_id: str) -> Record | None:
         """The latest attempt at a request, None when there is none.
 
@@ -163,7 +176,8 @@ class Spool:
         self._thread.join()
         with self._reading_mutex:
             self._reading.close()
-        self._writer.close()
+        with self._changing_mutex:
+            self._writer.close()
         self._lock.release()
 
     def _check_open(self) -> None:
