@@ -1,8 +1,8 @@
 """Feedback: what somebody observed about a logged request, or about one of its candidates.
 
-It lives in the table `feedback` of the spool, `feedback` being the MessagePack of one `Feedback` and `sha256` its digest, and
-is joined to records by caller, request id and attempt. Like records it is committed before the caller hears of it, and
-never changed.
+It lives in the table `feedback` of the spool, where the column `feedback` is the MessagePack of one `Feedback` and
+`sha256` its digest, and is joined to records by caller, request id and attempt. Like records it is committed before
+the caller hears of it, and never changed.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class FeedbackReader:
         ordinal = 0
         page = f"SELECT ordinal, sha256, feedback FROM feedback WHERE ordinal > ? ORDER BY ordinal LIMIT {PAGE_ROWS}"
         while rows := self._query(page, ordinal) if self._any else []:
-            for ordinal, sha256, blob in rows:  # noqa: B007 -- the last one begins the next page
+            for ordinal, sha256, blob in rows:
                 yield self._unpack(ordinal, sha256, blob)
 
     def of(self, record: Record) -> list[Feedback]:

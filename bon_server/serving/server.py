@@ -93,7 +93,7 @@ class Server:
         metrics.in_flight.set_function(lambda: attempts.running)
         server = grpc.aio.server(options=_channel_options(limits))
         health_service = add_health(server)
-        service = Service(config, policy, reward_model, attempts, metrics)
+        service = Service(config, policy, reward_model, spool, attempts, metrics)
         server.add_generic_rpc_handlers((service.handlers(),))
         add_reflection(server, (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
         address = _bind(server, config.listen.host, config.listen.port)

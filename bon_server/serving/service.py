@@ -17,8 +17,8 @@ from google.protobuf.message import Message
 from bon_server import __version__
 from bon_server.best_of_n import Policy, RewardModel
 from bon_server.config import Config
-from bon_server.errors import UnsupportedOption
-from bon_server.serving import requests, responses
+from bon_server.log.spool import Spool
+from bon_server.serving import feedback, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.status import to_status
@@ -36,11 +36,18 @@ class Service:
     """Handlers of the five RPCs."""
 
     def __init__(
-        self, config: Config, policy: Policy, reward_model: RewardModel, attempts: Attempts, metrics: Metrics
+        self,
+        config: Config,
+        policy: Policy,
+        reward_model: RewardModel,
+        spool: Spool,
+        attempts: Attempts,
+        metrics: Metrics,
     ) -> None:
         self._config = config
         self._policy = policy
         self._reward_model = reward_model
+        self._spool = spool
         self._attempts = attempts
         self._metrics = metrics
         self.running = 0
@@ -134,8 +141,8 @@ class Service:
         return responses.score_response(finished, self._config.log.durability)
 
     async def _record_feedback(self, data: bytes, context: Context) -> pb.RecordFeedbackResponse:
-        requests.parse(pb.RecordFeedbackRequest, data)
-        raise UnsupportedOption("RecordFeedback is not available in this version")
+        message = requests.parse(pb.RecordFeedbackRequest, data)
+        return await feedback.record(message, ANONYMOUS, self._spool)
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         requests.parse(pb.GetServerInfoRequest, data)

@@ -224,13 +224,6 @@ async def test_options_that_are_not_there_yet(
     await goes_on(running, caplog)
 
 
-async def test_feedback_is_not_there_yet(running: Running) -> None:
-    request = pb.RecordFeedbackRequest(feedback_id="f", request_id="r", name="thumbs", bool_value=True)
-    refused = await refusal(running.stub.RecordFeedback(request))
-    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
-    assert "RecordFeedback" in refused.details
-
-
 async def test_the_stream_refuses_alike(running: Running, caplog: pytest.LogCaptureFixture) -> None:
     for case in CASES.values():
         if isinstance(case.request, pb.GenerateRequest):
