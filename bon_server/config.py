@@ -132,6 +132,12 @@ class LogConfig:
     """Folder of the log; made when missing."""
     durability: Durability = Durability.FSYNC
     """`fsync`: an answer leaves after its record was synced."""
+    allow_metadata_only: bool = True
+    """Whether a request may ask that its prompt and completions are not logged."""
+    allow_none: bool = True
+    """Whether a request may ask that nothing of it is logged."""
+    redact: str | None = None
+    """`module:function`, given each text before it is logged; it returns the text to log. None: texts as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

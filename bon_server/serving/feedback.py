@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -12,17 +13,20 @@ from bon.v1 import bon_pb2 as pb
 from bon_server.errors import FieldViolation, InvalidRequest, RequestIdReused, UnknownRequest
 from bon_server.log.feedback import Feedback, Recorded, record_feedback
 from bon_server.log.spool import Spool
+from bon_server.serving.content import Redact, clean_values, redacting
 from bon_server.serving.validation import Violations, check_id, check_labels
 
 MAX_NAME_CHARS = 64
 MAX_VALUE_CHARS = 64 << 10
 
 
-async def record(message: pb.RecordFeedbackRequest, principal: str, spool: Spool) -> pb.RecordFeedbackResponse:
+async def record(
+    message: pb.RecordFeedbackRequest, principal: str, spool: Spool, redact: Redact | None
+) -> pb.RecordFeedbackResponse:
     """Answers once the observation is on disk.
 
     Raises `InvalidRequest`, `UnknownRequest` where this caller made no such request, and `RequestIdReused` where the
-    feedback id belongs to another observation.
+    feedback id belongs to another observation. Text value and tags are redacted before they are logged.
     """
     _check(message)
     about = spool.find(principal, message.request_id)
@@ -42,10 +46,17 @@ async def record(message: pb.RecordFeedbackRequest, principal: str, spool: Spool
         principal=principal,
         tags=dict(message.tags),
     )
+    if redact is not None:
+        feedback = await redacting(redact, lambda clean: _redacted(feedback, clean))
     recorded = await asyncio.to_thread(record_feedback, spool, feedback)
     if recorded is Recorded.TAKEN:
         raise RequestIdReused("this feedback_id was used for another observation")
     return pb.RecordFeedbackResponse(feedback_id=feedback.feedback_id, replayed=recorded is Recorded.REPLAYED)
+
+
+def _redacted(feedback: Feedback, clean: Redact) -> Feedback:
+    value = clean(feedback.value) if isinstance(feedback.value, str) else feedback.value
+    return replace(feedback, value=value, tags=clean_values(feedback.tags, clean))
 
 
 def _check(message: pb.RecordFeedbackRequest) -> None:

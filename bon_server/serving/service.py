@@ -20,6 +20,7 @@ from bon_server.config import Config
 from bon_server.log.spool import Spool
 from bon_server.serving import feedback, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
+from bon_server.serving.content import Redact
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.status import to_status
 from bon_server.types import Candidate, Request
@@ -43,6 +44,7 @@ class Service:
         spool: Spool,
         attempts: Attempts,
         metrics: Metrics,
+        redact: Redact | None = None,
     ) -> None:
         self._config = config
         self._policy = policy
@@ -50,6 +52,7 @@ class Service:
         self._spool = spool
         self._attempts = attempts
         self._metrics = metrics
+        self._redact = redact
         self.running = 0
         """Calls whose handler has not ended."""
 
@@ -136,13 +139,14 @@ class Service:
 
     async def _score(self, data: bytes, context: Context) -> pb.ScoreResponse:
         message = requests.parse(pb.ScoreRequest, data)
-        request = await requests.to_score(message, ANONYMOUS, self._policy, self._config.limits)
+        config = self._config
+        request = await requests.to_score(message, ANONYMOUS, self._policy, config.limits, config.log)
         finished = await self._attempts.run(request, self._deadline_s(context))
         return responses.score_response(finished, self._config.log.durability)
 
     async def _record_feedback(self, data: bytes, context: Context) -> pb.RecordFeedbackResponse:
         message = requests.parse(pb.RecordFeedbackRequest, data)
-        return await feedback.record(message, ANONYMOUS, self._spool)
+        return await feedback.record(message, ANONYMOUS, self._spool, self._redact)
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         requests.parse(pb.GetServerInfoRequest, data)
@@ -167,7 +171,8 @@ class Service:
         )
 
     async def _to_generate(self, message: pb.GenerateRequest, principal: str = ANONYMOUS) -> Request:
-        return await requests.to_generate(message, principal, self._policy, self._config.limits, self._config.defaults)
+        config = self._config
+        return await requests.to_generate(message, principal, self._policy, config.limits, config.defaults, config.log)
 
     def _response(self, message: pb.GenerateRequest, finished: Finished) -> pb.GenerateResponse:
         return responses.generate_response(

@@ -98,7 +98,6 @@ def check_score(message: pb.ScoreRequest, limits: LimitsConfig) -> None:
     check_labels(found, message.reward_context, message.tags)
     _check_enum(found, "log_policy", message.log_policy, pb.LogPolicy.keys())
     found.done()
-    _refuse_log_policy(message.log_policy)
 
 
 def check_id(found: Violations, field: str, value: str) -> None:
@@ -233,12 +232,6 @@ def _refuse_unsupported(message: pb.GenerateRequest) -> None:
     constraint = message.sampling.WhichOneof("constraint")
     if constraint is not None:
         raise UnsupportedOption(f"sampling.{constraint} is not available in this version")
-    _refuse_log_policy(message.log_policy)
-
-
-def _refuse_log_policy(log_policy: pb.LogPolicy.ValueType) -> None:
-    if log_policy not in (pb.LOG_POLICY_UNSPECIFIED, pb.LOG_POLICY_FULL):
-        raise UnsupportedOption(f"log_policy: {pb.LogPolicy.Name(log_policy)} is not available in this version")
 
 
 def _shown(value: str) -> str:

@@ -92,11 +92,12 @@ def grpo(**columns: Any) -> dict[str, Any]:
 
 
 def test_trl_reward_functions_are_parts_and_their_sum_the_reward(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [
+    rows = [
         grpo(accuracy=1.0, style=0.25, answer="7", tries=4),
         grpo(accuracy=None, style=0.5, answer=None, tries=5),
+        grpo(accuracy=None, style=None),
     ]
-    file = write_parquet(tmp_path / "completions_00003.parquet", [*rows, grpo(accuracy=None, style=None)])
+    file = write_parquet(tmp_path / "completions_00003.parquet", rows)
     result = import_into(tmp_path / "log", "trl-grpo", file)
     (record,) = records(tmp_path / "log")
     assert [c.reward for c in record.candidates] == [1.25, 0.5, None]

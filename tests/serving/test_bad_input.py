@@ -176,9 +176,6 @@ UNSUPPORTED: dict[str, tuple[pb.GenerateRequest | pb.ScoreRequest, str]] = {
     "bad regex": (sampling(regex="((("), "sampling.regex"),
     "exploding regex": (sampling(regex="(.{0,1000}){0,1000}x"), "sampling.regex"),
     "choice": (sampling(choice=pb.Choice(choices=["yes", CANARY])), "sampling.choice"),
-    "metadata only": (ask(log_policy=pb.LOG_POLICY_METADATA_ONLY), "log_policy"),
-    "no log": (ask(log_policy=pb.LOG_POLICY_NONE), "log_policy"),
-    "score without log": (score(log_policy=pb.LOG_POLICY_NONE), "log_policy"),
 }
 
 

@@ -55,8 +55,9 @@ async def test_what_was_observed_is_logged(run: Run, value: dict[str, Any], inde
     assert (answer.feedback_id, answer.replayed) == ("f", False)
     (got,) = logged(running)
     assert (got.feedback_id, got.request_id, got.attempt, got.candidate_index) == ("f", "a", 1, index)
-    assert (got.name, got.value, got.tags) == ("thumbs_up", *value.values(), {"by": "me"})
-    assert type(got.value) is type(*value.values())
+    (expected,) = value.values()
+    assert (got.name, got.value, got.tags) == ("thumbs_up", expected, {"by": "me"})
+    assert type(got.value) is type(expected)
 
 
 async def test_the_same_again_is_one_observation(run: Run) -> None:
