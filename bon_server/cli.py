@@ -225,7 +225,8 @@ def log_import(
     Lines that cannot be imported are counted and written, with number and reason, to a report. Exit code 1 when there
     are only such lines.
     """
-    from bon_server.offline.importers import ImportOptions, import_files, parse_columns
+    from bon_server.offline.importers import import_files
+    from bon_server.offline.imports.options import ImportOptions, parse_columns
 
     columns = parse_columns(reward_column) if reward_column else None
     options = ImportOptions(tuple(files), log, file_format, reward_model, raw, columns, rejected)

@@ -13,23 +13,20 @@ DIGEST being of the files, so that a corrected file does not overwrite the repor
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import NamedTuple
 
-from bon_server.errors import ConfigError, LogError
+from bon_server.errors import LogError
 from bon_server.log.imported import ImportedLine, append, known
 from bon_server.log.record import Record, encode, prompt_hash
 from bon_server.log.spool import Spool
-from bon_server.offline.imports import grouped, open_instruct, openrlhf, trl_grpo, verl
 from bon_server.offline.imports.arrival import Arrival, Identities
 from bon_server.offline.imports.gathering import Gathering
-from bon_server.offline.imports.line import BadLine, Fields, Line, Reading
+from bon_server.offline.imports.line import BadLine, Line, Reading
+from bon_server.offline.imports.options import IMPORT_FORMATS, ImportOptions, ImportResult, check
 from bon_server.offline.imports.rejected import Rejected
 from bon_server.offline.imports.rows import Row, is_parquet, parse, rows
 from bon_server.offline.manifest import sha256_of
@@ -42,84 +39,13 @@ BATCH_BYTES = 16 << 20
 """About how much of the files is held in memory before it is committed."""
 
 
-class Format(NamedTuple):
-    """How a format is read."""
-
-    read: Callable[[Fields, Reading], Line]
-    """Raises `BadLine`."""
-    line_per_candidate: bool
-
-
-IMPORT_FORMATS = {
-    "grouped": Format(grouped.read, line_per_candidate=False),
-    "openrlhf": Format(openrlhf.read, line_per_candidate=True),
-    "trl-grpo": Format(trl_grpo.read, line_per_candidate=True),
-    "open-instruct": Format(open_instruct.read, line_per_candidate=True),
-    "verl": Format(verl.read, line_per_candidate=True),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class ImportOptions:
-    """What to import, and where to."""
-
-    files: tuple[Path, ...]
-    """JSON lines or Parquet; one data set, in this order."""
-    log: Path
-    """Made when missing; no server may be writing it."""
-    format: str = "grouped"
-    reward_model: str | None = None
-    """Names the source of the rewards; None: the reward model that the lines name, or else a digest of the files."""
-    raw: bool = False
-    """A plain-string prompt is a text to be continued, not one user message of a chat."""
-    reward_columns: Mapping[str, float] | None = None
-    """Columns whose weighted sum is the reward; None: what the format takes for it."""
-    rejected: Path | None = None
-    """Where lines that cannot be imported are reported; None: a file in LOG/rejected."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImportResult:
-    """What became of the lines: `lines` = `imported` + `already_there` + `rejected`."""
-
-    lines: int
-    """Lines, or rows, that are not blank."""
-    imported: int
-    already_there: int
-    rejected: int
-    requests: int
-    """Records made of the imported lines."""
-    candidates: int
-    """Candidates in them."""
-    scored: int
-    """Those with a reward."""
-    rejected_file: str | None
-    """Where the rejected lines are, with reasons; None: none were."""
-    ignored_keys: dict[str, int]
-    """Keys that are not in the log, with the number of lines that had them."""
-    reward_model: str
-    """The name given to the source of the rewards where the lines name none."""
-
-
-def parse_columns(columns: Sequence[str]) -> dict[str, float]:
-    """`["acc", "format=0.2"]` → `{"acc": 1.0, "format": 0.2}`, as `--reward-column` gives them."""
-    weights = {}
-    for column in columns:
-        name, separator, weight = column.rpartition("=")
-        try:
-            weights[name if separator else column] = float(weight) if separator else 1.0
-        except ValueError:
-            raise ConfigError(f"reward column {column!r} is not of the form NAME or NAME=WEIGHT") from None
-    return weights
-
-
 def import_files(options: ImportOptions, on_bytes: Callable[[int], None] = lambda read_bytes: None) -> ImportResult:
     """Imports files and returns the counts. on_bytes: called with the bytes read so far, for a progress bar.
 
     Raises `LogLocked` while a server writes the log, `LogError` when a file or the log cannot be used, `LogFull` when
     the disk is full, and `ConfigError` for options that there are not.
     """
-    _check(options)
+    check(options)
     try:
         digests = [sha256_of(file) for file in options.files]
         digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -127,21 +53,6 @@ def import_files(options: ImportOptions, on_bytes: Callable[[int], None] = lambd
             return _Import(options, digest, spool, stack).run(on_bytes)
     except OSError as error:
         raise LogError(f"{error.filename or options.files[0]} cannot be used: {error.strerror or error}") from error
-
-
-def _check(options: ImportOptions) -> None:
-    if options.format not in IMPORT_FORMATS:
-        raise ConfigError(f"format: {options.format!r} given; allowed are {', '.join(IMPORT_FORMATS)}")
-    if not options.files:
-        raise ConfigError("files: none given; at least one is needed")
-    if options.rejected is not None and options.rejected.resolve() in [file.resolve() for file in options.files]:
-        raise ConfigError(f"rejected: {str(options.rejected)!r} given, which is to be imported")
-    columns = options.reward_columns
-    if columns is not None and (options.format == "grouped" or not columns):
-        raise ConfigError(f"reward columns: {len(columns)} given; formats with a line per candidate take one or more")
-    for name, weight in (columns or {}).items():
-        if not math.isfinite(weight):
-            raise ConfigError(f"reward column {name!r}: weight {weight} given; it must be finite")
 
 
 class _Import:
@@ -219,10 +130,8 @@ class _Import:
         return arrival._replace(key=self._identities.key(file, arrival.digest, line.id), text=text)
 
     def _with_names(self, line: Line) -> Line:
-        """Says who scored: as the caller says, as the line says, or else the files."""
-        if len(line.reward_models) > 1 or (line.reward_models and self._renamed is None):
-            return line
-        return replace(line, reward_models=(self._reward_model,))
+        """The caller's name for a single reward model comes before the line's."""
+        return replace(line, reward_models=()) if self._renamed and len(line.reward_models) == 1 else line
 
     def _commit_all(self, groups: Iterator[list[Arrival]]) -> None:
         batch: list[list[Arrival]] = []
@@ -283,7 +192,10 @@ class _Import:
         """
         line = group[0].line
         together = [candidate for arrival in group for candidate in arrival.line.candidates]
-        candidates = tuple(replace(candidate, index=index) for index, candidate in enumerate(together))
+        candidates = tuple(
+            candidate if candidate.index == index else replace(candidate, index=index)
+            for index, candidate in enumerate(together)
+        )
         scored = all(candidate.status is CandidateStatus.SCORED for candidate in candidates)
         return Record(
             request_id=group[0].request_id,
@@ -297,7 +209,7 @@ class _Import:
             prompt_messages=line.prompt.messages,
             n=len(candidates),
             candidates=candidates,
-            reward_models=_refs(line.reward_models),
+            reward_models=_refs(line.reward_models or (self._reward_model,)),
             reward_context=line.reward_context,
             tags=line.tags,
         )

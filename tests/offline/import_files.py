@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from bon_server.log.reader import LogReader
 from bon_server.log.record import Record
-from bon_server.offline.importers import ImportOptions, ImportResult, import_files
+from bon_server.offline.importers import import_files
+from bon_server.offline.imports.options import ImportOptions, ImportResult
 
 
 class Sample(NamedTuple):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from bon_server.errors import ConfigError, LogError
-from bon_server.offline.importers import parse_columns
+from bon_server.offline.imports.options import parse_columns
 from bon_server.types import CandidateStatus, FinishReason, Kind, Message, ModelRef, Outcome
 from tests.offline.import_files import (
     WRITERS,
@@ -136,7 +136,10 @@ def test_trl_strings_steps_and_other_turns(tmp_path: Path) -> None:
 def test_parquet_fills_messages_with_nulls(tmp_path: Path) -> None:
     message = pa.struct([("role", pa.string()), ("content", pa.string()), ("name", pa.string())])
     schema = pa.schema([("prompt", pa.list_(message)), ("completion", pa.string()), ("f", pa.float32())])
-    rows = [{"prompt": [USER], "completion": "a", "f": 1.5}, {"prompt": [USER | {"name": "x"}], "completion": "a"}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": [USER], "completion": "a", "f": 1.5},
+        {"prompt": [USER | {"name": "x"}], "completion": "a"},
+    ]
     result = import_into(tmp_path / "log", "trl-grpo", write_parquet(tmp_path / "f.parquet", rows, schema))
     assert [record.prompt_messages for record in records(tmp_path / "log")] == [(Message("user", "q"),)]
     assert rejections(result) == [(2, "prompt[0]: may have role and content only")]

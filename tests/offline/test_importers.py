@@ -17,6 +17,7 @@ from bon_server.log.record import Record, prompt_hash
 from bon_server.log.spool import Spool
 from bon_server.offline import importers
 from bon_server.offline.imports import rows
+from bon_server.offline.imports.options import ImportOptions, ImportResult
 from bon_server.types import CandidateStatus, FinishReason, Kind, Message, Outcome, Prompt
 from tests.log.records import ODD_TEXT
 from tests.offline.grouped_files import import_lines, line, worked_example
@@ -27,7 +28,7 @@ def records(folder: Path) -> list[Record]:
         return list(reader.records())
 
 
-def rejections(result: importers.ImportResult) -> list[tuple[int, str]]:
+def rejections(result: ImportResult) -> list[tuple[int, str]]:
     assert result.rejected_file is not None
     report = [json.loads(text) for text in Path(result.rejected_file).read_text().splitlines()]
     assert len(report) == result.rejected
@@ -184,7 +185,7 @@ def test_blank_lines_byte_order_mark_and_missing_last_line_feed_are_fine(tmp_pat
     file = tmp_path / "windows.jsonl"
     one, two = (json.dumps(line(name, [1.0])).encode() for name in "ab")
     file.write_bytes(b"\xef\xbb\xbf" + one + b"\r\n\r\n  \n" + two)
-    result = importers.import_files(importers.ImportOptions((file,), tmp_path / "log"))
+    result = importers.import_files(ImportOptions((file,), tmp_path / "log"))
     assert (result.lines, result.imported, result.rejected) == (2, 2, 0)
 
 
@@ -208,6 +209,6 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="format: 'csv' given"):
         import_lines(tmp_path, [], format="csv")
     with pytest.raises(LogError, match=r"nowhere\.jsonl"):
-        importers.import_files(importers.ImportOptions((tmp_path / "nowhere.jsonl",), tmp_path / "log"))
+        importers.import_files(ImportOptions((tmp_path / "nowhere.jsonl",), tmp_path / "log"))
     with closing(Spool.open(tmp_path / "log")), pytest.raises(LogLocked, match="pid "):
         import_lines(tmp_path, worked_example())

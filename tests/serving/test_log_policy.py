@@ -52,7 +52,7 @@ async def test_metadata_only(run: Run, prompt: dict[str, Any]) -> None:
     assert answer.durability == full.durability == pb.DURABILITY_FSYNC
     record = running.record("a")
     assert not record.content_logged and record.outcome is Outcome.OK
-    assert record.prompt_text is record.prompt_messages is record.prompt_token_ids is None
+    assert (record.prompt_text, record.prompt_messages, record.prompt_token_ids) == (None, None, None)
     assert (record.reward_context, record.tags, record.n) == ({}, {"k": "v"}, 4)
     assert [(c.text, c.token_ids, c.reward) for c in record.candidates] == [
         ("", (), c.reward) for c in answer.candidates

@@ -67,10 +67,11 @@ async def test_a_prompt_of_tokens_becomes_the_redacted_text(run: Run) -> None:
 
 
 async def test_what_was_redacted_cannot_be_replayed_and_the_rest_can(run: Run) -> None:
-    running = await run(ScriptedPolicy(phones), settings=HIDE)
+    policy = ScriptedPolicy(phones)
+    running = await run(policy, settings=HIDE)
     await running.ask(request_id="changed")
     assert (await running.refused(request_id="changed")).code is grpc.StatusCode.ALREADY_EXISTS
-    running.server.policy.script = ScriptedPolicy().script  # type: ignore[union-attr]
+    policy.script = ScriptedPolicy().script
     first = await running.ask(request_id="same", include_token_ids=True)
     again = await running.ask(request_id="same", include_token_ids=True)
     assert again.replayed and again.best == first.best and first.best.token_ids

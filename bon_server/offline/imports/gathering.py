@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
 
 import msgspec
 
@@ -44,7 +43,8 @@ class Gathering:
 
     def add(self, arrival: Arrival) -> None:
         """Keeps a line until `groups`."""
-        shared = replace(arrival.line, candidates=(), ignored=frozenset())
+        line = arrival.line
+        shared = Line(line.prompt, (), line.reward_models, line.reward_context, line.tags)
         identity = hashlib.sha256(_encode_identity(shared)).digest()
         execute = self._database.execute
         prompt = execute("SELECT id FROM prompts WHERE identity = ?", (identity,)).get
@@ -67,7 +67,14 @@ class Gathering:
                 group, size_bytes = [], 0
             current = prompt
             size_bytes += len(candidates)
-            whole = replace(_decode_line(line), candidates=_decode_candidates(candidates))
+            shared = _decode_line(line)
+            whole = Line(
+                shared.prompt,
+                _decode_candidates(candidates),
+                shared.reward_models,
+                shared.reward_context,
+                shared.tags,
+            )
             group.append(Arrival(file, number, key, digest, whole))
         if group:
             yield group
