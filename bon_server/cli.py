@@ -187,41 +187,56 @@ def log_records(
     log: LogDir,
     request_id: Annotated[str | None, typer.Option(help="Only this request.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    feedback: Annotated[bool, typer.Option("--feedback", help="Join what was observed: the key feedback.")] = False,
 ) -> None:
     """Print records as JSON lines, in commit order, also while a server writes them."""
     from itertools import islice
 
+    from bon_server.log.feedback import FeedbackReader, to_json_with
     from bon_server.log.reader import LogReader, Where
     from bon_server.log.record import to_json
 
-    with LogReader(log) as reader:
+    with LogReader(log) as reader, FeedbackReader(log) as observed:
         for record in islice(reader.records(Where(request_id=request_id)), limit):
-            sys.stdout.buffer.write(to_json(record) + b"\n")
+            line = to_json_with(record, observed.of(record)) if feedback else to_json(record)
+            sys.stdout.buffer.write(line + b"\n")
 
 
 @log_app.command("import")
 def log_import(
-    file: Annotated[Path, typer.Argument(help="File to import.")],
+    files: Annotated[list[Path], typer.Argument(help="Files to import: JSON lines or Parquet.")],
     log: LogDir,
-    file_format: Annotated[str, typer.Option("--format", help="Format of the file.")] = "grouped",
+    file_format: Annotated[str, typer.Option("--format", help="Format of the files: see docs.")] = "grouped",
     reward_model: Annotated[
-        str | None, typer.Option(help="Source of the rewards. Default: a digest of the file.")
+        str | None, typer.Option(help="Source of the rewards. Default: as the files say, or a digest of them.")
+    ] = None,
+    reward_column: Annotated[
+        list[str] | None,
+        typer.Option(help="Column that is the reward, as NAME or NAME=WEIGHT; repeated: their weighted sum."),
+    ] = None,
+    rejected: Annotated[
+        Path | None, typer.Option(help="Report on lines that cannot be imported. Default: a file in LOG/rejected.")
     ] = None,
     raw: Raw = False,
     as_json: AsJson = False,
 ) -> None:
     """Put other people's scored samples into a log; importing a file twice adds nothing.
 
-    Lines that cannot be imported are counted and written, with number and reason, to a file in LOG/rejected.
+    Lines that cannot be imported are counted and written, with number and reason, to a report. Exit code 1 when there
+    are only such lines.
     """
-    from bon_server.offline.importers import ImportOptions, import_file
+    from bon_server.offline.importers import import_files
+    from bon_server.offline.imports.options import ImportOptions, parse_columns
 
-    options = ImportOptions(file, log, file_format, reward_model, raw)
-    with _progress("importing", file.stat().st_size) as advance:
-        result = import_file(options, advance)
+    columns = parse_columns(reward_column) if reward_column else None
+    options = ImportOptions(tuple(files), log, file_format, reward_model, raw, columns, rejected)
+    with _progress("importing", sum(file.stat().st_size for file in files)) as advance:
+        result = import_files(options, advance)
     _print_result(dataclasses.asdict(result), as_json)
     if result.rejected:
         print(f"bon: {result.rejected} lines were rejected, see {result.rejected_file}", file=sys.stderr)  # noqa: T201
+    if result.rejected and result.rejected == result.lines:
+        raise typer.Exit(1)
 
 
 @app.command()

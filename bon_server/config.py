@@ -146,6 +146,12 @@ class LogConfig:
     min_free_bytes: Annotated[int, Meta(ge=0)] = 256 << 20
     """Below so much free space on the log's disk new requests are refused before they are sampled; looked at every
     second. What is being answered then is still logged, so leave room for it."""
+    allow_metadata_only: bool = True
+    """Whether a request may ask that its prompt and completions are not logged."""
+    allow_none: bool = True
+    """Whether a request may ask that nothing of it is logged."""
+    redact: str | None = None
+    """`module:function`, given each text before it is logged; it returns the text to log. None: texts as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
-"""The spool's file: one SQLite table of committed records.
+"""The spool's file: a SQLite table of committed records, and small ones beside it.
 
     records(ordinal, principal, request_id, attempt, kind, outcome, created_at_us, sha256, record)
+    imported(key, digest)                                                   see log/imported.py
+    feedback(ordinal, principal, feedback_id, request_id, sha256, feedback)  see log/feedback.py
 
 `record` is the MessagePack of one `Record` as `log.record.encode` wrote it, without its ordinal; `sha256` is its
 digest, because SQLite notices damage to its own pages but not to their content. The columns before them are copies of
@@ -51,6 +53,23 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {LAYOUT_VERSION};
 COMMIT;
 """
+_ADDED_LATER = """
+CREATE TABLE IF NOT EXISTS imported (
+    key BLOB PRIMARY KEY,
+    digest BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS feedback (
+    ordinal INTEGER PRIMARY KEY AUTOINCREMENT,
+    principal TEXT NOT NULL,
+    feedback_id TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    sha256 BLOB NOT NULL,
+    feedback BLOB NOT NULL,
+    UNIQUE (principal, feedback_id)
+) STRICT;
+CREATE INDEX IF NOT EXISTS feedback_by_request ON feedback (principal, request_id);
+"""
+"""Tables that spools of earlier versions do not have."""
 
 
 class Row(NamedTuple):
@@ -119,6 +138,7 @@ def _prepare(path: Path) -> apsw.Connection:
     database.wal_autocheckpoint(0)
     if database.pragma("user_version") == 0:
         database.execute(_SCHEMA)
+    database.execute(_ADDED_LATER)
     return database
 
 

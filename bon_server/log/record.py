@@ -53,13 +53,14 @@ class Record:
 
     request_id: str
     request_digest: str
-    """SHA-256 of the request without its id; imports: of the line."""
+    """SHA-256 of the request without its id; imports: of the line. Empty: what was sent or said is not logged as it
+    was, so it cannot be replayed, and must not be guessed from a digest."""
     kind: Kind
     outcome: Outcome
     created_at: datetime
     """When the request began, UTC."""
     prompt_hash: str
-    """Identity of the prompt, see `prompt_hash`."""
+    """Identity of the prompt as it is logged, see `prompt_hash`; without content that of the request id."""
     candidates: tuple[Candidate, ...]
     """In index order; candidate i has index i."""
     n: int

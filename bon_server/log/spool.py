@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import apsw
 
@@ -42,6 +42,8 @@ from bon_server.log.writer import RETRY_AFTER_MS, Writer
 from bon_server.types import Durability
 
 DEFAULTS = LogConfig()
+Result = TypeVar("Result")
+
 _FIND = (
     "SELECT ordinal, sha256, record FROM records WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1"
 )
@@ -86,6 +88,7 @@ class Spool:
         self._reading = open_for_reading(directory / SPOOL_NAME)
         self._reading_mutex = threading.Lock()
         self._mutex = threading.Lock()
+        self._changing_mutex = threading.Lock()
         self._closed = False
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self.queued_records = 0
@@ -191,6 +194,19 @@ class Spool:
         finally:
             self._upkeep.committed()
 
+    def transaction(self, change: Callable[[apsw.Connection], Result]) -> Result:
+        """`Writer.transaction`, for what is no record. Blocks until it is on disk, so never call it on an event loop.
+
+        `change` must not raise: what it raises closes the log for good.
+        """
+        with self._changing_mutex:
+            with self._mutex:
+                self._check_open()
+            try:
+                return self._writer.transaction(change)
+            finally:
+                self._upkeep.committed()
+
     def find(self, principal: str, request_id: str) -> Record | None:
         """The latest attempt at a request, None when there is none.
 
@@ -221,7 +237,8 @@ class Spool:
         self._upkeep.close()
         with self._reading_mutex:
             self._reading.close()
-        self._writer.close()
+        with self._changing_mutex:
+            self._writer.close()
         self._lock.release()
 
     def _check_open(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from bon_server.log.feedback import FeedbackReader
 from bon_server.log.reader import LogReader
 from bon_server.types import CandidateStatus, Kind, Outcome
 
@@ -49,7 +50,8 @@ def log_stats(directory: Path) -> Stats:
     statuses: Counter[CandidateStatus] = Counter()
     kinds: Counter[Kind] = Counter()
     outcomes: Counter[Outcome] = Counter()
-    with LogReader(directory) as reader:
+    with LogReader(directory) as reader, FeedbackReader(directory) as feedback_reader:
+        feedback = feedback_reader.count()
         for _, counted in reader.fields(_Counted):
             requests += 1
             kinds[counted.kind] += 1
@@ -63,6 +65,6 @@ def log_stats(directory: Path) -> Stats:
         by_outcome={outcome.value: outcomes[outcome] for outcome in Outcome},
         unsealed=requests,
         segments=0,
-        feedback=0,
+        feedback=feedback,
         bytes=sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
     )

@@ -12,11 +12,12 @@ from bon.v1 import bon_pb2 as pb
 from google.protobuf.message import DecodeError, Message
 
 from bon_server.best_of_n import Policy
-from bon_server.config import DefaultsConfig, LimitsConfig
+from bon_server.config import DefaultsConfig, LimitsConfig, LogConfig
 from bon_server.errors import FieldViolation, InvalidRequest
+from bon_server.serving.content import refuse_forbidden
 from bon_server.serving.validation import check_generate, check_score
+from bon_server.types import LogPolicy, Prompt, Request, Sampling
 from bon_server.types import Message as ChatMessage
-from bon_server.types import Prompt, Request, Sampling
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -35,10 +36,16 @@ def parse(message_type: Callable[[], AnyMessage], data: bytes) -> AnyMessage:
 
 
 async def to_generate(
-    message: pb.GenerateRequest, principal: str, policy: Policy, limits: LimitsConfig, defaults: DefaultsConfig
+    message: pb.GenerateRequest,
+    principal: str,
+    policy: Policy,
+    limits: LimitsConfig,
+    defaults: DefaultsConfig,
+    log: LogConfig,
 ) -> Request:
     """Raises `InvalidRequest` or `UnsupportedOption`; tokenises off the event loop."""
     check_generate(message, limits, defaults.temperature)
+    log_policy = _to_log_policy(message.log_policy, log)
     prompt = _to_prompt(message)
     encoded = await policy.encode(prompt)
     room = _room_for_completion(message, len(encoded.token_ids), policy.context_tokens, limits)
@@ -56,12 +63,16 @@ async def to_generate(
         sampling=sampling,
         reward_context=dict(message.reward_context),
         tags=dict(message.tags),
+        log_policy=log_policy,
     )
 
 
-async def to_score(message: pb.ScoreRequest, principal: str, policy: Policy, limits: LimitsConfig) -> Request:
+async def to_score(
+    message: pb.ScoreRequest, principal: str, policy: Policy, limits: LimitsConfig, log: LogConfig
+) -> Request:
     """Raises `InvalidRequest` or `UnsupportedOption`. Only token prompts are given to the policy, to be decoded."""
     check_score(message, limits)
+    log_policy = _to_log_policy(message.log_policy, log)
     prompt = _to_prompt(message)
     reward_prompt = prompt
     if prompt.token_ids is not None:
@@ -78,6 +89,7 @@ async def to_score(message: pb.ScoreRequest, principal: str, policy: Policy, lim
         given=tuple(message.completions),
         reward_context=dict(message.reward_context),
         tags=dict(message.tags),
+        log_policy=log_policy,
     )
 
 
@@ -88,6 +100,13 @@ def digest(message: pb.GenerateRequest | pb.ScoreRequest) -> str:
     anonymous.DiscardUnknownFields()
     kind = anonymous.DESCRIPTOR.full_name.encode()
     return hashlib.sha256(kind + anonymous.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _to_log_policy(value: pb.LogPolicy.ValueType, log: LogConfig) -> LogPolicy:
+    name = pb.LogPolicy.Name(value or pb.LOG_POLICY_FULL).removeprefix("LOG_POLICY_")
+    log_policy = LogPolicy[name]
+    refuse_forbidden(log_policy, log)
+    return log_policy
 
 
 def _to_prompt(message: pb.GenerateRequest | pb.ScoreRequest) -> Prompt:

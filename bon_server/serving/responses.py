@@ -57,7 +57,7 @@ def generate_response(
         policy=policy_model(record.policy),
         reward_models=[to_model(ref) for ref in record.reward_models],
         resolved=to_sampling(record.sampling),
-        durability=DURABILITY[durability],
+        durability=DURABILITY[durability] if finished.logged else pb.DURABILITY_UNSPECIFIED,
         replayed=finished.replayed,
     )
 
@@ -71,7 +71,7 @@ def score_response(finished: Finished, durability: Durability) -> pb.ScoreRespon
         reward_models=[to_model(ref) for ref in record.reward_models],
         usage=_usage(record),
         timings=_timings(finished),
-        durability=DURABILITY[durability],
+        durability=DURABILITY[durability] if finished.logged else pb.DURABILITY_UNSPECIFIED,
         replayed=finished.replayed,
     )
 

@@ -25,6 +25,7 @@ from bon_server.errors import ConfigError, StartupError, Unavailable
 from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
+from bon_server.serving.content import Redact, load_redact
 from bon_server.serving.grpc_services import add_health, add_reflection
 from bon_server.serving.health import Health
 from bon_server.serving.log_metrics import LogCollector
@@ -67,6 +68,7 @@ class Server:
         async with AsyncExitStack() as resources:
             if not config.log.directory:
                 raise ConfigError("log.directory is empty: give --log a folder")
+            redact = load_redact(config.log.redact)
             _refuse_taken_port(config.listen.host, config.listen.port)
             metrics = Metrics()
             spool = Spool.open(Path(config.log.directory), config.log, on_group=metrics.log_group)
@@ -77,7 +79,7 @@ class Server:
             resources.push_async_callback(policy.close)
             reward_model = await start_reward(config.reward)
             resources.push_async_callback(reward_model.close)
-            return await cls._listen(config, metrics, spool, policy, reward_model, resources)
+            return await cls._listen(config, metrics, spool, policy, reward_model, redact, resources)
 
     @classmethod
     async def _listen(
@@ -87,17 +89,18 @@ class Server:
         spool: Spool,
         policy: RunningPolicy,
         reward_model: RunningReward,
+        redact: Redact | None,
         resources: AsyncExitStack,
     ) -> Server:
         metrics.registry.register(LogCollector(spool, config.log.durability))
         metrics_address = _serve_metrics(config, metrics, resources)
         limits = config.limits
         admission = Admission(limits.max_candidates_in_flight, limits.max_candidates_queued, limits.retry_after_ms)
-        attempts = Attempts(policy, reward_model, spool, admission, metrics.committed)
+        attempts = Attempts(policy, reward_model, spool, admission, metrics.committed, redact)
         metrics.in_flight.set_function(lambda: attempts.running)
         server = grpc.aio.server(options=_channel_options(limits))
         following = Health(add_health(server), ("", SERVICE), policy, spool)
-        service = Service(config, policy, reward_model, attempts, metrics)
+        service = Service(config, policy, reward_model, spool, attempts, metrics, redact)
         server.add_generic_rpc_handlers((service.handlers(),))
         add_reflection(server, (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
         address = _bind(server, config.listen.host, config.listen.port)

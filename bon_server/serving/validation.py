@@ -71,7 +71,7 @@ class Violations:
 def check_generate(message: pb.GenerateRequest, limits: LimitsConfig, default_temperature: float) -> None:
     """Raises `InvalidRequest` for bad fields, then `UnsupportedOption` for good ones that are not offered here."""
     found = Violations()
-    _check_id(found, "request_id", message.request_id)
+    check_id(found, "request_id", message.request_id)
     _check_prompt(found, message)
     if message.HasField("n"):
         found.unless(1 <= message.n <= limits.max_n, "n", f"{message.n} is not from 1 to {limits.max_n}")
@@ -82,7 +82,7 @@ def check_generate(message: pb.GenerateRequest, limits: LimitsConfig, default_te
     _check_selection(found, message.selection)
     _check_budget(found, message.budget)
     _check_enum(found, "view", message.view, pb.CandidateView.keys())
-    _check_labels(found, message.reward_context, message.tags)
+    check_labels(found, message.reward_context, message.tags)
     _check_enum(found, "log_policy", message.log_policy, pb.LogPolicy.keys())
     found.done()
     _refuse_unsupported(message)
@@ -91,17 +91,17 @@ def check_generate(message: pb.GenerateRequest, limits: LimitsConfig, default_te
 def check_score(message: pb.ScoreRequest, limits: LimitsConfig) -> None:
     """The same for ScoreRequest."""
     found = Violations()
-    _check_id(found, "request_id", message.request_id)
+    check_id(found, "request_id", message.request_id)
     _check_prompt(found, message)
     count = len(message.completions)
     found.unless(1 <= count <= limits.max_n, "completions", f"{count} given, allowed are 1 to {limits.max_n}")
-    _check_labels(found, message.reward_context, message.tags)
+    check_labels(found, message.reward_context, message.tags)
     _check_enum(found, "log_policy", message.log_policy, pb.LogPolicy.keys())
     found.done()
-    _refuse_log_policy(message.log_policy)
 
 
-def _check_id(found: Violations, field: str, value: str) -> None:
+def check_id(found: Violations, field: str, value: str) -> None:
+    """An id of a caller's, or none."""
     found.unless(
         not value or REQUEST_ID.fullmatch(value) is not None,
         field,
@@ -196,7 +196,8 @@ def _check_budget(found: Violations, budget: pb.Budget) -> None:
         found.unless(0 < share < 1, "budget.prune_fraction", f"{share} is not between 0 and 1")
 
 
-def _check_labels(found: Violations, reward_context: Mapping[str, str], tags: Mapping[str, str]) -> None:
+def check_labels(found: Violations, reward_context: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """Reward context and tags."""
     found.unless(len(tags) <= MAX_TAGS, "tags", f"{len(tags)} given, allowed are {MAX_TAGS}")
     for key, value in islice(tags.items(), MAX_TAGS):
         found.unless(
@@ -231,12 +232,6 @@ def _refuse_unsupported(message: pb.GenerateRequest) -> None:
     constraint = message.sampling.WhichOneof("constraint")
     if constraint is not None:
         raise UnsupportedOption(f"sampling.{constraint} is not available in this version")
-    _refuse_log_policy(message.log_policy)
-
-
-def _refuse_log_policy(log_policy: pb.LogPolicy.ValueType) -> None:
-    if log_policy not in (pb.LOG_POLICY_UNSPECIFIED, pb.LOG_POLICY_FULL):
-        raise UnsupportedOption(f"log_policy: {pb.LogPolicy.Name(log_policy)} is not available in this version")
 
 
 def _shown(value: str) -> str:

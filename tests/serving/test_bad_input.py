@@ -176,9 +176,6 @@ UNSUPPORTED: dict[str, tuple[pb.GenerateRequest | pb.ScoreRequest, str]] = {
     "bad regex": (sampling(regex="((("), "sampling.regex"),
     "exploding regex": (sampling(regex="(.{0,1000}){0,1000}x"), "sampling.regex"),
     "choice": (sampling(choice=pb.Choice(choices=["yes", CANARY])), "sampling.choice"),
-    "metadata only": (ask(log_policy=pb.LOG_POLICY_METADATA_ONLY), "log_policy"),
-    "no log": (ask(log_policy=pb.LOG_POLICY_NONE), "log_policy"),
-    "score without log": (score(log_policy=pb.LOG_POLICY_NONE), "log_policy"),
 }
 
 
@@ -222,13 +219,6 @@ async def test_options_that_are_not_there_yet(
     assert refused.details.startswith(option)
     assert CANARY not in refused.everything_said
     await goes_on(running, caplog)
-
-
-async def test_feedback_is_not_there_yet(running: Running) -> None:
-    request = pb.RecordFeedbackRequest(feedback_id="f", request_id="r", name="thumbs", bool_value=True)
-    refused = await refusal(running.stub.RecordFeedback(request))
-    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
-    assert "RecordFeedback" in refused.details
 
 
 async def test_the_stream_refuses_alike(running: Running, caplog: pytest.LogCaptureFixture) -> None:

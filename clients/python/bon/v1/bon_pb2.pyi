@@ -124,9 +124,13 @@ class _LogPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogPolicy.V
     LOG_POLICY_FULL: _LogPolicy.ValueType  # 1
     """Everything."""
     LOG_POLICY_METADATA_ONLY: _LogPolicy.ValueType  # 2
-    """No prompt, completion or token; lengths, rewards and the rest are kept. Cannot be replayed."""
+    """No prompt, completion, token, reward context or constraint; lengths, rewards, tags and the rest are kept. Cannot be
+    replayed.
+    """
     LOG_POLICY_NONE: _LogPolicy.ValueType  # 3
-    """Nothing but the used request id. Cannot be replayed."""
+    """Nothing. Cannot be replayed; the server remembers the used request id for as long as its memory of such ids lasts,
+    and refuses it with ALREADY_EXISTS.
+    """
 
 class LogPolicy(_LogPolicy, metaclass=_LogPolicyEnumTypeWrapper):
     """How much of a request the log may keep."""
@@ -136,9 +140,13 @@ LOG_POLICY_UNSPECIFIED: LogPolicy.ValueType  # 0
 LOG_POLICY_FULL: LogPolicy.ValueType  # 1
 """Everything."""
 LOG_POLICY_METADATA_ONLY: LogPolicy.ValueType  # 2
-"""No prompt, completion or token; lengths, rewards and the rest are kept. Cannot be replayed."""
+"""No prompt, completion, token, reward context or constraint; lengths, rewards, tags and the rest are kept. Cannot be
+replayed.
+"""
 LOG_POLICY_NONE: LogPolicy.ValueType  # 3
-"""Nothing but the used request id. Cannot be replayed."""
+"""Nothing. Cannot be replayed; the server remembers the used request id for as long as its memory of such ids lasts,
+and refuses it with ALREADY_EXISTS.
+"""
 Global___LogPolicy: _TypeAlias = LogPolicy  # noqa: Y015
 
 class _Durability:
@@ -148,7 +156,7 @@ class _Durability:
 class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
-    """Not stated."""
+    """Not stated, or nothing was logged because the request said LOG_POLICY_NONE."""
     DURABILITY_FSYNC: _Durability.ValueType  # 1
     """The record was synced to disk before the answer left."""
     DURABILITY_GROUP: _Durability.ValueType  # 2
@@ -160,7 +168,7 @@ class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """When a record counts as committed."""
 
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
-"""Not stated."""
+"""Not stated, or nothing was logged because the request said LOG_POLICY_NONE."""
 DURABILITY_FSYNC: Durability.ValueType  # 1
 """The record was synced to disk before the answer left."""
 DURABILITY_GROUP: Durability.ValueType  # 2
@@ -1324,19 +1332,19 @@ class RecordFeedbackRequest(_message.Message):
     STRING_VALUE_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     feedback_id: _builtins.str
-    """Idempotency key of this observation. Same characters as a request id."""
+    """Idempotency key of this observation. Same characters as a request id. Empty: the server makes one."""
     request_id: _builtins.str
-    """The request it is about."""
+    """The request it is about, one of the same caller's. Its latest attempt is meant."""
     candidate_index: _builtins.int
     """The candidate it is about. Unset: the answer as a whole."""
     name: _builtins.str
-    """What was observed, for example `thumbs_up`."""
+    """What was observed, for example `thumbs_up`; 1 to 64 characters."""
     bool_value: _builtins.bool
     """Yes or no."""
     double_value: _builtins.float
     """A number; finite."""
     string_value: _builtins.str
-    """A text."""
+    """A text of at most 65536 characters."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""
