@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import secrets
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from bon.v1 import bon_pb2 as pb
@@ -15,8 +16,8 @@ from bon_server.best_of_n import Policy
 from bon_server.config import DefaultsConfig, LimitsConfig
 from bon_server.errors import FieldViolation, InvalidRequest
 from bon_server.serving.validation import check_generate, check_score
+from bon_server.types import Budget, Prompt, Request, Sampling, SelectionRule
 from bon_server.types import Message as ChatMessage
-from bon_server.types import Prompt, Request, Sampling
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -38,7 +39,7 @@ async def to_generate(
     message: pb.GenerateRequest, principal: str, policy: Policy, limits: LimitsConfig, defaults: DefaultsConfig
 ) -> Request:
     """Raises `InvalidRequest` or `UnsupportedOption`; tokenises off the event loop."""
-    check_generate(message, limits, defaults.temperature)
+    check_generate(message, limits, defaults)
     prompt = _to_prompt(message)
     encoded = await policy.encode(prompt)
     room = _room_for_completion(message, len(encoded.token_ids), policy.context_tokens, limits)
@@ -54,6 +55,8 @@ async def to_generate(
         reward_prompt=prompt if prompt.token_ids is None else Prompt(text=encoded.text),
         n=n,
         sampling=sampling,
+        **_to_selection(message.selection),
+        budget=_to_budget(message.budget),
         reward_context=dict(message.reward_context),
         tags=dict(message.tags),
     )
@@ -117,6 +120,21 @@ def _room_for_completion(
             )
         )
     return room
+
+
+def _to_selection(selection: pb.Selection) -> dict[str, Any]:
+    if selection.rule != pb.SELECTION_RULE_SOFT:
+        return {"rule": SelectionRule.ARGMAX}
+    seed = selection.seed if selection.HasField("seed") else secrets.randbits(63)
+    return {
+        "rule": SelectionRule.SOFT,
+        "selection_temperature": selection.temperature,
+        "selection_seed": seed,
+    }
+
+
+def _to_budget(budget: pb.Budget) -> Budget:
+    return Budget(**{field.name: value for field, value in budget.ListFields()})
 
 
 def _to_sampling(sampling: pb.SamplingParams, defaults: DefaultsConfig, room: int) -> Sampling:
