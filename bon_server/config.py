@@ -82,6 +82,9 @@ class RewardConfig:
     """Padded tokens in one forward pass."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """CPU only: threads of a forward pass; 0: torch's default."""
+    share_prompts: bool | None = None
+    """Whether a decoder runs a prompt once for all its completions. None: on a CPU, where work saved counts for more than
+    large batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
