@@ -127,17 +127,22 @@ def ask(
     seed: Seed = None,
     raw: Raw = False,
     timeout: Annotated[float, typer.Option(help="Deadline in seconds; the best so far is taken then.")] = 120.0,
+    stream: Annotated[bool, typer.Option("--stream", help="Show candidates as they are scored.")] = False,
+    stop_at_reward: Annotated[float | None, typer.Option(help="Stop at the first candidate this good.")] = None,
+    price: Annotated[float | None, typer.Option(help="Adaptive N: price of a candidate, in units of reward.")] = None,
 ) -> None:
     """Ask one question and show the best answer."""
     from bon_server import ask as asking
 
-    answer = asking.ask(
-        bon.Text(prompt) if raw else prompt,
-        target=target,
-        timeout_s=timeout,
-        view="all" if show_all or not as_json else "winner",
-        **_given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed),
-    )
+    options = _given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    options |= _given(stop_at_reward=stop_at_reward, price_per_candidate=price)
+    options["view"] = "all" if show_all or not as_json else "winner"
+    question = bon.Text(prompt) if raw else prompt
+    if stream:
+        console = Console(stderr=as_json)
+        answer = asking.ask_streamed(question, target=target, timeout_s=timeout, console=console, **options)
+    else:
+        answer = asking.ask(question, target=target, timeout_s=timeout, **options)
     if as_json:
         print(asking.as_json(answer))  # noqa: T201
     else:

@@ -82,6 +82,14 @@ class RewardConfig:
     """Padded tokens in one forward pass."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """CPU only: threads of a forward pass; 0: torch's default."""
+    share_prompts: bool | None = None
+    """Whether a decoder runs a prompt once for all its completions. None: on a CPU, where large batches gain little."""
+    combine: str = "mean"
+    """Several models: the reward is their weighted `mean`, their `min`, or `mean-minus-k-std`."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Several models: weight of each by its name, above 0; those not named have 1. `min` does not take any."""
+    std_factor: Annotated[float, Meta(ge=0)] = 1.0
+    """k of `mean-minus-k-std`, which distrusts what the models disagree on."""
 
 
 @dataclass(frozen=True, kw_only=True)

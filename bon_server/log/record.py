@@ -84,7 +84,10 @@ class Record:
     """None: no budget was set."""
     rule: SelectionRule | None = None
     selection_reason: SelectionReason | None = None
+    selection_temperature: float | None = None
+    """Of the rule SOFT, in units of reward."""
     selection_seed: int | None = None
+    """The seed that SOFT drew with."""
     selected_index: int | None = None
     """Index of the winner; None: nothing was chosen."""
     reward_context: Mapping[str, str] = field(default_factory=dict)

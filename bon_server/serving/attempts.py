@@ -25,7 +25,8 @@ from bon_server.log.record import Record, StageTimes, prompt_hash
 from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.content import Redact, UsedIds, to_log
-from bon_server.types import Candidate, Kind, Outcome, Request
+from bon_server.stopping import Spread
+from bon_server.types import Budget, Candidate, Kind, Outcome, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Attempts:
         self._observe = observe
         self._redact = redact
         self._unlogged = UsedIds()
+        self._spread = Spread()
         self._running: dict[tuple[str, str], _Running] = {}
         self._refusal: Unavailable | None = None
 
@@ -152,13 +154,14 @@ class Attempts:
         async with self._admission.permit(request.n, stop):
             self._spool.check()  # again: much may have happened while it waited
             queue_ns = time.monotonic_ns() - began_ns
-            answer = await best_of_n(request, self._policy, self._reward_model, stop, on_end, queue_ns)
+            answer = await best_of_n(request, self._policy, self._reward_model, stop, on_end, queue_ns, self._spread)
             record = self._to_record(request, answer, prior, created_at, queue_ns)
             log_began_ns = time.monotonic_ns()
             logged = await to_log(record, request, self._redact)
             if logged is not None:
                 await self._spool.commit(logged)
             ended_ns = time.monotonic_ns()
+        self._spread = self._spread.after([c.reward for c in answer.candidates if c.reward is not None])
         if logged is not None:
             self._observe(record)
         if answer.error is not None:
@@ -193,7 +196,10 @@ class Attempts:
             reward_models=self._reward_model.refs,
             sampling=request.sampling,
             n=request.n,
+            budget=None if request.budget == Budget() else request.budget,
             rule=request.rule if sampled else None,
+            selection_temperature=request.selection_temperature,
+            selection_seed=request.selection_seed,
             selection_reason=answer.reason,
             selected_index=answer.selected_index,
             reward_context=request.reward_context,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import secrets
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from bon.v1 import bon_pb2 as pb
@@ -16,7 +17,7 @@ from bon_server.config import DefaultsConfig, LimitsConfig, LogConfig
 from bon_server.errors import FieldViolation, InvalidRequest
 from bon_server.serving.content import refuse_forbidden
 from bon_server.serving.validation import check_generate, check_score
-from bon_server.types import LogPolicy, Prompt, Request, Sampling
+from bon_server.types import Budget, LogPolicy, Prompt, Request, Sampling, SelectionRule
 from bon_server.types import Message as ChatMessage
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -44,7 +45,7 @@ async def to_generate(
     log: LogConfig,
 ) -> Request:
     """Raises `InvalidRequest` or `UnsupportedOption`; tokenises off the event loop."""
-    check_generate(message, limits, defaults.temperature)
+    check_generate(message, limits, defaults)
     log_policy = _to_log_policy(message.log_policy, log)
     prompt = _to_prompt(message)
     encoded = await policy.encode(prompt)
@@ -61,6 +62,8 @@ async def to_generate(
         reward_prompt=prompt if prompt.token_ids is None else Prompt(text=encoded.text),
         n=n,
         sampling=sampling,
+        **_to_selection(message.selection),
+        budget=_to_budget(message.budget),
         reward_context=dict(message.reward_context),
         tags=dict(message.tags),
         log_policy=log_policy,
@@ -136,6 +139,21 @@ def _room_for_completion(
             )
         )
     return room
+
+
+def _to_selection(selection: pb.Selection) -> dict[str, Any]:
+    if selection.rule != pb.SELECTION_RULE_SOFT:
+        return {"rule": SelectionRule.ARGMAX}
+    seed = selection.seed if selection.HasField("seed") else secrets.randbits(63)
+    return {
+        "rule": SelectionRule.SOFT,
+        "selection_temperature": selection.temperature,
+        "selection_seed": seed,
+    }
+
+
+def _to_budget(budget: pb.Budget) -> Budget:
+    return Budget(**{field.name: value for field, value in budget.ListFields()})
 
 
 def _to_sampling(sampling: pb.SamplingParams, defaults: DefaultsConfig, room: int) -> Sampling:

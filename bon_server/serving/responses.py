@@ -129,6 +129,8 @@ def count(candidates: Iterable[Candidate], status: CandidateStatus) -> int:
 
 def _kl(record: Record) -> pb.Kl | None:
     """Only for a plain argmax over n scored samples; stopped, partial and soft answers have another distribution."""
+    if record.selection_reason not in (SelectionReason.ARGMAX, SelectionReason.SINGLE) or record.budget is not None:
+        return None
     if record.rule is not SelectionRule.ARGMAX or count(record.candidates, CandidateStatus.SCORED) < record.n:
         return None
     assert record.selected_index is not None

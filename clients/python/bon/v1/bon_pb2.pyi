@@ -547,7 +547,9 @@ Global___Selection: _TypeAlias = Selection  # noqa: Y015
 
 @_typing.final
 class Budget(_message.Message):
-    """When to stop before all n candidates are complete. Unset: never."""
+    """When to stop before all n candidates are complete. Unset: never. Such answers carry no KL, and what was stopped or
+    pruned is in the log as such.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -557,15 +559,19 @@ class Budget(_message.Message):
     PRUNE_FRACTION_FIELD_NUMBER: _builtins.int
     PRUNE_AFTER_TOKENS_FIELD_NUMBER: _builtins.int
     stop_at_reward: _builtins.float
-    """Stop as soon as a candidate has at least this reward."""
+    """Stop as soon as a candidate has at least this reward. All n are sampled at once; the others are then cancelled."""
     price_per_candidate: _builtins.float
-    """Adaptive N: stop when the expected gain of one more candidate falls below this price (in units of reward)."""
+    """Adaptive N: start with a wave, and one more for each that ends while its expected gain over the best so far is
+    above this price (in units of reward, above 0). Rewards of a prompt are taken as normally distributed.
+    """
     min_n: _builtins.int
-    """Adaptive N never stops below this many scored candidates."""
+    """Adaptive N never stops below this many scored candidates. Default: the first wave, of at least 4."""
     prune_fraction: _builtins.float
-    """Share of the running candidates to prune by the scores of their prefixes, in (0, 1)."""
+    """Share of the running candidates to prune, once, by the scores of their prefixes, in (0, 1), rounded down; one at
+    least goes on. Needs prune_after_tokens; not together with price_per_candidate.
+    """
     prune_after_tokens: _builtins.int
-    """Prune once candidates have this many tokens."""
+    """Prune once every running candidate has this many tokens, at least 1."""
     def __init__(
         self,
         *,
