@@ -132,6 +132,15 @@ class LogConfig:
     """Folder of the log; made when missing."""
     durability: Durability = Durability.FSYNC
     """`fsync`: an answer leaves after its record was synced."""
+    seal_bytes: Positive = 64 << 20
+    """Records go from the spool into a segment once there are so many bytes of them; also a segment's size before
+    compression."""
+    seal_age_s: PositiveSeconds = 3600.0
+    """Or once the oldest of them is so old."""
+    seal_on_shutdown: bool = True
+    """Whether a clean shutdown seals what is left."""
+    replay_window_s: Annotated[float, Meta(ge=0)] = 86400.0
+    """How long after its sealing a record still answers retries of its request id, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,7 +149,7 @@ class _Import:
                 self._rejected.add(number, "id: another line with this id is in the log", text)
 
     def _is_logged(self, record: Record) -> bool:
-        logged = self._spool.find(PRINCIPAL, record.request_id)
+        logged = self._spool.latest(PRINCIPAL, record.request_id)
         return logged is not None and logged.request_digest == record.request_digest
 
 

@@ -22,7 +22,7 @@ from bon_server.errors import (
     Unavailable,
 )
 from bon_server.log.record import Record, StageTimes, prompt_hash
-from bon_server.log.spool import Spool
+from bon_server.log.spool import Logged, Spool
 from bon_server.serving.admission import Admission
 from bon_server.types import Candidate, Kind, Outcome, Request
 
@@ -86,9 +86,10 @@ class Attempts:
             raise self._refusal
         if key in self._running:
             raise RequestIdRunning("a request with this request_id is being answered")
-        prior = self._spool.find(*key)
+        prior = self._spool.latest(*key)
         if prior is not None and _is_answer_to(prior, request):
-            return Finished(prior, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
+            stored = prior.record or await asyncio.to_thread(self._spool.read, prior)
+            return Finished(stored, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
         if deadline_s <= 0:
             raise DeadlinePassed("the deadline leaves no time to sample anything")
         stop: Stop = asyncio.get_running_loop().create_future()
@@ -133,7 +134,7 @@ class Attempts:
     async def _attempt(
         self,
         request: Request,
-        prior: Record | None,
+        prior: Logged | None,
         stop: Stop,
         on_end: Callable[[Candidate], None],
         began_ns: int,
@@ -152,7 +153,7 @@ class Attempts:
         return Finished(record, replayed=False, log_ns=ended_ns - log_began_ns, total_ns=ended_ns - began_ns)
 
     def _to_record(
-        self, request: Request, answer: Answer, prior: Record | None, created_at: datetime, queue_ns: int
+        self, request: Request, answer: Answer, prior: Logged | None, created_at: datetime, queue_ns: int
     ) -> Record:
         sampled = request.sampling is not None
         return Record(
@@ -183,7 +184,7 @@ class Attempts:
         )
 
 
-def _is_answer_to(prior: Record, request: Request) -> bool:
+def _is_answer_to(prior: Logged, request: Request) -> bool:
     """Whether `prior` can be replayed; raises `RequestIdReused` where the id is taken by something else."""
     if prior.request_digest != request.digest:
         raise RequestIdReused("this request_id was used for another request")

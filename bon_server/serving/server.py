@@ -23,6 +23,7 @@ from prometheus_client import start_http_server
 
 from bon_server.config import Config, LimitsConfig
 from bon_server.errors import ConfigError, StartupError, Unavailable
+from bon_server.log.sealer import Sealer
 from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
@@ -69,6 +70,7 @@ class Server:
             _refuse_taken_port(config.listen.host, config.listen.port)
             spool = Spool.open(Path(config.log.directory), config.log.durability)
             resources.push_async_callback(asyncio.to_thread, spool.close)
+            resources.push_async_callback(asyncio.to_thread, Sealer(spool, config.log).close)
             await check_reward(config.reward)
             policy = await start_policy(config.policy)
             resources.push_async_callback(policy.close)
