@@ -119,7 +119,7 @@ SCHEMA = pa.schema(
 
 def is_mapping(of: pa.DataType) -> bool:
     """Whether a column of this type holds mappings, as lists of keys with values."""
-    return of.equals(TAGS) or of.equals(REWARDS)
+    return bool(of.equals(TAGS) or of.equals(REWARDS))
 
 
 def to_batch(records: Sequence[Record], schema: pa.Schema = SCHEMA) -> pa.RecordBatch:

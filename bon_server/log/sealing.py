@@ -18,7 +18,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pyarrow as pa
@@ -137,7 +139,7 @@ def _pages(
 ) -> Iterator[list[Record]]:
     """The records of a range, page by page in short transactions; ordinals of damaged rows are added to `left`."""
     after, last = first_last[0] - 1, first_last[1]
-    while rows := [StoredRow(*row) for row in reading.execute(_PAGE, (after, last)).fetchall()]:
+    while rows := _rows(reading, after, last):
         records = []
         for row in rows:
             try:
@@ -146,6 +148,11 @@ def _pages(
                 left.append(row.ordinal)
         yield records
         after = rows[-1].ordinal
+
+
+def _rows(reading: apsw.Connection, after: int, last: int) -> list[StoredRow]:
+    rows: list[Any] = reading.execute(_PAGE, (after, last)).fetchall()
+    return [StoredRow(*row) for row in rows]
 
 
 def _by_date(records: Sequence[Record], left: list[int]) -> Iterator[tuple[str, list[Record], pa.RecordBatch]]:
@@ -159,7 +166,8 @@ def _by_date(records: Sequence[Record], left: list[int]) -> Iterator[tuple[str, 
         except ValueError:
             fitting = [record for record in some if _fits(record)]
             left += [record.ordinal or 0 for record in some if record not in fitting]
-            yield date, fitting, to_batch(fitting)
+            if fitting:
+                yield date, fitting, to_batch(fitting)
 
 
 def _fits(record: Record) -> bool:
@@ -186,7 +194,7 @@ def _sealed(record: Record, until_us: int) -> Sealed:
 def _remember(spool: Spool, records: Sequence[Sealed]) -> None:
     for start in range(0, len(records), _REMEMBER_ROWS):
         some = records[start : start + _REMEMBER_ROWS]
-        spool.transaction(lambda database, some=some: register.remember(database, some))
+        spool.transaction(partial(register.remember, records=some))
 
 
 def _registered(directory: Path, file: str, rows: int, first_last: tuple[int, int], until_us: int) -> Segment:

@@ -16,7 +16,7 @@ from bon_server.log.record import Record
 from bon_server.log.register import Segment
 from bon_server.log.rows import from_batch, schema_for
 from bon_server.log.segments import naming, open_parquet, row_group_range
-from bon_server.log.where import Where
+from bon_server.log.where import Ordinals, Where
 
 Fields = TypeVar("Fields")
 
@@ -79,7 +79,7 @@ class Part:
         after = max(self.after_ordinal, where.after_ordinal)
         if high <= after or (self.through_ordinal is not None and low > self.through_ordinal):
             return None
-        if where.ordinals is not None and not any(low <= one <= high for one in where.ordinals):
+        if where.ordinals is not None and not len(where.ordinals.between(low, high)):
             return None
         whole = low > after and (self.through_ordinal is None or high <= self.through_ordinal)
         with naming(self.path, f": row group {group} (rows {low} to {high})"):
@@ -91,7 +91,7 @@ class Part:
                     return None
             table = parquet.read_row_group(group, columns=leaves(schema))
             table = table if mask is None else table.filter(mask)
-            return table.combine_chunks().to_batches()[0]
+            return table.combine_chunks().to_batches()[0] if table.num_rows else None
 
 
 def part_of(directory: Path, segment: Segment) -> Part:
@@ -102,7 +102,7 @@ def part_of(directory: Path, segment: Segment) -> Part:
 
 def read_one(directory: Path, segments: Sequence[Segment], ordinal: int) -> Record:
     """The record of an ordinal that one of the segments holds. Raises `LogError` when none does, or it is damaged."""
-    only = Where(ordinals=frozenset([ordinal]))
+    only = Where(ordinals=Ordinals([ordinal]))
     for segment in segments:
         for _, record in part_of(directory, segment).rows(Record, only, _raise):
             return record

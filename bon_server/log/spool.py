@@ -40,7 +40,10 @@ from bon_server.types import Durability, Outcome
 
 Result = TypeVar("Result")
 
-_FIND = "SELECT attempt, ordinal, sha256, record FROM records WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1"
+_FIND = """
+SELECT attempt, ordinal, sha256, record FROM records
+WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bon_server.types import Kind, Outcome
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Ordinals:
+    """A set of ordinals that is quickly asked for those in a range."""
+
+    def __init__(self, ordinals: Iterable[int]) -> None:
+        self._sorted = np.unique(np.fromiter(ordinals, dtype=np.int64))
+
+    def __contains__(self, ordinal: int) -> bool:
+        return len(self.between(ordinal, ordinal)) == 1
+
+    def between(self, low: int, high: int) -> npt.NDArray[np.int64]:
+        """Those in [low, high], rising."""
+        return self._sorted[np.searchsorted(self._sorted, low) : np.searchsorted(self._sorted, high, side="right")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +44,7 @@ class Where:
     """Only those that began then or later; with time zone."""
     until: datetime | None = None
     """Only those that began before; with time zone."""
-    ordinals: frozenset[int] | None = None
+    ordinals: Ordinals | None = None
     """Only those with one of these ordinals, whatever the writer."""
 
     def sql(self) -> tuple[str, list[str | int]]:
@@ -64,7 +81,7 @@ class Where:
             mask = pc.and_(mask, pc.less(table["created_at"], _time(self.until)))
         if self.ordinals is not None:
             low, high = pc.min_max(table["ordinal"]).as_py().values()
-            near = pa.array([one for one in self.ordinals if low <= one <= high], pa.int64())
+            near = pa.array(self.ordinals.between(low, high))
             mask = pc.and_(mask, pc.is_in(table["ordinal"], value_set=near))
         return mask
 
@@ -73,6 +90,9 @@ class Where:
         since = "" if self.since is None else self.since.astimezone(UTC).date().isoformat()
         until = "9999-99" if self.until is None else self.until.astimezone(UTC).date().isoformat()
         return since <= date <= until
+
+
+EVERYTHING = Where()
 
 
 def _time(time: datetime) -> Any:

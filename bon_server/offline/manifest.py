@@ -52,7 +52,8 @@ class Input(TypedDict):
     file: str
     rows: int
     sha256: str
-    """Of a spool: of its records (the `record` column) in ordinal order, up to `last_ordinal`."""
+    """Of a segment: of the file. Of a spool: of its records (the `record` column) in ordinal order, up to
+    `last_ordinal`."""
     last_ordinal: int
 
 

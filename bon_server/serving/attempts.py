@@ -88,7 +88,9 @@ class Attempts:
             raise RequestIdRunning("a request with this request_id is being answered")
         prior = self._spool.latest(*key)
         if prior is not None and _is_answer_to(prior, request):
-            stored = prior.record or await asyncio.to_thread(self._spool.read, prior)
+            stored = prior.record
+            if stored is None:
+                stored = await asyncio.to_thread(self._spool.read, prior)
             return Finished(stored, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
         if deadline_s <= 0:
             raise DeadlinePassed("the deadline leaves no time to sample anything")
