@@ -88,8 +88,11 @@ class LogReader:
         """Records in the spool."""
         self.last_ordinal: int = 0
         """Of the newest record of the folder's own writer that belongs to the prefix read; 0: it has none."""
-        self._own = self._open_register()
-        self._parts: dict[str, list[Part]] = {self._own: [part_of(directory, one) for one in self.segments]}
+        self.plan: tuple[int, int] | None = None
+        """First and last ordinal of a sealing that was under way."""
+        self.own_writer = self._open_register()
+        """Name of the writer whose spool is here; empty: it has none yet, or the folder was copied without it."""
+        self._parts: dict[str, list[Part]] = {self.own_writer: [part_of(directory, one) for one in self.segments]}
         for file in others:
             self._add_listed(file)
         self.writers: tuple[str, ...] = tuple(sorted(self._parts))
@@ -112,6 +115,10 @@ class LogReader:
     def parts(self) -> list[Part]:
         """The segments of the prefix, in the order of the log."""
         return [part for writer in self.writers for part in self._parts[writer]]
+
+    def parts_by_writer(self) -> Iterator[tuple[str, Part]]:
+        """As `parts`, each with the name of its writer."""
+        return ((writer, part) for writer in self.writers for part in self._parts[writer])
 
     def records(self, where: Where = EVERYTHING) -> Iterator[Record]:
         """Records in the order of the log."""
@@ -168,18 +175,19 @@ class LogReader:
     def _open_register(self) -> str:
         """Reads what is in the prefix, in one transaction; returns the name of the folder's own writer."""
         spool = self._spool
-        if spool is None or not self._query("SELECT count(*) FROM sqlite_schema")[0][0]:
+        if spool is None or not self.database("SELECT count(*) FROM sqlite_schema")[0][0]:
             return ""  # copied without its spool, or its writer was killed while making it
         with self._reading(), spool:
             self.segments = register.segments(spool)
-            self.unsealed, last = self._query("SELECT count(*), coalesce(max(ordinal), 0) FROM records")[0]
+            self.unsealed, last = self.database("SELECT count(*), coalesce(max(ordinal), 0) FROM records")[0]
             self.last_ordinal = max([last, *(one.last_ordinal for one in self.segments)])
             own = register.writer_id(spool)
+            self.plan = None if own is None else register.planned(spool)
         return own or ""
 
     def _add_listed(self, file: str) -> None:
         place = place_of(file)
-        if place is not None and place.writer != self._own:
+        if place is not None and place.writer != self.own_writer:
             part = Part(self.directory / file, place.date, place.first_ordinal, place.last_ordinal)
             self._parts.setdefault(place.writer, []).append(part)
 
@@ -202,7 +210,7 @@ class LogReader:
 
         for part in self._parts[writer]:
             wait(part.first_ordinal, part.rows(some_fields, where, self._on_damage))
-        if writer == self._own:
+        if writer == self.own_writer:
             for through, rows, parts in self._pages(where):
                 for part in parts:
                     wait(part.first_ordinal, part.rows(some_fields, where, self._on_damage))
@@ -237,7 +245,7 @@ class LogReader:
         spool, after, known = self._spool, where.after_ordinal, len(self.segments)
         while spool is not None and after < self.last_ordinal:
             with self._reading(after), spool:
-                rows = [StoredRow(*row) for row in self._query(statement, after, self.last_ordinal, *values)]
+                rows = [StoredRow(*row) for row in self.database(statement, after, self.last_ordinal, *values)]
                 made = register.segments(spool, after=known)
             known += len(made)
             through = rows[-1].ordinal if len(rows) == PAGE_ROWS else self.last_ordinal
@@ -246,7 +254,8 @@ class LogReader:
             yield through, rows, bounded
             after = through
 
-    def _query(self, statement: str, *values: str | int) -> list[tuple[Any, ...]]:
+    def database(self, statement: str, *values: str | int) -> list[tuple[Any, ...]]:
+        """Rows of a query on the spool; none when there is no spool. Raises `LogError` when it cannot be read."""
         if self._spool is None:
             return []
         with self._reading():
