@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from contextlib import closing
 
 import apsw
 
@@ -29,6 +28,7 @@ class Sealer:
     def __init__(self, spool: Spool, config: LogConfig) -> None:
         self._spool = spool
         self._config = config
+        self._reading = open_for_reading(spool.directory / SPOOL_NAME)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-sealer", daemon=True)
         self._thread.start()
@@ -37,20 +37,18 @@ class Sealer:
         """Waits for a sealing that is under way and, unless configured otherwise, seals what is left. Blocks."""
         self._stop.set()
         self._thread.join()
+        self._reading.close()
         if self._config.seal_on_shutdown and self._spool.failure is None:
             self._try_to_seal()
 
     def _run(self) -> None:
-        with closing(open_for_reading(self._spool.directory / SPOOL_NAME)) as reading:
-            while not self._stop.wait(CHECK_S):
-                if self._spool.failure is not None:
-                    return
-                if self._is_due(reading) and not self._try_to_seal():
-                    self._stop.wait(RETRY_S)
+        while not self._stop.wait(CHECK_S) and self._spool.failure is None:
+            if self._is_due() and not self._try_to_seal():
+                self._stop.wait(RETRY_S)
 
-    def _is_due(self, reading: apsw.Connection) -> bool:
+    def _is_due(self) -> bool:
         try:
-            size, oldest_us = waiting(reading)
+            size, oldest_us = waiting(self._reading)
         except apsw.Error as error:
             logger.error("the spool cannot be measured (%s)", type(error).__name__)
             return False
