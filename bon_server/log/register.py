@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS segments (
     rows INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
     sha256 TEXT NOT NULL,
+    footer_sha256 TEXT NOT NULL,
     replayable_until_us INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sealing (first_ordinal INTEGER NOT NULL, last_ordinal INTEGER NOT NULL) STRICT;
@@ -69,6 +70,8 @@ class Segment(NamedTuple):
     bytes: int
     sha256: str
     """Hexadecimal."""
+    footer_sha256: str
+    """Of the end of the file, see `segments.footer_sha256`; hexadecimal."""
     replayable_until_us: int
     """Until then (microseconds since 1970) its records answer retries, so that their ids cannot be used again."""
 

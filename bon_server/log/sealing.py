@@ -31,7 +31,7 @@ from bon_server.log.columns import to_batch
 from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading, unpack
 from bon_server.log.record import Record, decode
 from bon_server.log.register import Sealed, Segment
-from bon_server.log.segments import SegmentsWriter, naming, open_parquet
+from bon_server.log.segments import SegmentsWriter, footer_sha256, naming, open_parquet
 from bon_server.log.spool import Spool
 from bon_server.log.whole_file import sha256_of
 from bon_server.types import Kind
@@ -205,4 +205,4 @@ def _registered(directory: Path, file: str, rows: int, first_last: tuple[int, in
         read = sum(parquet.read_row_group(group).num_rows for group in range(parquet.metadata.num_row_groups))
     if read != rows:
         raise LogError(f"{path} was written with {rows} rows and has {read}")
-    return Segment(file, *first_last, rows, path.stat().st_size, sha256_of(path), until_us)
+    return Segment(file, *first_last, rows, path.stat().st_size, sha256_of(path), footer_sha256(path), until_us)

@@ -31,6 +31,8 @@ class Part:
     last_ordinal: int
     size_bytes: int | None = None
     """As registered; None: not registered here."""
+    footer_sha256: str | None = None
+    """As registered; None: not registered here."""
     after_ordinal: int = 0
     through_ordinal: int | None = None
     """Only rows in (after, through]; None: to its end."""
@@ -43,7 +45,7 @@ class Part:
         if not where.may_hold(self.date):
             return
         try:
-            parquet = open_parquet(self.path, self.size_bytes)
+            parquet = open_parquet(self.path, self.size_bytes, self.footer_sha256)
         except LogError as error:
             on_damage(error)
             return
@@ -97,7 +99,14 @@ class Part:
 def part_of(directory: Path, segment: Segment) -> Part:
     """A registered segment."""
     date = segment.file.split("date=")[1][:10]
-    return Part(directory / segment.file, date, segment.first_ordinal, segment.last_ordinal, segment.bytes)
+    return Part(
+        directory / segment.file,
+        date,
+        segment.first_ordinal,
+        segment.last_ordinal,
+        segment.bytes,
+        segment.footer_sha256,
+    )
 
 
 def read_one(directory: Path, segments: Sequence[Segment], ordinal: int) -> Record:

@@ -9,6 +9,8 @@ prompt, which puts alike texts next to each other for the compression. Pages car
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -149,12 +151,31 @@ def naming(path: Path, part: str = "") -> Iterator[None]:
         raise LogError(f"{path}{part} is damaged or no segment: it cannot be read ({type(error).__name__})") from error
 
 
-def open_parquet(path: Path, size_bytes: int | None = None) -> Any:
-    """A `pyarrow.parquet.ParquetFile` that checks its pages. size_bytes: as registered. Raises `LogError`."""
+def footer_sha256(path: Path) -> str:
+    """Digest (hexadecimal) of a file's schema and statistics, which unlike its pages have no checksums.
+
+    A changed letter in the name of a column would otherwise read as a column that is not there.
+
+    Raises OSError or ValueError for what is no Parquet file.
+    """
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def open_parquet(path: Path, size_bytes: int | None = None, footer: str | None = None) -> Any:
+    """A `pyarrow.parquet.ParquetFile` that checks its pages. Raises `LogError`.
+
+    size_bytes, footer: length and `footer_sha256` as registered.
+    """
     with naming(path):
         size = path.stat().st_size
         if size_bytes is not None and size != size_bytes:
             raise LogError(f"{path} is damaged: {size} bytes long, not {size_bytes}")
+        if footer is not None and footer_sha256(path) != footer:
+            raise LogError(f"{path} is damaged: its footer has changed")
         parquet = pq.ParquetFile(path, page_checksum_verification=True)
         if "ordinal" not in parquet.schema_arrow.names:
             raise LogError(f"{path} is no segment: it has no column 'ordinal'")

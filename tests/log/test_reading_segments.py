@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from bon_server.log.rows import from_batch
 from bon_server.log.segments import listed
 from bon_server.log.spool import Spool
 from bon_server.log.stats import log_stats
+from bon_server.log.verify import verify
 from bon_server.log.where import Ordinals
 from bon_server.types import Kind, Outcome
 from tests.log.records import ODD_TEXT, record, scored
@@ -269,6 +271,23 @@ def test_a_damaged_segment_is_named_and_left_out_only_when_asked(log: Path, spoo
         assert "rows 1 to 28" in str(told[0])
 
 
+def test_changed_bytes_of_a_segment_are_an_error_or_harmless_but_never_wrong_records(log: Path, spool: Spool) -> None:
+    _append(spool, _records(1, 6))
+    seal(spool)
+    path = log / next(listed(log))
+    whole, refused, places = path.read_bytes(), 0, random.Random(7)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[places.randrange(len(whole))] ^= 1 << places.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert _read(log) == _records(1, 6)
+        except LogError as error:
+            assert path.name in str(error)
+            refused += 1
+    assert refused > 50
+
+
 def test_a_damaged_row_of_the_spool_is_left_out_only_when_asked(log: Path, spool: Spool) -> None:
     _append(spool, _records(1, 5))
     with closing(apsw.Connection(str(log / SPOOL_NAME))) as database:
@@ -308,6 +327,8 @@ def _storm(folder: Path, seconds: float) -> None:
     whole = _read(folder)
     assert [one.request_id for one in whole] == [f"s-{i}" for i in range(len(whole))] and len(whole) >= seen
     assert all(len(one.candidates) == 4 for one in whole)
+    report = verify(folder)
+    assert report["ok"] and report["records"] == len(whole), report["problems"]
 
 
 def test_a_reader_in_another_process_sees_everything_once_while_it_is_sealed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from bon_server.errors import LogError
 from bon_server.log.database import SPOOL_NAME
 from bon_server.log.reader import LogReader
 from bon_server.log.record import encode
-from bon_server.log.segments import listed
+from bon_server.log.segments import footer_sha256, listed
 from bon_server.log.snapshot import make_snapshot
 from bon_server.log.spool import Spool
 from bon_server.log.verify import Report, verify
@@ -65,7 +65,8 @@ def _rewrite(log: Path, change: Callable[[pa.Table], pa.Table], **options: Any) 
     file = path.relative_to(log).as_posix()
     pq.write_table(change(pq.read_table(path, partitioning=None)), path, compression="zstd", **options)
     (log / "snapshots" / "pinned.json").unlink()
-    _change(log, "UPDATE segments SET bytes = ?, sha256 = ?", path.stat().st_size, sha256_of(path))
+    registered = (path.stat().st_size, sha256_of(path), footer_sha256(path))
+    _change(log, "UPDATE segments SET bytes = ?, sha256 = ?, footer_sha256 = ?", *registered)
     return file
 
 
