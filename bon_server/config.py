@@ -160,6 +160,15 @@ class LogConfig:
     """Whether a request may ask that nothing of it is logged."""
     redact: str | None = None
     """`module:function`, given each text before it is logged; it returns the text to log. None: texts as they are."""
+    seal_bytes: Positive = 64 << 20
+    """Records go from the spool into a segment once there are so many bytes of them; also a segment's size before
+    compression."""
+    seal_age_s: PositiveSeconds = 3600.0
+    """Or once the oldest of them is so old."""
+    seal_on_shutdown: bool = True
+    """Whether a clean shutdown seals what is left."""
+    replay_window_s: Annotated[float, Meta(ge=0)] = 86400.0
+    """How long after its sealing a record still answers retries of its request id, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,8 +100,9 @@ class FeedbackReader:
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / SPOOL_NAME
-        self._spool = open_for_reading(self._file)
-        self._any = bool(self._query(_TABLE_EXISTS)[0][0])  # logs of earlier versions have none
+        # A folder of segments alone, and the log of an earlier version, have none.
+        self._spool = open_for_reading(self._file) if self._file.exists() else None
+        self._any = bool(self._query(_TABLE_EXISTS)[0][0]) if self._spool is not None else False
 
     def __enter__(self) -> Self:
         return self
@@ -113,7 +114,8 @@ class FeedbackReader:
 
     def close(self) -> None:
         """Lets go of the files."""
-        self._spool.close()
+        if self._spool is not None:
+            self._spool.close()
 
     def count(self) -> int:
         """How many observations there are."""
@@ -146,6 +148,7 @@ class FeedbackReader:
             raise LogError(f"{self._file}: feedback {ordinal} cannot be read ({type(error).__name__})") from error
 
     def _query(self, statement: str, *values: int | str) -> list[tuple[Any, ...]]:
+        assert self._spool is not None
         try:
             return self._spool.execute(statement, values).fetchall()
         except apsw.Error as error:

@@ -154,6 +154,14 @@ def to_json(record: Record) -> bytes:
     return _to_json.encode(record)
 
 
+def to_long_json(record: Record) -> list[bytes]:
+    """One line of JSON per candidate: its columns after those of its request, whose `error` is `request_error`."""
+    request: dict[str, object] = msgspec.to_builtins(record, builtin_types=(datetime,))
+    request.pop("candidates")
+    request["request_error"] = request.pop("error")
+    return [_to_json.encode(request | msgspec.to_builtins(candidate)) for candidate in record.candidates]
+
+
 def prompt_hash(prompt: Prompt, reward_context: Mapping[str, str]) -> str:
     """SHA-256 (hex) of the canonical JSON of the prompt as given and its reward context.
 

@@ -24,6 +24,7 @@ import apsw
 
 from bon_server.config import LogConfig
 from bon_server.errors import InternalError, LogError, LogFull, RequestError, RequestIdReused, Unavailable
+from bon_server.log import register
 from bon_server.log.database import (
     SPOOL_NAME,
     Row,
@@ -36,17 +37,50 @@ from bon_server.log.database import (
 from bon_server.log.lock import WriterLock
 from bon_server.log.record import Record, decode
 from bon_server.log.room import Room
+from bon_server.log.segment_reader import read_one
 from bon_server.log.upkeep import Upkeep
 from bon_server.log.whole_file import make_folder
 from bon_server.log.writer import RETRY_AFTER_MS, Writer
-from bon_server.types import Durability
+from bon_server.types import Durability, Outcome
 
 DEFAULTS = LogConfig()
 Result = TypeVar("Result")
 
-_FIND = (
-    "SELECT ordinal, sha256, record FROM records WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1"
-)
+_FIND = """
+SELECT attempt, ordinal, sha256, record FROM records
+WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """What is known of a logged attempt without reading segments."""
+
+    attempt: int
+    outcome: Outcome
+    request_digest: str
+    content_logged: bool
+    ordinal: int
+    record: Record | None = None
+    """None: it is in a segment, see `Spool.read`."""
+
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        """A record of the spool."""
+        return cls(
+            record.attempt,
+            record.outcome,
+            record.request_digest,
+            record.content_logged,
+            record.ordinal or 0,
+            record,
+        )
+
+    @classmethod
+    def sealed(cls, sealed: register.Sealed) -> Self:
+        """A record of a segment."""
+        outcome, logged = Outcome(sealed.outcome), bool(sealed.content_logged)
+        return cls(sealed.attempt, outcome, sealed.request_digest, logged, sealed.ordinal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,34 +229,60 @@ class Spool:
             self._upkeep.committed()
 
     def transaction(self, change: Callable[[apsw.Connection], Result]) -> Result:
-        """`Writer.transaction`, for what is no record. Blocks until it is on disk, so never call it on an event loop.
+        """`Writer.transaction`, for what is no record. Blocks until it is on disk, whatever the durability.
 
-        `change` must not raise: what it raises closes the log for good.
+        So never call it on an event loop. `change` must not raise: what it raises closes the log for good.
         """
         with self._changing_mutex:
             with self._mutex:
                 self._check_open()
             try:
-                return self._writer.transaction(change)
+                result = self._writer.transaction(change)
+                self._writer.sync()
+                self._writer.check()
+                return result
             finally:
                 self._upkeep.committed()
 
-    def find(self, principal: str, request_id: str) -> Record | None:
-        """The latest attempt at a request, None when there is none.
+    def latest(self, principal: str, request_id: str) -> Logged | None:
+        """The latest attempt at a request, None when there is none or it was sealed too long ago.
 
-        For the event loop: one look into an index, without waiting for the writer. Tens of microseconds when there is
-        none, and the decoding of one record when there is.
+        For the event loop: a look into two indices, without waiting for the writer. Tens of microseconds when there is
+        none, and the decoding of one record when it is in the spool.
         Raises `Unavailable` when the log is closed or cannot be read, `InternalError` when the row is damaged.
         """
         with self._reading_mutex:
             try:
-                row = self._reading.execute(_FIND, (principal, request_id)).get
+                row = self._reading.execute(_FIND, (principal, request_id)).fetchone()
+                sealed = register.latest(self._reading, principal, request_id)
             except apsw.Error as error:
                 raise Unavailable("the log cannot be read", RETRY_AFTER_MS) from error
-        if row is None:
-            return None
+        if row is not None and (sealed is None or row[0] >= sealed.attempt):
+            return Logged.of(self._unpack(StoredRow(*row[1:])))
+        return None if sealed is None else Logged.sealed(sealed)
+
+    def read(self, logged: Logged) -> Record:
+        """The record of what `latest` found; blocks for a look into a segment when it is in one.
+
+        Raises `InternalError` when it cannot be read.
+        """
+        if logged.record is not None:
+            return logged.record
         try:
-            return unpack(StoredRow(*row), decode, self.directory / SPOOL_NAME)
+            with self._reading_mutex:
+                segments = register.segments_around(self._reading, logged.ordinal)
+            return read_one(self.directory, segments, logged.ordinal)
+        except (LogError, apsw.Error) as error:
+            raise InternalError("the logged answer cannot be read") from error
+
+    def find(self, principal: str, request_id: str) -> Record | None:
+        """`latest` and `read` in one."""
+        logged = self.latest(principal, request_id)
+        return None if logged is None else self.read(logged)
+
+    def _unpack(self, row: StoredRow) -> Record:
+        try:
+            return unpack(row, decode, self.directory / SPOOL_NAME)
         except LogError as error:
             raise InternalError("the logged answer is damaged") from error
 

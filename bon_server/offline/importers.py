@@ -175,7 +175,7 @@ class _Import:
     def _count_taken(self, group: list[Arrival]) -> None:
         """A record of this request id came from a version that did not keep lists of lines."""
         for arrival in group:
-            logged = self._spool.find(PRINCIPAL, arrival.request_id)
+            logged = self._spool.latest(PRINCIPAL, arrival.request_id)
             if logged is not None and logged.request_digest == arrival.digest.hex():
                 self._already_there += 1
             else:

@@ -22,7 +22,7 @@ from bon_server.errors import (
     Unavailable,
 )
 from bon_server.log.record import Record, StageTimes, prompt_hash
-from bon_server.log.spool import Spool
+from bon_server.log.spool import Logged, Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.content import Redact, UsedIds, to_log
 from bon_server.stopping import Spread
@@ -97,9 +97,12 @@ class Attempts:
             raise RequestIdRunning("a request with this request_id is being answered")
         if key in self._unlogged:
             raise RequestIdReused("this request_id was answered and nothing of it logged, so it cannot be replayed")
-        prior = self._spool.find(*key)
+        prior = self._spool.latest(*key)
         if prior is not None and _is_answer_to(prior, request):
-            return Finished(prior, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
+            stored = prior.record
+            if stored is None:
+                stored = await asyncio.to_thread(self._spool.read, prior)
+            return Finished(stored, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
         if deadline_s <= 0:
             raise DeadlinePassed("the deadline leaves no time to sample anything")
         self._spool.check()  # not earlier: a stored answer needs no room
@@ -145,7 +148,7 @@ class Attempts:
     async def _attempt(
         self,
         request: Request,
-        prior: Record | None,
+        prior: Logged | None,
         stop: Stop,
         on_end: Callable[[Candidate], None],
         began_ns: int,
@@ -177,7 +180,7 @@ class Attempts:
         )
 
     def _to_record(
-        self, request: Request, answer: Answer, prior: Record | None, created_at: datetime, queue_ns: int
+        self, request: Request, answer: Answer, prior: Logged | None, created_at: datetime, queue_ns: int
     ) -> Record:
         sampled = request.sampling is not None
         return Record(
@@ -211,7 +214,7 @@ class Attempts:
         )
 
 
-def _is_answer_to(prior: Record, request: Request) -> bool:
+def _is_answer_to(prior: Logged, request: Request) -> bool:
     """Whether `prior` can be replayed; raises `RequestIdReused` where the id is taken by something else."""
     answered = prior.outcome in (Outcome.OK, Outcome.PARTIAL)
     if not prior.request_digest and answered:

@@ -29,7 +29,7 @@ async def record(
     feedback id belongs to another observation, and as `Spool.check` does. Text value and tags are redacted first.
     """
     _check(message)
-    about = spool.find(principal, message.request_id)
+    about = await asyncio.to_thread(spool.find, principal, message.request_id)
     if about is None:
         raise UnknownRequest("no request of this caller with this request_id is in the log")
     index, count = message.candidate_index, len(about.candidates)

@@ -22,6 +22,7 @@ from prometheus_client import start_http_server
 
 from bon_server.config import Config, LimitsConfig
 from bon_server.errors import ConfigError, StartupError, Unavailable
+from bon_server.log.sealer import Sealer
 from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
@@ -74,6 +75,7 @@ class Server:
             spool = Spool.open(Path(config.log.directory), config.log, on_group=metrics.log_group)
             resources.push_async_callback(asyncio.to_thread, spool.close)
             logger.info("log %s: %s", config.log.directory, spool.recovery)
+            resources.push_async_callback(asyncio.to_thread, Sealer(spool, config.log).close)
             await check_reward(config.reward)
             policy = await start_policy(config.policy)
             resources.push_async_callback(policy.close)
