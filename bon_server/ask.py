@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import closing
 from typing import Unpack
 
 import bon
 from bon.requests import GenerateOptions, Prompt
 from bon.v1 import bon_pb2 as pb
 from google.protobuf.json_format import MessageToJson
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +31,38 @@ def ask(
         return client.generate(prompt, **options)
 
 
+def ask_streamed(
+    prompt: Prompt,
+    *,
+    target: str,
+    console: Console,
+    api_key: str | None = None,
+    timeout_s: float | None = None,
+    **options: Unpack[GenerateOptions],
+) -> pb.GenerateResponse:
+    """As `ask`; meanwhile shows candidates as they end: a live table, best first, or off a terminal one line each."""
+    ended: list[pb.Candidate] = []
+    best: int | None = None
+    with (
+        bon.Client(target, api_key=api_key, timeout=timeout_s) as client,
+        closing(client.generate_stream(prompt, **options)) as events,
+        Live(console=console, transient=True, auto_refresh=False) as live,
+    ):
+        for event in events:
+            kind = event.WhichOneof("event")
+            if kind == "final":
+                return event.final
+            if kind == "best_so_far":
+                best = event.best_so_far.index
+            elif kind == "candidate":
+                ended.append(event.candidate)
+                if not console.is_terminal:
+                    console.print(Text(_line(event.candidate)))
+            if console.is_terminal:
+                live.update(_table(ended, best), refresh=True)
+    raise RuntimeError("the stream ended without a final answer")
+
+
 def as_json(answer: pb.GenerateResponse) -> str:
     """Protobuf JSON with the proto's field names; zeros and empty lists are written out."""
     return MessageToJson(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
@@ -42,7 +77,8 @@ def as_table(answer: pb.GenerateResponse, whole_texts: bool = False) -> Renderab
     winner = Text(answer.best.text, style="bold")
     if not answer.candidates:
         return Group(winner, Text(summary(answer), style="dim"))
-    return Group(_candidates(answer, whole_texts), winner, Text(summary(answer), style="dim"))
+    table = _table(answer.candidates, answer.best.index, whole_texts)
+    return Group(table, winner, Text(summary(answer), style="dim"))
 
 
 def summary(answer: pb.GenerateResponse) -> str:
@@ -62,15 +98,15 @@ def summary(answer: pb.GenerateResponse) -> str:
     return f"{', '.join(parts)}; request {answer.request_id}"
 
 
-def _candidates(answer: pb.GenerateResponse, whole_texts: bool) -> Table:
+def _table(candidates: Iterable[pb.Candidate], best: int | None, whole_texts: bool = False) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for heading in ("#", "reward", "tokens"):
         table.add_column(heading, justify="right")
     table.add_column("end")
     table.add_column("text", overflow="fold")
-    for candidate in sorted(answer.candidates, key=_rank):
-        is_best = candidate.index == answer.best.index
+    for candidate in sorted(candidates, key=_rank):
+        is_best = candidate.index == best
         text = candidate.text if whole_texts else _short(candidate.text)
         table.add_row(
             "*" if is_best else "",
@@ -82,6 +118,10 @@ def _candidates(answer: pb.GenerateResponse, whole_texts: bool) -> Table:
             style="bold green" if is_best else None,
         )
     return table
+
+
+def _line(candidate: pb.Candidate) -> str:
+    return f"#{candidate.index} {_reward(candidate)} {_short(candidate.text)}"
 
 
 def _rank(candidate: pb.Candidate) -> tuple[bool, float, int]:

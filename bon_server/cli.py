@@ -29,6 +29,9 @@ from bon_server.selection import OfflineRule
 
 Target = Annotated[str, typer.Option(help="Address of the server.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+SkipDamaged = Annotated[
+    bool, typer.Option("--skip-damaged", help="Leave out what cannot be read, naming it on stderr.")
+]
 LogDir = Annotated[Path, typer.Option("--log", help="Folder of the log.")]
 Candidates = Annotated[int | None, typer.Option("-n", min=1, help="Candidates per prompt. Default: the server's.")]
 Temperature = Annotated[float | None, typer.Option(help="Softmax temperature. Default: the server's.")]
@@ -127,17 +130,22 @@ def ask(
     seed: Seed = None,
     raw: Raw = False,
     timeout: Annotated[float, typer.Option(help="Deadline in seconds; the best so far is taken then.")] = 120.0,
+    stream: Annotated[bool, typer.Option("--stream", help="Show candidates as they are scored.")] = False,
+    stop_at_reward: Annotated[float | None, typer.Option(help="Stop at the first candidate this good.")] = None,
+    price: Annotated[float | None, typer.Option(help="Adaptive N: price of a candidate, in units of reward.")] = None,
 ) -> None:
     """Ask one question and show the best answer."""
     from bon_server import ask as asking
 
-    answer = asking.ask(
-        bon.Text(prompt) if raw else prompt,
-        target=target,
-        timeout_s=timeout,
-        view="all" if show_all or not as_json else "winner",
-        **_given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed),
-    )
+    options = _given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    options |= _given(stop_at_reward=stop_at_reward, price_per_candidate=price)
+    options["view"] = "all" if show_all or not as_json else "winner"
+    question = bon.Text(prompt) if raw else prompt
+    if stream:
+        console = Console(stderr=as_json)
+        answer = asking.ask_streamed(question, target=target, timeout_s=timeout, console=console, **options)
+    else:
+        answer = asking.ask(question, target=target, timeout_s=timeout, **options)
     if as_json:
         print(asking.as_json(answer))  # noqa: T201
     else:
@@ -175,11 +183,66 @@ def harvest(
 
 
 @log_app.command("stats")
-def log_stats(log: LogDir, as_json: AsJson = False) -> None:
+def log_stats(log: LogDir, skip_damaged: SkipDamaged = False, as_json: AsJson = False) -> None:
     """Count what a log holds."""
     from bon_server.log.stats import log_stats as count
 
-    _print_result(dict(count(log)), as_json)
+    _print_result(dict(count(log, _on_damage(skip_damaged))), as_json)
+
+
+@log_app.command("seal")
+def log_seal(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = []) -> None:  # noqa: B006 -- typer copies it
+    """Move what is in the spool into segments, Parquet files that any engine reads; not while a server writes."""
+    from contextlib import closing
+
+    from bon_server.log.database import SPOOL_NAME
+    from bon_server.log.sealing import seal
+    from bon_server.log.spool import Spool
+
+    chosen = load(config, flags=parse_assignments(settings)).log
+    if not (log / SPOOL_NAME).is_file():
+        _fail(f"{log} holds no log: {SPOOL_NAME} is missing", 1)
+    with closing(Spool.open(log)) as spool:
+        result = seal(spool, chosen.seal_bytes, chosen.replay_window_s)
+    _print_result(dataclasses.asdict(result), as_json)
+    if result.left:
+        _fail(f"{result.left} records could not be sealed and stay in the spool; see bon log verify", 1)
+
+
+@log_app.command("snapshot")
+def log_snapshot(
+    name: Annotated[str, typer.Argument(help="Letters, digits, '.', '_' and '-'.")],
+    log: LogDir,
+    as_json: AsJson = False,
+) -> None:
+    """Pin the segments there are, with their digests, under a name. What is not sealed yet is not part of it."""
+    from bon_server.log.snapshot import make_snapshot
+
+    snapshot = make_snapshot(log, name)
+    if as_json:
+        print(json.dumps(snapshot))  # noqa: T201
+    else:
+        rows = sum(segment["rows"] for segment in snapshot["segments"])
+        _print_result({"name": name, "segments": len(snapshot["segments"]), "records": rows}, as_json=False)
+
+
+@log_app.command("verify")
+def log_verify(log: LogDir, as_json: AsJson = False) -> None:
+    """Read everything, and name what is wrong by kind, file and row; exit 1 when anything is."""
+    from bon_server.log.verify import verify
+
+    report = verify(log)
+    if as_json:
+        print(json.dumps(report))  # noqa: T201
+    else:
+        table = Table("kind", "file", "row", "detail", box=None)
+        for problem in [*report["problems"], *report["notes"]]:
+            table.add_row(problem["kind"], problem["file"], str(problem.get("row", "")), problem["detail"])
+        problems = len(report["problems"]) + report["unlisted"]
+        counts = f"{report['records']} records, {report['segments']} segments, {problems} problems"
+        Console().print(table, counts)
+    if not report["ok"]:
+        raise typer.Exit(1)
 
 
 @log_app.command("records")
@@ -187,41 +250,61 @@ def log_records(
     log: LogDir,
     request_id: Annotated[str | None, typer.Option(help="Only this request.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    feedback: Annotated[bool, typer.Option("--feedback", help="Join what was observed: the key feedback.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="One line per candidate, with its request's columns.")] = False,
+    skip_damaged: SkipDamaged = False,
 ) -> None:
     """Print records as JSON lines, in commit order, also while a server writes them."""
     from itertools import islice
 
+    from bon_server.log.feedback import FeedbackReader, to_json_with
     from bon_server.log.reader import LogReader, Where
-    from bon_server.log.record import to_json
+    from bon_server.log.record import to_json, to_long_json
 
-    with LogReader(log) as reader:
+    with LogReader(log, _on_damage(skip_damaged)) as reader, FeedbackReader(log) as observed:
         for record in islice(reader.records(Where(request_id=request_id)), limit):
-            sys.stdout.buffer.write(to_json(record) + b"\n")
+            lines = to_long_json(record) if long else [to_json(record)]
+            if feedback:
+                lines = [to_json_with(record, observed.of(record))]
+            for line in lines:
+                sys.stdout.buffer.write(line + b"\n")
 
 
 @log_app.command("import")
 def log_import(
-    file: Annotated[Path, typer.Argument(help="File to import.")],
+    files: Annotated[list[Path], typer.Argument(help="Files to import: JSON lines or Parquet.")],
     log: LogDir,
-    file_format: Annotated[str, typer.Option("--format", help="Format of the file.")] = "grouped",
+    file_format: Annotated[str, typer.Option("--format", help="Format of the files: see docs.")] = "grouped",
     reward_model: Annotated[
-        str | None, typer.Option(help="Source of the rewards. Default: a digest of the file.")
+        str | None, typer.Option(help="Source of the rewards. Default: as the files say, or a digest of them.")
+    ] = None,
+    reward_column: Annotated[
+        list[str] | None,
+        typer.Option(help="Column that is the reward, as NAME or NAME=WEIGHT; repeated: their weighted sum."),
+    ] = None,
+    rejected: Annotated[
+        Path | None, typer.Option(help="Report on lines that cannot be imported. Default: a file in LOG/rejected.")
     ] = None,
     raw: Raw = False,
     as_json: AsJson = False,
 ) -> None:
     """Put other people's scored samples into a log; importing a file twice adds nothing.
 
-    Lines that cannot be imported are counted and written, with number and reason, to a file in LOG/rejected.
+    Lines that cannot be imported are counted and written, with number and reason, to a report. Exit code 1 when there
+    are only such lines.
     """
-    from bon_server.offline.importers import ImportOptions, import_file
+    from bon_server.offline.importers import import_files
+    from bon_server.offline.imports.options import ImportOptions, parse_columns
 
-    options = ImportOptions(file, log, file_format, reward_model, raw)
-    with _progress("importing", file.stat().st_size) as advance:
-        result = import_file(options, advance)
+    columns = parse_columns(reward_column) if reward_column else None
+    options = ImportOptions(tuple(files), log, file_format, reward_model, raw, columns, rejected)
+    with _progress("importing", sum(file.stat().st_size for file in files)) as advance:
+        result = import_files(options, advance)
     _print_result(dataclasses.asdict(result), as_json)
     if result.rejected:
         print(f"bon: {result.rejected} lines were rejected, see {result.rejected_file}", file=sys.stderr)  # noqa: T201
+    if result.rejected and result.rejected == result.lines:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -239,6 +322,7 @@ def select(
     reward_model: Annotated[
         str | None, typer.Option(help="Only rewards of this model count: ID or ID@REVISION.")
     ] = None,
+    skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose candidates of a log by their rewards and write them as a training set."""
@@ -257,7 +341,7 @@ def select(
         reward_model=reward_model,
     )
     with _progress("reading records", None) as advance:
-        manifest = run_select(options, advance)
+        manifest = run_select(options, advance, _on_damage(skip_damaged))
     if as_json:
         print(json.dumps(manifest))  # noqa: T201
         return
@@ -333,6 +417,17 @@ def _progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(doing, total=total)
         yield lambda completed: progress.update(task, completed=completed)
+
+
+def _on_damage(skip: bool) -> Callable[[BonError], None]:
+    """What a reader does with what it cannot read."""
+
+    def report(error: BonError) -> None:
+        if not skip:
+            raise error
+        print(f"bon: left out: {error}", file=sys.stderr)  # noqa: T201
+
+    return report
 
 
 def _given(**options: Any) -> Any:

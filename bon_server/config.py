@@ -82,6 +82,14 @@ class RewardConfig:
     """Padded tokens in one forward pass."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """CPU only: threads of a forward pass; 0: torch's default."""
+    share_prompts: bool | None = None
+    """Whether a decoder runs a prompt once for all its completions. None: on a CPU, where large batches gain little."""
+    combine: str = "mean"
+    """Several models: the reward is their weighted `mean`, their `min`, or `mean-minus-k-std`."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Several models: weight of each by its name, above 0; those not named have 1. `min` does not take any."""
+    std_factor: Annotated[float, Meta(ge=0)] = 1.0
+    """k of `mean-minus-k-std`, which distrusts what the models disagree on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +139,36 @@ class LogConfig:
     directory: str = ""
     """Folder of the log; made when missing."""
     durability: Durability = Durability.FSYNC
-    """`fsync`: an answer leaves after its record was synced."""
+    """What OK promises. `fsync`: the record was synced to disk before the answer left; each sync takes along what came
+    during the one before. `group`: the same promise, and a record waits `linger_ms` for others to share its sync.
+    `async`: the record was handed to the kernel: safe when the server is killed, but a crash of the machine loses what
+    came since the last sync, see `async_sync_ms`. Every answer says which."""
+    linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
+    """Durability `group`: how long a record waits for company. Fewer syncs, and every answer so much later."""
+    group_records: Positive = 256
+    """Most records in one transaction, that is, of one sync."""
+    async_sync_ms: Annotated[float, Meta(gt=0, le=60_000)] = 200.0
+    """Durability `async`: time between syncs; what a power cut can cost, plus the time a sync and a checkpoint take."""
+    queue_bytes: Positive = 64 << 20
+    """Encoded records waiting to be committed; beyond this new requests are refused before they are sampled."""
+    min_free_bytes: Annotated[int, Meta(ge=0)] = 256 << 20
+    """Below so much free space on the log's disk new requests are refused before they are sampled; looked at every
+    second. What is being answered then is still logged, so leave room for it."""
+    allow_metadata_only: bool = True
+    """Whether a request may ask that its prompt and completions are not logged."""
+    allow_none: bool = True
+    """Whether a request may ask that nothing of it is logged."""
+    redact: str | None = None
+    """`module:function`, given each text before it is logged; it returns the text to log. None: texts as they are."""
+    seal_bytes: Positive = 64 << 20
+    """Records go from the spool into a segment once there are so many bytes of them; also a segment's size before
+    compression."""
+    seal_age_s: PositiveSeconds = 3600.0
+    """Or once the oldest of them is so old."""
+    seal_on_shutdown: bool = True
+    """Whether a clean shutdown seals what is left."""
+    replay_window_s: Annotated[float, Meta(ge=0)] = 86400.0
+    """How long after its sealing a record still answers retries of its request id, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -35,6 +36,40 @@ def argmax(rewards: Sequence[float | None]) -> int | None:
         if reward is not None and math.isfinite(reward) and (best is None or reward > highest):
             best, highest = index, reward
     return best
+
+
+def soft(rewards: Sequence[float | None], temperature: float, seed: int) -> int | None:
+    """Index drawn with probability proportional to exp(reward / temperature), from `seed`; None: no finite reward.
+
+    rewards: (n,), None or not finite where there is no reward, and never drawn. temperature: above 0, in units of
+    reward. The draw is one uniform number against the cumulative weights in index order, so that it depends on nothing
+    but rewards, temperature and seed.
+    """
+    best = argmax(rewards)
+    if best is None:
+        return None
+    highest = rewards[best]
+    assert highest is not None
+    weights = [
+        math.exp((reward - highest) / temperature) if reward is not None and math.isfinite(reward) else 0.0
+        for reward in rewards
+    ]
+    left = random.Random(seed).random() * math.fsum(weights)
+    for index, weight in enumerate(weights):
+        left -= weight
+        if weight > 0 and left < 0:
+            return index
+    return best  # rounding left a rest
+
+
+def lowest(rewards: Sequence[float | None], fraction: float) -> list[int]:
+    """Indices of the `fraction` with the lowest finite rewards, rounded down; on ties the highest indices go first.
+
+    rewards: (n,). At least one of those with a finite reward is left out of the result.
+    """
+    finite = [(reward, -index) for index, reward in enumerate(rewards) if reward is not None and math.isfinite(reward)]
+    count = min(int(len(finite) * fraction), len(finite) - 1)
+    return [-negative for _, negative in sorted(finite)[: max(count, 0)]]
 
 
 class OfflineRule(StrEnum):

@@ -1,13 +1,16 @@
-"""Model specs of the command line that carry options: `synthetic:tokens=40,fail_rate=0.1`."""
+"""Specs of the command line: models with options, `synthetic:tokens=40,fail_rate=0.1`, and the operator's own code."""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from dataclasses import fields
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from bon_server.errors import ConfigError
+from bon_server.errors import ConfigError, StartupError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,3 +35,21 @@ def parse_options(spec: str, options_type: type[Options]) -> Options:
         return msgspec.convert(values, options_type, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{spec!r}: {error}") from None
+
+
+def import_module(what: str, module_name: str) -> Any:
+    """A module of the operator's, looked for as `python -m` would: in the current directory first.
+
+    what: begins the message of the `StartupError` for a module that is not there or cannot be imported.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise StartupError(f"{what}: there is no module {module_name} in {here} or installed") from error
+        raise StartupError(f"{what}: {module_name} needs the module {error.name}, which is missing") from error
+    except (Exception, SystemExit) as error:
+        raise StartupError(f"{what}: importing {module_name} raised {type(error).__name__}") from error

@@ -5,7 +5,7 @@ Enum values are what the log and JSON files hold: the proto's names in lower cas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -203,6 +203,16 @@ class Request:
     reward_context: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     log_policy: LogPolicy = LogPolicy.FULL
+
+
+@dataclass(frozen=True, slots=True)
+class Milestone:
+    """A length at which a sample that goes on shows what it has so far."""
+
+    tokens: int
+    """Tokens that it has by then, at least."""
+    passed: Callable[[str], None]
+    """Called once, on the event loop, with the text so far; never called for a sample that ends before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from bon_server.types import (
     Completion,
     EncodedPrompt,
     FinishReason,
+    Milestone,
     ModelRef,
     PolicyRef,
     Prompt,
@@ -73,9 +74,13 @@ class ScriptedPolicy:
     def check(self, sampling: Sampling) -> None:
         """Anything goes."""
 
-    async def sample(self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling) -> Completion:
-        """What the script says, or PARTIAL once aborted."""
+    async def sample(
+        self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling, milestone: Milestone | None = None
+    ) -> Completion:
+        """What the script says, or PARTIAL once aborted; a milestone is passed at once with the candidate's index."""
         index = sampling.seed or 0
+        if milestone is not None:
+            milestone.passed(str(index))
         self.started.append(index)
         self.running += 1
         aborted = self._aborts[key] = asyncio.Event()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Never
 
 SOON_S = 15.0
 """More than anything in these tests takes on a busy machine, less than anyone wants to wait for a hang."""
@@ -16,6 +17,7 @@ async def until(condition: Callable[[], bool], seconds: float = SOON_S) -> None:
             await asyncio.sleep(0.001)
 
 
-async def forever() -> None:
+async def forever() -> Never:
     """Never returns."""
     await asyncio.Event().wait()
+    raise AssertionError("nobody sets it")

@@ -1,6 +1,9 @@
-"""The spool's file: one SQLite table of committed records.
+"""The spool's file, SQLite: the committed records that are in no segment yet, and small tables beside them.
 
     records(ordinal, principal, request_id, attempt, kind, outcome, created_at_us, sha256, record)
+    imported(key, digest)                                                   see log/imported.py
+    feedback(ordinal, principal, feedback_id, request_id, sha256, feedback)  see log/feedback.py
+    writer, segments, sealing, sealed: what is known of sealed records      see log/register.py
 
 `record` is the MessagePack of one `Record` as `log.record.encode` wrote it, without its ordinal; `sha256` is its
 digest, because SQLite notices damage to its own pages but not to their content. The columns before them are copies of
@@ -24,12 +27,14 @@ import msgspec
 
 from bon_server.errors import LogError, StartupError
 from bon_server.log.record import Record, encode
+from bon_server.log.register import REGISTER, new_writer_id
 
 Fields = TypeVar("Fields")
 SPOOL_NAME = "spool.sqlite"
 APPLICATION_ID = 0x426F4E53
 """`BoNS`, in SQLite's file header: tells a spool from another SQLite file."""
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+"""1: records only. 2: with the other tables; made of 1 by adding them."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BUSY_TIMEOUT_MS = 5_000
@@ -47,6 +52,21 @@ CREATE TABLE IF NOT EXISTS records (
     record BLOB NOT NULL,
     UNIQUE (principal, request_id, attempt)
 ) STRICT;
+{REGISTER}
+CREATE TABLE IF NOT EXISTS imported (
+    key BLOB PRIMARY KEY,
+    digest BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS feedback (
+    ordinal INTEGER PRIMARY KEY AUTOINCREMENT,
+    principal TEXT NOT NULL,
+    feedback_id TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    sha256 BLOB NOT NULL,
+    feedback BLOB NOT NULL,
+    UNIQUE (principal, feedback_id)
+) STRICT;
+CREATE INDEX IF NOT EXISTS feedback_by_request ON feedback (principal, request_id);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {LAYOUT_VERSION};
 COMMIT;
@@ -117,8 +137,8 @@ def _prepare(path: Path) -> apsw.Connection:
     database.pragma("fullfsync", True)
     # Checkpoints are the writer's own: an fsync error in an automatic one would be swallowed.
     database.wal_autocheckpoint(0)
-    if database.pragma("user_version") == 0:
-        database.execute(_SCHEMA)
+    if database.pragma("user_version") < LAYOUT_VERSION:
+        database.execute(_SCHEMA, (new_writer_id(),))
     return database
 
 

@@ -53,13 +53,14 @@ class Record:
 
     request_id: str
     request_digest: str
-    """SHA-256 of the request without its id; imports: of the line."""
+    """SHA-256 of the request without its id; imports: of the line. Empty: what was sent or said is not logged as it
+    was, so it cannot be replayed, and must not be guessed from a digest."""
     kind: Kind
     outcome: Outcome
     created_at: datetime
     """When the request began, UTC."""
     prompt_hash: str
-    """Identity of the prompt, see `prompt_hash`."""
+    """Identity of the prompt as it is logged, see `prompt_hash`; without content that of the request id."""
     candidates: tuple[Candidate, ...]
     """In index order; candidate i has index i."""
     n: int
@@ -83,7 +84,10 @@ class Record:
     """None: no budget was set."""
     rule: SelectionRule | None = None
     selection_reason: SelectionReason | None = None
+    selection_temperature: float | None = None
+    """Of the rule SOFT, in units of reward."""
     selection_seed: int | None = None
+    """The seed that SOFT drew with."""
     selected_index: int | None = None
     """Index of the winner; None: nothing was chosen."""
     reward_context: Mapping[str, str] = field(default_factory=dict)
@@ -148,6 +152,14 @@ def decode(blob: bytes) -> Record:
 def to_json(record: Record) -> bytes:
     """The record as one line of JSON without the line feed."""
     return _to_json.encode(record)
+
+
+def to_long_json(record: Record) -> list[bytes]:
+    """One line of JSON per candidate: its columns after those of its request, whose `error` is `request_error`."""
+    request: dict[str, object] = msgspec.to_builtins(record, builtin_types=(datetime,))
+    request.pop("candidates")
+    request["request_error"] = request.pop("error")
+    return [_to_json.encode(request | msgspec.to_builtins(candidate)) for candidate in record.candidates]
 
 
 def prompt_hash(prompt: Prompt, reward_context: Mapping[str, str]) -> str:

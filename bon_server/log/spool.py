@@ -2,8 +2,10 @@
 
     event loop   commit(record) ── encode ──► queue ─┐            ┌─► futures, one wake-up per group
     writer thread                                    └─► BEGIN, INSERT …, COMMIT (fsync) ─┘
+    upkeep thread                  checkpoints, free space, the syncs of durability `async`
 
-Whatever is queued when the writer is free becomes one transaction (group commit).
+Whatever is queued when the writer is free becomes one transaction (group commit). What each durability promises is
+told at `LogConfig.durability`.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import apsw
 
-from bon_server.errors import ConfigError, InternalError, LogError, RequestError, RequestIdReused, Unavailable
+from bon_server.config import LogConfig
+from bon_server.errors import InternalError, LogError, LogFull, RequestError, RequestIdReused, Unavailable
+from bon_server.log import register
 from bon_server.log.database import (
     SPOOL_NAME,
     Row,
@@ -32,19 +36,67 @@ from bon_server.log.database import (
 )
 from bon_server.log.lock import WriterLock
 from bon_server.log.record import Record, decode
-from bon_server.log.whole_file import sync_folder
+from bon_server.log.room import Room
+from bon_server.log.segment_reader import read_one
+from bon_server.log.upkeep import Upkeep
+from bon_server.log.whole_file import make_folder
 from bon_server.log.writer import RETRY_AFTER_MS, Writer
-from bon_server.types import Durability
+from bon_server.types import Durability, Outcome
 
-_FIND = (
-    "SELECT ordinal, sha256, record FROM records WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1"
-)
+DEFAULTS = LogConfig()
+Result = TypeVar("Result")
+
+_FIND = """
+SELECT attempt, ordinal, sha256, record FROM records
+WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1
+"""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """What is known of a logged attempt without reading segments."""
+
+    attempt: int
+    outcome: Outcome
+    request_digest: str
+    content_logged: bool
+    ordinal: int
+    record: Record | None = None
+    """None: it is in a segment, see `Spool.read`."""
+
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        """A record of the spool."""
+        return cls(
+            record.attempt,
+            record.outcome,
+            record.request_digest,
+            record.content_logged,
+            record.ordinal or 0,
+            record,
+        )
+
+    @classmethod
+    def sealed(cls, sealed: register.Sealed) -> Self:
+        """A record of a segment."""
+        outcome, logged = Outcome(sealed.outcome), bool(sealed.content_logged)
+        return cls(sealed.attempt, outcome, sealed.request_digest, logged, sealed.ordinal)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Records that were acknowledged together."""
+
+    records: int
+    seconds: tuple[float, ...]
+    """(records,) from the call of `commit` to the acknowledgement."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Waiting:
     row: Row
     future: asyncio.Future[int]
+    since_s: float
 
 
 class Spool:
@@ -54,22 +106,31 @@ class Spool:
         self,
         directory: Path,
         lock: WriterLock,
-        linger_s: float,
-        group_records: int,
+        config: LogConfig,
         on_failure: Callable[[LogError], None],
+        on_group: Callable[[Group], None],
     ) -> None:
         self.directory = directory
         self._lock = lock
-        self._linger_s = linger_s
-        self._group_records = group_records
-        self._writer = Writer(directory, on_failure)
+        self._config = config
+        self._on_group = on_group
+        self._linger_s = config.linger_ms / 1e3 if config.durability is Durability.GROUP else 0.0
+        self._room = Room(directory, config.min_free_bytes)
+        self._writer = Writer(directory, on_failure, config.durability)
         self.recovery = self._writer.recovery
         """What was found on disk at the start."""
         self._reading = open_for_reading(directory / SPOOL_NAME)
         self._reading_mutex = threading.Lock()
-        self._closing_mutex = threading.Lock()
+        self._mutex = threading.Lock()
+        self._changing_mutex = threading.Lock()
         self._closed = False
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self.queued_records = 0
+        """Not yet acknowledged."""
+        self.queued_bytes = 0
+        """Of the records not yet acknowledged, encoded."""
+        is_async = config.durability is Durability.ASYNC
+        self._upkeep = Upkeep(self._writer, self._room, config.async_sync_ms / 1e3 if is_async else None)
         self._thread = threading.Thread(target=self._write_groups, name="log-writer", daemon=True)
         self._thread.start()
 
@@ -77,27 +138,24 @@ class Spool:
     def open(
         cls,
         directory: Path,
-        durability: Durability = Durability.FSYNC,
+        config: LogConfig = DEFAULTS,
         *,
-        linger_s: float = 0.0,
-        group_records: int = 256,
         on_failure: Callable[[LogError], None] = lambda error: None,
+        on_group: Callable[[Group], None] = lambda group: None,
     ) -> Self:
-        """Takes the writer lock, recovers and starts the writer thread; makes the folder when there is none.
+        """Takes the writer lock, recovers and starts the threads; makes the folder when there is none.
 
-        linger_s: how long the first record of a group waits for company. group_records: most records of one fsync.
-        on_failure: called once, on the writer thread, when the log has failed for good; must not raise.
+        config: all but its `directory` counts. on_failure: called once, on a thread of the log, when it has failed
+        for good. on_group: called on the writer thread after each group. Neither may raise.
 
-        Raises `LogLocked` while another process writes this log, `LogError` when it cannot be read or written,
-        `ConfigError` for a durability that is not offered and `StartupError` for an unsafe SQLite.
+        Raises `LogLocked` while another process writes this log, `LogError` when it cannot be read or written, and
+        `StartupError` for an unsafe SQLite.
         """
-        if durability is not Durability.FSYNC:
-            raise ConfigError(f"durability: {durability.value!r} given; this version offers 'fsync'")
         check_sqlite()
-        _make_folder(directory)
+        make_folder(directory)
         lock = WriterLock(directory)
         try:
-            return cls(directory, lock, linger_s, group_records, on_failure)
+            return cls(directory, lock, config, on_failure, on_group)
         except BaseException:
             lock.release()
             raise
@@ -107,19 +165,49 @@ class Spool:
         """Why nothing can be committed any more; None: all is well."""
         return self._writer.failure
 
-    async def commit(self, record: Record) -> int:
-        """Returns the record's ordinal once it is on disk. Cancelling the caller does not undo the commit.
+    @property
+    def full(self) -> bool:
+        """There is no room on the disk; `check` refuses until there is again."""
+        return self._room.full
 
-        Raises `LogFull` when the disk is full, `Unavailable` when the log has failed or is closed, `RequestIdReused`
-        when this attempt is in the log already, and `InternalError` for a record that must not be logged.
+    @property
+    def free_bytes(self) -> int:
+        """On the disk of the log, as of about a second ago."""
+        return self._room.free_bytes
+
+    @property
+    def syncs(self) -> Mapping[str, int]:
+        """Times the disk was waited for since the start, by cause: `commit`, `checkpoint`, `background`."""
+        return self._writer.syncs
+
+    def check(self) -> None:
+        """Whether new work may be taken on, to be asked before it is.
+
+        Raises `LogFull` while the disk is full, and `Unavailable` while the writer is behind by more than
+        `queue_bytes`, after a final failure and after `close`.
+        """
+        self._check_open()
+        self._room.check()
+        if self.queued_bytes > self._config.queue_bytes:
+            raise Unavailable("the log is behind", RETRY_AFTER_MS)
+
+    async def commit(self, record: Record) -> int:
+        """Returns the record's ordinal once it is as safe as the durability says.
+
+        Cancelling the caller does not undo the commit. A low-water mark or a long queue does not refuse work that was
+        done, see `check`. Raises `LogFull` when nothing more fits on the disk, `Unavailable` when the log has failed or
+        is closed, `RequestIdReused` when this attempt is in the log already, and `InternalError` for a record that
+        must not be logged.
         """
         try:
             row = row_of(record)
         except ValueError as error:
             raise InternalError("the record cannot be logged") from error
-        waiting = _Waiting(row, asyncio.get_running_loop().create_future())
-        with self._closing_mutex:
+        waiting = _Waiting(row, asyncio.get_running_loop().create_future(), time.monotonic())
+        with self._mutex:
             self._check_open()
+            self.queued_records += 1
+            self.queued_bytes += len(row.record)
             self._queue.put(waiting)
         return await waiting.future
 
@@ -130,40 +218,87 @@ class Spool:
         a record that must not be logged.
         """
         rows = [row_of(record) for record in records]
-        with self._closing_mutex:
-            self._check_open()
-        return self._writer.write(rows)
+        with self._mutex:
+            self.check()
+        try:
+            return self._writer.write(rows)
+        except LogFull:
+            self._room.ran_out(_size_bytes(rows))
+            raise
+        finally:
+            self._upkeep.committed()
 
-    def find(self, principal: str, request_id: str) -> Record | None:
-        """The latest attempt at a request, None when there is none.
+    def transaction(self, change: Callable[[apsw.Connection], Result]) -> Result:
+        """`Writer.transaction`, for what is no record. Blocks until it is on disk, whatever the durability.
 
-        For the event loop: one look into an index, without waiting for the writer. Tens of microseconds when there is
-        none, and the decoding of one record when there is.
+        So never call it on an event loop. `change` must not raise: what it raises closes the log for good.
+        """
+        with self._changing_mutex:
+            with self._mutex:
+                self._check_open()
+            try:
+                result = self._writer.transaction(change)
+                self._writer.sync()
+                self._writer.check()
+                return result
+            finally:
+                self._upkeep.committed()
+
+    def latest(self, principal: str, request_id: str) -> Logged | None:
+        """The latest attempt at a request, None when there is none or it was sealed too long ago.
+
+        For the event loop: a look into two indices, without waiting for the writer. Tens of microseconds when there is
+        none, and the decoding of one record when it is in the spool.
         Raises `Unavailable` when the log is closed or cannot be read, `InternalError` when the row is damaged.
         """
         with self._reading_mutex:
             try:
-                row = self._reading.execute(_FIND, (principal, request_id)).get
+                row = self._reading.execute(_FIND, (principal, request_id)).fetchone()
+                sealed = register.latest(self._reading, principal, request_id)
             except apsw.Error as error:
                 raise Unavailable("the log cannot be read", RETRY_AFTER_MS) from error
-        if row is None:
-            return None
+        if row is not None and (sealed is None or row[0] >= sealed.attempt):
+            return Logged.of(self._unpack(StoredRow(*row[1:])))
+        return None if sealed is None else Logged.sealed(sealed)
+
+    def read(self, logged: Logged) -> Record:
+        """The record of what `latest` found; blocks for a look into a segment when it is in one.
+
+        Raises `InternalError` when it cannot be read.
+        """
+        if logged.record is not None:
+            return logged.record
         try:
-            return unpack(StoredRow(*row), decode, self.directory / SPOOL_NAME)
+            with self._reading_mutex:
+                segments = register.segments_around(self._reading, logged.ordinal)
+            return read_one(self.directory, segments, logged.ordinal)
+        except (LogError, apsw.Error) as error:
+            raise InternalError("the logged answer cannot be read") from error
+
+    def find(self, principal: str, request_id: str) -> Record | None:
+        """`latest` and `read` in one."""
+        logged = self.latest(principal, request_id)
+        return None if logged is None else self.read(logged)
+
+    def _unpack(self, row: StoredRow) -> Record:
+        try:
+            return unpack(row, decode, self.directory / SPOOL_NAME)
         except LogError as error:
             raise InternalError("the logged answer is damaged") from error
 
     def close(self) -> None:
         """Commits what is queued, then lets go of the folder. Blocks; a second call does nothing."""
-        with self._closing_mutex:
+        with self._mutex:
             if self._closed:
                 return
             self._closed = True
             self._queue.put(None)
         self._thread.join()
+        self._upkeep.close()
         with self._reading_mutex:
             self._reading.close()
-        self._writer.close()
+        with self._changing_mutex:
+            self._writer.close()
         self._lock.release()
 
     def _check_open(self) -> None:
@@ -174,19 +309,32 @@ class Spool:
     def _write_groups(self) -> None:
         while (first := self._queue.get()) is not None:
             group, closing = self._gather(first)
-            try:
-                _answer(group, self._writer.write([waiting.row for waiting in group]))
-            except RequestError as error:
-                _answer(group, [error] * len(group))
-            self._writer.checkpoint()
+            self._write_group(group)
+            self._upkeep.committed()
             if closing:
                 return
+
+    def _write_group(self, group: Sequence[_Waiting]) -> None:
+        rows = [waiting.row for waiting in group]
+        outcomes: Sequence[int | RequestError | None]
+        try:
+            outcomes = self._writer.write(rows)
+        except RequestError as error:
+            outcomes = [error] * len(group)
+            if isinstance(error, LogFull):
+                self._room.ran_out(_size_bytes(rows))
+        _answer(group, outcomes)
+        now_s = time.monotonic()
+        with self._mutex:
+            self.queued_records -= len(group)
+            self.queued_bytes -= _size_bytes(rows)
+        self._on_group(Group(len(group), tuple(now_s - waiting.since_s for waiting in group)))
 
     def _gather(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
         """Everything queued, up to the group size; and whether the end of the queue was met."""
         group = [first]
         until = time.monotonic() + self._linger_s
-        while len(group) < self._group_records:
+        while len(group) < self._config.group_records:
             wait_s = until - time.monotonic()
             try:
                 waiting = self._queue.get(timeout=wait_s) if wait_s > 0 else self._queue.get_nowait()
@@ -196,6 +344,10 @@ class Spool:
                 return group, True
             group.append(waiting)
         return group, False
+
+
+def _size_bytes(rows: Sequence[Row]) -> int:
+    return sum(len(row.record) for row in rows)
 
 
 def _answer(group: Sequence[_Waiting], outcomes: Sequence[int | RequestError | None]) -> None:
@@ -218,13 +370,3 @@ def _settle(settled: Sequence[tuple[asyncio.Future[int], int | RequestError]]) -
             future.set_exception(answer)
         else:
             future.set_result(answer)
-
-
-def _make_folder(directory: Path) -> None:
-    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (directory, *(made.parent for made in missing)):
-            sync_folder(folder)
-    except OSError as error:
-        raise LogError(f"{directory} cannot be used as a log folder: {error.strerror}") from error

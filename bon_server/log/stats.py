@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from bon_server.log.reader import LogReader
+from bon_server.errors import LogError
+from bon_server.log.feedback import FeedbackReader
+from bon_server.log.reader import LogReader, refuse_damage
 from bon_server.types import CandidateStatus, Kind, Outcome
 
 
@@ -43,13 +46,17 @@ class _Counted:
     candidates: tuple[_Candidate, ...]
 
 
-def log_stats(directory: Path) -> Stats:
-    """Counts a log, also while a server writes it. Raises `LogError` when there is none or it is damaged."""
+def log_stats(directory: Path, on_damage: Callable[[LogError], None] = refuse_damage) -> Stats:
+    """Counts a log, also while a server writes it.
+
+    Raises `LogError` when there is none or, unless `on_damage` has it left out, it is damaged.
+    """
     requests = 0
     statuses: Counter[CandidateStatus] = Counter()
     kinds: Counter[Kind] = Counter()
     outcomes: Counter[Outcome] = Counter()
-    with LogReader(directory) as reader:
+    with LogReader(directory, on_damage) as reader, FeedbackReader(directory) as feedback_reader:
+        feedback = feedback_reader.count()
         for _, counted in reader.fields(_Counted):
             requests += 1
             kinds[counted.kind] += 1
@@ -61,8 +68,8 @@ def log_stats(directory: Path) -> Stats:
         by_status={status.value: statuses[status] for status in CandidateStatus},
         by_kind={kind.value: kinds[kind] for kind in Kind},
         by_outcome={outcome.value: outcomes[outcome] for outcome in Outcome},
-        unsealed=requests,
-        segments=0,
-        feedback=0,
+        unsealed=reader.unsealed,
+        segments=len(reader.parts),
+        feedback=feedback,
         bytes=sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
     )

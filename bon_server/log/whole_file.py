@@ -1,12 +1,15 @@
-"""Files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+"""Files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder. And folders that stay."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from bon_server.errors import LogError
 
 
 def sync_folder(folder: Path) -> None:
@@ -16,6 +19,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hexadecimal) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def temporary_name(path: Path) -> Path:
@@ -37,3 +46,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder of a log durably, with its parents, for its owner only. Raises `LogError`."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        for each in reversed(missing):
+            each.mkdir(mode=0o700, exist_ok=True)
+        for changed in (folder, *(made.parent for made in missing)):
+            sync_folder(changed)
+    except OSError as error:
+        raise LogError(f"{folder} cannot be used as a log folder: {error.strerror}") from error

@@ -2,11 +2,16 @@
 
 A full disk fails the transaction at hand and is tried again with the next. Any other error of SQLite or of fsync is
 final: what is on disk is then unknown, so nothing is written any more.
+
+With durability `async` a transaction counts when the kernel has it: the end of this process loses nothing, the end of
+the machine's power what was not yet synced (`Writer.sync`).
 """
 
 from __future__ import annotations
 
+import errno
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +21,24 @@ import apsw
 
 from bon_server.errors import LogError, LogFull, RequestError, Unavailable
 from bon_server.log.database import SPOOL_NAME, Row, open_for_writing
+from bon_server.log.write_ahead import LEFT_PAGES, ROUNDS, SIZE_LIMIT_BYTES, WriteAheadLog
+from bon_server.types import Durability
 
 Result = TypeVar("Result")
-CHECKPOINT_PAGES = 4_000
-"""Pages in the write-ahead log (about 16 MB) that are worth moving into the database."""
+CHECKPOINT_PAGES = 1_000
+"""Pages in the write-ahead log (about 4 MB) that are worth moving into the database. Moving them takes 16 ms, beside
+the commits; 4,000 take 50 ms and lengthen the longest commits, 250 are moved too often."""
 RETRY_AFTER_MS = 1_000
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Failed writes that mean a full disk, a used-up quota, a limit on the size of files."""
 
 _INSERT = (
     "INSERT INTO records (principal, request_id, attempt, kind, outcome, created_at_us, sha256, record)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING ordinal"
+)
+_FILL = (
+    "INSERT INTO records (principal, request_id, attempt, kind, outcome, created_at_us, sha256, record)"
+    " VALUES ('', '', -1, '', '', 0, zeroblob(0), zeroblob(?))"
 )
 
 
@@ -41,20 +55,36 @@ class Recovery:
     spool_bytes: int
     """Size of the database and its write-ahead log."""
 
+    def __str__(self) -> str:
+        found = f"{self.records:,} records found" if self.records else "no records found"
+        return found + (f", {self.wal_frames} pages recovered from an unclean end" if self.wal_frames else "")
+
 
 class Writer:
     """The one writing connection to a spool. Its methods may be called from any thread."""
 
-    def __init__(self, directory: Path, on_failure: Callable[[LogError], None]) -> None:
+    def __init__(
+        self, directory: Path, on_failure: Callable[[LogError], None], durability: Durability = Durability.FSYNC
+    ) -> None:
         self._path = directory / SPOOL_NAME
         self._on_failure = on_failure
+        self._synced_by_commit = durability is not Durability.ASYNC
         self._database = open_for_writing(directory)
+        self._database.pragma("journal_size_limit", SIZE_LIMIT_BYTES)
+        self._wal = WriteAheadLog(self._path)
         self.recovery = self._recover()
+        # NORMAL: commits leave the sync to `sync`; checkpoints and a new start of the write-ahead log still sync.
+        self._database.pragma("synchronous", "FULL" if self._synced_by_commit else "NORMAL")
         self.failure: LogError | None = None
         """Why nothing can be written any more; None: all is well."""
+        self.syncs: Counter[str] = Counter()
+        """Times the disk was waited for, by cause: `commit`, `checkpoint`, `background`."""
         self._mutex = threading.Lock()
+        self._failing = threading.Lock()
+        self._unsynced = False
         self._wal_pages = 0
-        self._database.set_wal_hook(self._note_wal_pages)
+        self._checkpoint_at_pages = CHECKPOINT_PAGES
+        self._database.set_wal_hook(self._note_commit)
 
     def write(self, rows: Sequence[Row]) -> list[int | None]:
         """One transaction; returns ordinals when it is on disk, None for an attempt that was there already.
@@ -64,7 +94,7 @@ class Writer:
         return self.transaction(lambda database: [database.execute(_INSERT, row).get for row in rows])
 
     def transaction(self, change: Callable[[apsw.Connection], Result]) -> Result:
-        """Runs `change` in a transaction of its own and returns its result when that is on disk.
+        """Runs `change` in a transaction of its own and returns its result when that is on disk (`async`: written).
 
         Raises `LogFull` for want of room and `Unavailable` for anything else; see `failure` whether for good.
         """
@@ -83,30 +113,71 @@ class Writer:
         if self.failure is not None:
             raise Unavailable("the log cannot be written", RETRY_AFTER_MS)
 
-    def checkpoint(self, at_least_pages: int = CHECKPOINT_PAGES) -> None:
-        """Moves the write-ahead log into the database when it has grown to so many pages."""
+    def sync(self) -> None:
+        """Makes durable what was committed without waiting for the disk. An error is final."""
+        if not self._unsynced or self.failure is not None:
+            return
+        self._unsynced = False
+        try:
+            self._wal.sync()
+        except OSError as error:
+            self._fail(error)
+        self.syncs["background"] += 1
+
+    def probe(self, size_bytes: int) -> None:
+        """Writes so much where the next commit would, and takes it back. Raises as `transaction` does."""
         with self._mutex:
-            if self.failure is not None or self._wal_pages < at_least_pages:
-                return
-            self._wal_pages = 0
+            self.check()
             try:
-                self._database.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            except (apsw.BusyError, apsw.LockedError, apsw.FullError):
-                return  # the records are safe where they are; the next checkpoint moves them
-            except apsw.Error as error:
-                self._fail(error)
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.execute(_FILL, (size_bytes,))
+                self._database.cache_flush()
+                self._database.execute("ROLLBACK")
+            except Exception as error:
+                raise self._give_up(error) from error
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """The write-ahead log has grown enough."""
+        return self._wal_pages >= self._checkpoint_at_pages
+
+    def checkpoint(self, at_least_pages: int | None = None) -> None:
+        """Moves the write-ahead log into the database when it has grown to so many pages; None: enough.
+
+        Most of it moves while commits go on; they wait only while the few pages move that came meanwhile, without
+        which the file could never start anew.
+        """
+        if self.failure is not None or self._wal_pages < (at_least_pages or self._checkpoint_at_pages):
+            return
+        try:
+            for _ in range(ROUNDS):
+                _, left = self._wal.move()
+                if left <= LEFT_PAGES:
+                    break
+            with self._mutex:
+                self._wal_pages = 0
+                _, left = self._wal.move()
+            self._checkpoint_at_pages = left + CHECKPOINT_PAGES  # what a reader holds back is not tried again at once
+            self.syncs["checkpoint"] += 1
+        except (apsw.BusyError, apsw.LockedError, apsw.FullError):
+            return  # the records are safe where they are; the next checkpoint moves them
+        except apsw.Error as error:
+            self._fail(error)
 
     def close(self) -> None:
-        """Checkpoints and closes."""
+        """Syncs, checkpoints and closes."""
+        self.sync()
         self.checkpoint(at_least_pages=1)
         try:
+            self._wal.close(leave_as_it_is=self.failure is not None)
             self._database.close()
         except apsw.Error as error:
             self._fail(error)
 
     def _recover(self) -> Recovery:
         try:
-            wal_frames, _ = self._database.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._wal.make_durable()
+            wal_frames, _ = self._wal.move()
             records = self._database.execute("SELECT count(*) FROM records").get
             last = self._database.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'records'").get
         except apsw.Error as error:
@@ -116,25 +187,39 @@ class Writer:
 
     def _give_up(self, error: Exception) -> RequestError:
         """Undoes the transaction and says what its waiters are told; remembers what is final."""
+        no_room = self._is_no_room(error)
         try:
             if self._database.in_transaction:  # SQLite has mostly undone it by itself, but need not have
                 self._database.execute("ROLLBACK")
         except apsw.Error as rollback_error:
             return self._fail(rollback_error)
-        if isinstance(error, apsw.FullError) or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
+        if no_room:
             return LogFull("no room on the disk of the log")
         if isinstance(error, apsw.BusyError | apsw.LockedError):
             return Unavailable("another program holds the log's database", RETRY_AFTER_MS)
         return self._fail(error)
 
+    def _is_no_room(self, error: Exception) -> bool:
+        """A write that failed for want of room; a sync that failed for the same is final all the same."""
+        if isinstance(error, apsw.FullError):
+            return True
+        code = getattr(error, "extendedresult", 0)
+        wrote = code == apsw.SQLITE_IOERR_WRITE and self._database.system_errno in NO_ROOM
+        return wrote or code == apsw.SQLITE_IOERR_SHMSIZE
+
     def _fail(self, error: Exception) -> RequestError:
-        if self.failure is None:
-            # Closing must not try again what failed to reach the disk.
-            self._database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            self.failure = LogError(f"{self._path} failed and is closed for good: {error}")
-            self._on_failure(self.failure)
+        with self._failing:
+            if self.failure is None:
+                # Closing must not try again what failed to reach the disk.
+                self._database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                self.failure = LogError(f"{self._path} failed and is closed for good: {error}")
+                self._on_failure(self.failure)
         return Unavailable("the log cannot be written", RETRY_AFTER_MS)
 
-    def _note_wal_pages(self, database: apsw.Connection, name: str, pages: int) -> int:
+    def _note_commit(self, database: apsw.Connection, name: str, pages: int) -> int:
         self._wal_pages = pages
+        if self._synced_by_commit:
+            self.syncs["commit"] += 1
+        else:
+            self._unsynced = True
         return apsw.SQLITE_OK

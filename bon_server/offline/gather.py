@@ -25,7 +25,6 @@ from datetime import datetime
 import msgspec
 import numpy as np
 
-from bon_server.log.database import unpack_fields
 from bon_server.log.reader import LogReader
 from bon_server.offline.manifest import Counts, Filters, Input
 from bon_server.selection import Pool, random_priority, request_key
@@ -41,6 +40,10 @@ class _Candidate(msgspec.Struct):
     finish_reason: FinishReason | None = None
 
 
+class _Message(msgspec.Struct):
+    role: str
+
+
 class _Request(msgspec.Struct):
     request_id: str
     kind: Kind
@@ -51,7 +54,7 @@ class _Request(msgspec.Struct):
     principal: str = ""
     attempt: int = 1
     prompt_text: str | None = None
-    prompt_messages: list[msgspec.Raw] | None = None
+    prompt_messages: list[_Message] | None = None
     policy: PolicyRef | None = None
     reward_models: tuple[ModelRef, ...] = ()
     content_logged: bool = True
@@ -69,7 +72,6 @@ class _Answered(msgspec.Struct):
 
 _Place = tuple[datetime, int, int]
 """When a request began, its writer and its ordinal: the earliest of several answers sorts first."""
-_decode = msgspec.msgpack.Decoder(_Request).decode
 
 
 @dataclass(slots=True)
@@ -110,7 +112,7 @@ class Gathering:
         self._filters = filters
         self._seed = random_seed
         self._on_records = on_records
-        self._earliest = _earliest_answers(readers) if len(readers) > 1 else None
+        self._earliest = _earliest_answers(readers) if sum(len(reader.writers) for reader in readers) > 1 else None
         self._requests = 0
         self._candidates = 0
         self._eligible = 0
@@ -125,12 +127,14 @@ class Gathering:
     def pools(self) -> Iterator[Pool]:
         """Batches of eligible candidates, in log order."""
         columns = _Columns.empty()
-        for writer, reader in enumerate(self._readers):
-            for ordinal, request in self._read(reader):
-                self._add(columns, writer, ordinal, request)
+        for first_writer, reader in with_writers(self._readers):
+            for position, request in reader.fields(_Request):
+                self._add(columns, first_writer + position.writer, position.ordinal, request)
+                self._on_records(self._requests)
                 if len(columns.index) >= BATCH_CANDIDATES:
                     yield columns.pool(self._seed is not None)
                     columns = _Columns.empty()
+            self._note_inputs(reader)
         yield columns.pool(self._seed is not None)
 
     def counts(self, selected: int) -> Counts:
@@ -144,18 +148,11 @@ class Gathering:
             selected=selected,
         )
 
-    def _read(self, reader: LogReader) -> Iterator[tuple[int, _Request]]:
-        digest = hashlib.sha256()
-        rows = 0
-        for file, row in reader.rows():
-            digest.update(row.record)
-            yield row.ordinal, unpack_fields(row, _decode, file)
-            rows += 1
-            self._on_records(self._requests)
-        file_name = str(reader.spool_file)
-        self.inputs.append(
-            Input(file=file_name, rows=rows, sha256=digest.hexdigest(), last_ordinal=reader.last_ordinal)
-        )
+    def _note_inputs(self, reader: LogReader) -> None:
+        for source in reader.sources():
+            self.inputs.append(
+                Input(file=str(source.file), rows=source.rows, sha256=source.sha256, last_ordinal=source.last_ordinal)
+            )
 
     def _add(self, columns: _Columns, writer: int, ordinal: int, request: _Request) -> None:
         prompt = hashlib.sha256(request.prompt_hash.encode()).digest()
@@ -232,12 +229,21 @@ def reward_model_names(models: Sequence[ModelRef]) -> tuple[str, str]:
     return loose, exact
 
 
+def with_writers(readers: Sequence[LogReader]) -> Iterator[tuple[int, LogReader]]:
+    """Logs with the number of the first of their writers: writers are counted through all logs."""
+    first_writer = 0
+    for reader in readers:
+        yield first_writer, reader
+        first_writer += len(reader.writers)
+
+
 def _earliest_answers(readers: Sequence[LogReader]) -> dict[tuple[str, str], _Place]:
     """Of each answered request, where its earliest answer is: a retry that met another replica is in two logs."""
     earliest: dict[tuple[str, str], _Place] = {}
-    for writer, reader in enumerate(readers):
-        for ordinal, answered in reader.fields(_Answered):
+    for first_writer, reader in with_writers(readers):
+        for position, answered in reader.fields(_Answered):
             if answered.outcome in _REPLAYABLE:
-                key, place = (answered.principal, answered.request_id), (answered.created_at, writer, ordinal)
+                key = (answered.principal, answered.request_id)
+                place = (answered.created_at, first_writer + position.writer, position.ordinal)
                 earliest[key] = min(place, earliest.get(key, place))
     return earliest

@@ -5,7 +5,6 @@ It holds no times and no machine names, so the same selection of the same log ha
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -13,6 +12,7 @@ from typing import NotRequired, TypedDict
 import msgspec
 
 from bon_server.errors import LogError
+from bon_server.log.whole_file import sha256_of as sha256_of
 from bon_server.log.whole_file import whole_file
 
 MANIFEST_NAME = "manifest.json"
@@ -52,7 +52,8 @@ class Input(TypedDict):
     file: str
     rows: int
     sha256: str
-    """Of a spool: of its records (the `record` column) in ordinal order, up to `last_ordinal`."""
+    """Of a segment: of the file. Of a spool: of its records (the `record` column) in ordinal order, up to
+    `last_ordinal`."""
     last_ordinal: int
 
 
@@ -103,9 +104,3 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest whole."""
     with whole_file(folder / MANIFEST_NAME) as file:
         file.write(json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from bon_server import __version__
 from bon_server.errors import ConfigError, LogError
-from bon_server.log.database import unpack
-from bon_server.log.reader import LogReader
-from bon_server.log.record import decode
+from bon_server.log.reader import LogReader, Where, refuse_damage
+from bon_server.log.record import Record
+from bon_server.log.where import Ordinals
 from bon_server.offline.export import FORMATS, Chosen, export
-from bon_server.offline.gather import BATCH_CANDIDATES, Gathering
+from bon_server.offline.gather import BATCH_CANDIDATES, Gathering, with_writers
 from bon_server.offline.manifest import Filters, Manifest, write_manifest
 from bon_server.offline.output_folder import prepare
 from bon_server.selection import OfflineRule, Pool, choose
@@ -52,17 +52,22 @@ class SelectOptions:
     """Only rewards of this model count: `ID` or `ID@REVISION`. Needed when a log holds several."""
 
 
-def select(options: SelectOptions, on_records: Callable[[int], None] = lambda records: None) -> Manifest:
+def select(
+    options: SelectOptions,
+    on_records: Callable[[int], None] = lambda records: None,
+    on_damage: Callable[[LogError], None] = refuse_damage,
+) -> Manifest:
     """Writes the training set and returns its manifest; the same options and logs give the same bytes.
 
-    on_records: called with the number of records read so far, for a progress bar.
+    on_records: called with the number of records read so far, for a progress bar. on_damage: called with what cannot
+    be read, which is left out when it returns.
 
     Raises `ConfigError` for options that do not go together and `LogError` when a log cannot be read, its rewards are
     of different models, or `out` holds something else.
     """
     _check(options)
     with ExitStack() as stack:
-        readers = [stack.enter_context(LogReader(log)) for log in options.logs]
+        readers = [stack.enter_context(LogReader(log, on_damage)) for log in options.logs]
         manifest, kept = _choose(options, readers, on_records)
         with prepare(options.out, manifest):
             manifest["outputs"] = export(options.out, _chosen(options, readers, kept))
@@ -140,13 +145,14 @@ def _chosen(options: SelectOptions, readers: Sequence[LogReader], kept: Pool) ->
     places = zip(kept.writer.tolist(), kept.ordinal.tolist(), kept.index.tolist(), strict=True)
     for position, (writer, ordinal, index) in enumerate(places):
         wanted[writer, ordinal].append((index, position + 1 if options.rule.needs_k else 1))
-    for writer, (log, reader) in enumerate(zip(options.logs, readers, strict=True)):
-        for file, row in reader.rows():
-            chosen = wanted.pop((writer, row.ordinal), None)
-            if chosen is None:
-                continue
-            record = unpack(row, decode, file)
-            for index, rank in sorted(chosen):
-                yield Chosen(str(log), writer, record, index, rank)
+    ordinals: dict[int, set[int]] = defaultdict(set)
+    for writer, ordinal in wanted:
+        ordinals[writer].add(ordinal)
+    for log, (first_writer, reader) in zip(options.logs, with_writers(readers), strict=True):
+        writers = range(first_writer, first_writer + len(reader.writers))
+        here = Where(ordinals=Ordinals(ordinal for writer in writers for ordinal in ordinals[writer]))
+        for (writer, ordinal), record in reader.fields(Record, here):
+            for index, rank in sorted(wanted.pop((first_writer + writer, ordinal), [])):
+                yield Chosen(str(log), first_writer + writer, record, index, rank)
     if wanted:
         raise LogError(f"{len(wanted)} chosen records left the log while it was being read")

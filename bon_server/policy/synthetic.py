@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from bon_server.errors import FieldViolation, InvalidRequest, SamplingFailed, UnsupportedOption
 from bon_server.specs import parse_options
-from bon_server.types import Completion, EncodedPrompt, FinishReason, PolicyRef, Prompt, Sampling
+from bon_server.types import Completion, EncodedPrompt, FinishReason, Milestone, PolicyRef, Prompt, Sampling
 
 BYTE_TOKENS = 256
 """Token ids below this are the bytes of a prompt; those above are words of the tape."""
@@ -101,7 +101,9 @@ class SyntheticPolicy:
             if getattr(sampling, name) is not None:
                 raise UnsupportedOption(f"sampling.{name}: the synthetic policy has no constrained decoding")
 
-    async def sample(self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling) -> Completion:
+    async def sample(
+        self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling, milestone: Milestone | None = None
+    ) -> Completion:
         """See `Policy.sample`."""
         seed = sampling.seed if sampling.seed is not None else random.getrandbits(62)
         dice = random.Random(hash((seed, tuple(prompt_token_ids), sampling.temperature)))
@@ -111,7 +113,11 @@ class SyntheticPolicy:
         wanted = 1 + int(-math.log(1.0 - dice.random()) * (self._options.tokens - 1))
         tokens = min(wanted, sampling.max_tokens)
         start = dice.randrange(len(self._tape.token_ids) - sampling.max_tokens)
-        produced = await self._wait(key, tokens, hangs)
+        first = tokens if milestone is None else min(tokens, milestone.tokens)
+        produced = await self._wait(key, first, hangs and first == tokens)
+        if milestone is not None and produced == first < tokens:
+            milestone.passed(self._tape.slice(start, produced)[0])
+            produced += await self._wait(key, tokens - produced, hangs)
         text, token_ids = self._tape.slice(start, produced)
         completion = Completion(text, token_ids, self._finish_reason(produced, tokens, wanted), seed=sampling.seed)
         return _cut_at_stop(completion, sampling.stop)

@@ -9,15 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from bon_server.config import PolicyConfig
 from bon_server.errors import SamplingFailed, StartupError, Unavailable, UnsupportedOption
 from bon_server.policy.prompts import PromptEncoder, invalid
 from bon_server.tokenizer import chat_template_hash, load_tokenizer
-from bon_server.types import Completion, EncodedPrompt, FinishReason, LogprobKind, PolicyRef, Prompt, Sampling
+from bon_server.types import (
+    Completion,
+    EncodedPrompt,
+    FinishReason,
+    LogprobKind,
+    Milestone,
+    PolicyRef,
+    Prompt,
+    Sampling,
+)
 from bon_server.weights import ModelFiles, find_model
 
 # First of all engine imports: it sets what vLLM reads while it is imported.
@@ -132,7 +142,9 @@ class VllmPolicy:
             field: str | None = getattr(error, "parameter", None)
             raise invalid(f"sampling.{field}" if field else "sampling", "the engine refuses this value") from error
 
-    async def sample(self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling) -> Completion:
+    async def sample(
+        self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling, milestone: Milestone | None = None
+    ) -> Completion:
         """One sample: see `Policy.sample`.
 
         `token_ids` are exactly the sampled ones, and `logprob` is the sum over all of them. `text` can be shorter than
@@ -142,7 +154,12 @@ class VllmPolicy:
             raise Unavailable("the policy was closed", DEAD_RETRY_MS)
         try:
             prompt = tokens_input(list(prompt_token_ids))
-            async with aclosing(self._engine.generate(prompt, _engine_sampling(sampling), key)) as outputs:
+            params = _engine_sampling(sampling)
+            if milestone is not None:
+                params.output_kind = RequestOutputKind.DELTA
+            async with aclosing(self._engine.generate(prompt, params, key)) as outputs:
+                if milestone is not None:
+                    return await _in_pieces(outputs, sampling, milestone)
                 async for output in outputs:
                     return _completion(output.outputs[0], sampling)
         except EngineDeadError as error:
@@ -191,6 +208,20 @@ def _engine_sampling(sampling: Sampling) -> Any:
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,
     )
+
+
+async def _in_pieces(outputs: AsyncGenerator[Any, None], sampling: Sampling, milestone: Milestone) -> Completion:
+    """Puts the pieces of one sample together; the log-probability is a running sum already."""
+    text, token_ids, told = "", (), False
+    async for output in outputs:
+        piece = output.outputs[0]
+        text, token_ids = text + piece.text, (*token_ids, *piece.token_ids)
+        if piece.finish_reason is not None:
+            return replace(_completion(piece, sampling), text=text, token_ids=token_ids)
+        if not told and len(token_ids) >= milestone.tokens:
+            told = True
+            milestone.passed(text)
+    raise SamplingFailed("no output")
 
 
 def _completion(output: Any, sampling: Sampling) -> Completion:

@@ -50,6 +50,10 @@ GPU_SHUTDOWN_S = 5.0
 """What the engine's process gets to end by itself. On a CPU that takes it 3 s, and there is nothing to tidy up."""
 
 
+STREAM_INTERVAL_TOKENS = 8
+"""How often a sample that is watched shows what it has; each time costs the event loop some microseconds."""
+
+
 def on_cpu() -> bool:
     """Whether this vLLM computes on the CPU."""
     return bool(current_platform.is_cpu())
@@ -127,6 +131,7 @@ def _engine_args(config: PolicyConfig, files: ModelFiles) -> Any:
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": 0,
+        "stream_interval": STREAM_INTERVAL_TOKENS,
         # With vLLM's default of 0, a server would sample the same again after each restart.
         "seed": secrets.randbits(31) if config.seed is None else config.seed,
         "use_tqdm_on_load": False,

@@ -3,6 +3,7 @@ what else is in the batch."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,18 @@ import transformers
 
 from bon_server.config import RewardConfig
 from bon_server.errors import StartupError
+from bon_server.reward.padding import padded
 from bon_server.reward.pairs import PairTokenizer, TokenPair
+from bon_server.reward.prompt_states import PromptStates
 from bon_server.tokenizer import load_tokenizer
 from bon_server.weights import ModelFiles, find_model
 
+logger = logging.getLogger(__name__)
+
+LEAST_SHARED_TOKENS = 16
+"""A shorter prompt is not worth a forward pass of its own."""
+SAME_REWARD = 5e-3
+"""Relative difference between a reward with a shared prompt and one without, at most; half precision has the most."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -29,6 +38,7 @@ class Classifier:
         self.tokenize = PairTokenizer(tokenizer, self._decoder)
         self.vocabulary_size: int = model.get_input_embeddings().num_embeddings
         self.context_tokens = _context_tokens(files, model, tokenizer)
+        self._states: PromptStates | None = None
         if self._decoder and not tokenizer.chat_template:
             raise StartupError(f"reward model {files.id}: its tokenizer has no chat template to render prompts with")
         if not self._decoder and tokenizer.pad_token_id is None:
@@ -41,6 +51,8 @@ class Classifier:
         tokenizer = load_tokenizer(files.directory)
         classifier = cls(files, _load_model(files, config), tokenizer)
         classifier._try_out()
+        if classifier._decoder and _wants_shared_prompts(config, classifier._model.device):
+            classifier._share_prompts()
         return classifier
 
     def _try_out(self) -> None:
@@ -50,6 +62,23 @@ class Classifier:
         except Exception as error:  # whatever torch raises
             kind = type(error).__name__
             raise StartupError(f"reward model {self.files.id}: its first forward pass failed ({kind})") from error
+
+    def _share_prompts(self) -> None:
+        """From now on prompts run once, if that gives the rewards it must: not every architecture keeps states so."""
+        prompt = [token_id % self.vocabulary_size for token_id in range(1, 2 * LEAST_SHARED_TOKENS)]
+        pairs = [TokenPair([*prompt, *rest], None, len(prompt)) for rest in ([1], [2, 3, 4])]
+        apart = self._one_batch(pairs)
+        self._states = PromptStates(self._model)
+        try:
+            together = self._forward(pairs)
+        except Exception as error:  # noqa: BLE001 - whatever torch and transformers raise
+            logger.info("prompts are not shared: %s", type(error).__name__)
+            self._states = None
+            return
+        scale = max(map(abs, apart)) + 1
+        if max(abs(one - other) for one, other in zip(apart, together, strict=True)) > SAME_REWARD * scale:
+            logger.info("prompts are not shared: the rewards would change")
+            self._states = None
 
     @property
     def facts(self) -> Mapping[str, str | int]:
@@ -61,6 +90,7 @@ class Classifier:
             "weights_bytes": sum(each.numel() * each.element_size() for each in self._model.parameters()),
             "kind": "decoder" if self._decoder else "encoder",
             "context_tokens": self.context_tokens,
+            "prompts": "computed once" if self._states is not None else "computed with each completion",
         }
 
     def rewards(self, pairs: Sequence[TokenPair]) -> list[float]:
@@ -76,15 +106,39 @@ class Classifier:
         return self.rewards(pairs[:half]) + self.rewards(pairs[half:])
 
     def _forward(self, pairs: Sequence[TokenPair]) -> list[float]:
+        """Those that share a prompt together, the others in one batch."""
+        if self._states is None:
+            return self._one_batch(pairs)
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for index, pair in enumerate(pairs):
+            shared = pair.prompt_tokens if pair.prompt_tokens >= LEAST_SHARED_TOKENS else 0
+            sharing.setdefault(tuple(pair.ids[:shared]), []).append(index)
+        rewards = [0.0] * len(pairs)
+        for prompt_ids, members in sharing.items():
+            some = [pairs[index] for index in members]
+            found = self._after_prompt(prompt_ids, some) if prompt_ids else self._one_batch(some)
+            for index, reward in zip(members, found, strict=True):
+                rewards[index] = reward
+        return rewards
+
+    def _after_prompt(self, prompt_ids: tuple[int, ...], pairs: Sequence[TokenPair]) -> list[float]:
+        assert self._states is not None
+        continuations = [pair.ids[len(prompt_ids) :] for pair in pairs]
+        with torch.inference_mode():
+            logits = self._states.logits(prompt_ids, continuations, self._free_id(pairs))
+        rewards: list[float] = logits[:, 0].float().tolist()
+        return rewards
+
+    def _one_batch(self, pairs: Sequence[TokenPair]) -> list[float]:
         pad_id = self._free_id(pairs) if self._decoder else self._tokenizer.pad_token_id
         longest = max(len(pair.ids) for pair in pairs)
         inputs = {
-            "input_ids": _padded([pair.ids for pair in pairs], longest, pad_id),
-            "attention_mask": _padded([[1] * len(pair.ids) for pair in pairs], longest, 0),
+            "input_ids": padded([pair.ids for pair in pairs], longest, pad_id),
+            "attention_mask": padded([[1] * len(pair.ids) for pair in pairs], longest, 0),
         }
         type_ids = [pair.type_ids for pair in pairs if pair.type_ids is not None]
         if type_ids:
-            inputs["token_type_ids"] = _padded(type_ids, longest, 0)
+            inputs["token_type_ids"] = padded(type_ids, longest, 0)
         with torch.inference_mode():
             logits = self._model(**{name: rows.to(self._model.device) for name, rows in inputs.items()}).logits
             rewards: list[float] = logits[:, 0].float().tolist()
@@ -101,6 +155,10 @@ class Classifier:
         self._model.config.pad_token_id = free
         self._model.config.get_text_config().pad_token_id = free
         return free
+
+
+def _wants_shared_prompts(config: RewardConfig, device: torch.device) -> bool:
+    return device.type == "cpu" if config.share_prompts is None else config.share_prompts
 
 
 def is_decoder(config: Any) -> bool:
@@ -162,8 +220,3 @@ def _context_tokens(files: ModelFiles, model: Any, tokenizer: Any) -> int:
     if context > 10**9:  # what transformers says when it does not know
         raise StartupError(f"reward model {files.id}: neither model nor tokenizer says how long its inputs may be")
     return int(context)
-
-
-def _padded(rows: Sequence[list[int]], length: int, value: int) -> torch.Tensor:
-    """(n, length) int64, filled up on the right."""
-    return torch.tensor([row + [value] * (length - len(row)) for row in rows], dtype=torch.int64)

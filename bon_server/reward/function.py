@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib
 import inspect
 import logging
 import math
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +27,7 @@ from typing import Any
 
 from bon_server.errors import StartupError
 from bon_server.reward.pairs import prompt_text
+from bon_server.specs import import_module
 from bon_server.types import CandidateStatus, ModelRef, Prompt, Score
 
 logger = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ class FunctionReward:
         module_name, _, function_name = place.partition(":")
         if kind != "function" or not module_name or not function_name or ":" in function_name:
             raise StartupError(f"reward {spec!r}: expected function:module:name")
-        module = _import(spec, module_name)
+        module = import_module(f"reward {spec!r}", module_name)
         function = getattr(module, function_name, None)
         if function is None:
             raise StartupError(f"reward {spec!r}: the module {module_name} has no {function_name!r}")
@@ -117,20 +116,6 @@ def as_score(value: object) -> Score:
     except OverflowError:
         return Score(CandidateStatus.NON_FINITE)
     return Score(CandidateStatus.SCORED, reward) if math.isfinite(reward) else Score(CandidateStatus.NON_FINITE)
-
-
-def _import(spec: str, module_name: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise StartupError(f"reward {spec!r}: there is no module {module_name} in {here} or installed") from error
-        raise StartupError(f"reward {spec!r}: {module_name} needs the module {error.name}, which is missing") from error
-    except (Exception, SystemExit) as error:
-        raise StartupError(f"reward {spec!r}: importing {module_name} raised {type(error).__name__}") from error
 
 
 def _check_call(spec: str, function: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ class TokenPair:
     ids: list[int]
     type_ids: list[int] | None
     """Which of the two texts each token belongs to; None where the model does not tell them apart."""
+    prompt_tokens: int = 0
+    """Leading tokens that all completions of the prompt have; 0: not known, or of no use to the model."""
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -36,6 +39,7 @@ class PairTokenizer:
     def __init__(self, tokenizer: Any, decoder: bool) -> None:
         self._tokenizer = tokenizer
         self._tokenize = self._for_decoder if decoder else self._for_encoder
+        self._latest: tuple[Prompt, list[int]] | None = None
 
     def __call__(self, prompt: Prompt, completion: str) -> TokenPair:
         """Raises what the template or the tokenizer raise; nothing is known of those."""
@@ -46,13 +50,26 @@ class PairTokenizer:
         return TokenPair(tokens["input_ids"], tokens.get("token_type_ids"))
 
     def _for_decoder(self, prompt: Prompt, completion: str) -> TokenPair:
+        ids = self._continued(prompt, completion)
+        if self._latest is None or self._latest[0] != prompt:
+            self._latest = prompt, self._continued(prompt, "")
+        # The last token must be computed anew in any case: the score is taken there.
+        return TokenPair(ids, None, min(_common(ids, self._latest[1]), len(ids) - 1))
+
+    def _continued(self, prompt: Prompt, completion: str) -> list[int]:
         if prompt.messages is None:
-            return TokenPair(self._ids((prompt.text or "") + completion, special_tokens=True), None)
+            return self._ids((prompt.text or "") + completion, special_tokens=True)
         conversation = [{"role": message.role, "content": message.content} for message in prompt.messages]
         conversation.append({"role": "assistant", "content": completion})
         rendered = self._tokenizer.apply_chat_template(conversation, tokenize=False)
-        return TokenPair(self._ids(rendered, special_tokens=False), None)
+        return self._ids(rendered, special_tokens=False)
 
     def _ids(self, text: str, special_tokens: bool) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
         return ids
+
+
+def _common(some: Sequence[int], others: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    pairs = enumerate(zip(some, others, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(some), len(others)))

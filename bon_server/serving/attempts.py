@@ -22,22 +22,27 @@ from bon_server.errors import (
     Unavailable,
 )
 from bon_server.log.record import Record, StageTimes, prompt_hash
-from bon_server.log.spool import Spool
+from bon_server.log.spool import Logged, Spool
 from bon_server.serving.admission import Admission
-from bon_server.types import Candidate, Kind, Outcome, Request
+from bon_server.serving.content import Redact, UsedIds, to_log
+from bon_server.stopping import Spread
+from bon_server.types import Budget, Candidate, Kind, Outcome, Request
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A committed record, and how this call came by it."""
+    """A record, and how this call came by it."""
 
     record: Record
+    """As it was before anything was left out of the log."""
     replayed: bool
     """True: the record is of an earlier call."""
     log_ns: int
     """Time the commit took; 0 when replayed."""
     total_ns: int
     """Time this call took."""
+    logged: bool = True
+    """False: the caller asked that nothing is logged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +61,16 @@ class Attempts:
         spool: Spool,
         admission: Admission,
         observe: Callable[[Record], None],
+        redact: Redact | None = None,
     ) -> None:
         self._policy = policy
         self._reward_model = reward_model
         self._spool = spool
         self._admission = admission
         self._observe = observe
+        self._redact = redact
+        self._unlogged = UsedIds()
+        self._spread = Spread()
         self._running: dict[tuple[str, str], _Running] = {}
         self._refusal: Unavailable | None = None
 
@@ -86,11 +95,17 @@ class Attempts:
             raise self._refusal
         if key in self._running:
             raise RequestIdRunning("a request with this request_id is being answered")
-        prior = self._spool.find(*key)
+        if key in self._unlogged:
+            raise RequestIdReused("this request_id was answered and nothing of it logged, so it cannot be replayed")
+        prior = self._spool.latest(*key)
         if prior is not None and _is_answer_to(prior, request):
-            return Finished(prior, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
+            stored = prior.record
+            if stored is None:
+                stored = await asyncio.to_thread(self._spool.read, prior)
+            return Finished(stored, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
         if deadline_s <= 0:
             raise DeadlinePassed("the deadline leaves no time to sample anything")
+        self._spool.check()  # not earlier: a stored answer needs no room
         stop: Stop = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._attempt(request, prior, stop, on_end, began_ns))
         self._keep(key, task, stop, deadline_s)
@@ -133,26 +148,39 @@ class Attempts:
     async def _attempt(
         self,
         request: Request,
-        prior: Record | None,
+        prior: Logged | None,
         stop: Stop,
         on_end: Callable[[Candidate], None],
         began_ns: int,
     ) -> Finished:
         created_at = datetime.now(UTC)
         async with self._admission.permit(request.n, stop):
+            self._spool.check()  # again: much may have happened while it waited
             queue_ns = time.monotonic_ns() - began_ns
-            answer = await best_of_n(request, self._policy, self._reward_model, stop, on_end, queue_ns)
+            answer = await best_of_n(request, self._policy, self._reward_model, stop, on_end, queue_ns, self._spread)
             record = self._to_record(request, answer, prior, created_at, queue_ns)
             log_began_ns = time.monotonic_ns()
-            await self._spool.commit(record)
+            logged = await to_log(record, request, self._redact)
+            if logged is not None:
+                await self._spool.commit(logged)
             ended_ns = time.monotonic_ns()
-        self._observe(record)
+        self._spread = self._spread.after([c.reward for c in answer.candidates if c.reward is not None])
+        if logged is not None:
+            self._observe(record)
         if answer.error is not None:
             raise answer.error
-        return Finished(record, replayed=False, log_ns=ended_ns - log_began_ns, total_ns=ended_ns - began_ns)
+        if logged is None:
+            self._unlogged.add((request.principal, request.request_id))
+        return Finished(
+            record,
+            replayed=False,
+            log_ns=ended_ns - log_began_ns,
+            total_ns=ended_ns - began_ns,
+            logged=logged is not None,
+        )
 
     def _to_record(
-        self, request: Request, answer: Answer, prior: Record | None, created_at: datetime, queue_ns: int
+        self, request: Request, answer: Answer, prior: Logged | None, created_at: datetime, queue_ns: int
     ) -> Record:
         sampled = request.sampling is not None
         return Record(
@@ -171,7 +199,10 @@ class Attempts:
             reward_models=self._reward_model.refs,
             sampling=request.sampling,
             n=request.n,
+            budget=None if request.budget == Budget() else request.budget,
             rule=request.rule if sampled else None,
+            selection_temperature=request.selection_temperature,
+            selection_seed=request.selection_seed,
             selection_reason=answer.reason,
             selected_index=answer.selected_index,
             reward_context=request.reward_context,
@@ -183,13 +214,13 @@ class Attempts:
         )
 
 
-def _is_answer_to(prior: Record, request: Request) -> bool:
+def _is_answer_to(prior: Logged, request: Request) -> bool:
     """Whether `prior` can be replayed; raises `RequestIdReused` where the id is taken by something else."""
-    if prior.request_digest != request.digest:
-        raise RequestIdReused("this request_id was used for another request")
     answered = prior.outcome in (Outcome.OK, Outcome.PARTIAL)
-    if answered and not prior.content_logged:
-        raise RequestIdReused("this request_id was answered, but its content was not logged and cannot be replayed")
+    if not prior.request_digest and answered:
+        raise RequestIdReused("this request_id was answered, but not all of it was logged, so it cannot be replayed")
+    if prior.request_digest not in ("", request.digest):
+        raise RequestIdReused("this request_id was used for another request")
     return answered
 
 

@@ -20,9 +20,7 @@ def banner(server: Server) -> str:
             f"  reward    {ref.name}: {ref.id}  revision {ref.revision[:12]}  {_listed(server.reward_model.facts)}"
             for ref in server.reward_model.refs
         ),
-        f"  log       {server.config.log.directory}  durability {server.config.log.durability}  "
-        f"{recovery.records} records found"
-        + (f", {recovery.wal_frames} pages recovered from an unclean end" if recovery.wal_frames else ""),
+        f"  log       {server.config.log.directory}  durability {server.config.log.durability}  {recovery}",
         f"  gRPC      {server.address}  {_security(server.address)}",
         f"  metrics   http://{server.metrics_address}/metrics",
         "",

@@ -5,8 +5,11 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from bon_server.log.record import Record
+from bon_server.log.spool import Group
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+GROUP_RECORDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REWARDS = (-20, -10, -5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 5, 10, 20)
 
 
@@ -30,6 +33,15 @@ class Metrics:
         self._rewards = Histogram(
             "bon_reward", "Rewards of scored candidates.", buckets=REWARDS, registry=self.registry
         )
+        self._commit_seconds = Histogram(
+            "bon_log_commit_seconds",
+            "From handing a record to the log to its acknowledgement.",
+            buckets=COMMIT_SECONDS,
+            registry=self.registry,
+        )
+        self._group_records = Histogram(
+            "bon_log_group_records", "Records in one transaction.", buckets=GROUP_RECORDS, registry=self.registry
+        )
         self.in_flight = Gauge("bon_attempts_in_flight", "Attempts running or waiting.", registry=self.registry)
 
     def ended(self, method: str, code: str, seconds: float) -> None:
@@ -43,3 +55,9 @@ class Metrics:
             self._candidates.labels(candidate.status.value).inc()
             if candidate.reward is not None:
                 self._rewards.observe(candidate.reward)
+
+    def log_group(self, group: Group) -> None:
+        """Records were acknowledged together; called on the log's thread."""
+        self._group_records.observe(group.records)
+        for seconds in group.seconds:
+            self._commit_seconds.observe(seconds)

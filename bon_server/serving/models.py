@@ -10,6 +10,7 @@ from bon_server.best_of_n import Policy, RewardModel
 from bon_server.config import PolicyConfig, RewardConfig
 from bon_server.errors import ConfigError
 from bon_server.policy.synthetic import SyntheticPolicy
+from bon_server.reward.ensemble import EnsembleReward, check_ensemble
 from bon_server.reward.synthetic import SyntheticReward
 from bon_server.weights import find_model
 
@@ -59,20 +60,32 @@ async def check_reward(config: RewardConfig) -> None:
         raise ConfigError(
             "reward.models is empty: give --reward a directory, a hub id, `function:module:name` or `synthetic`"
         )
-    if len(config.models) > 1:
-        raise ConfigError(
-            f"reward.models has {len(config.models)} entries; ensembles are not available in this version"
-        )
-    _, spec = split_name(config.models[0])
-    if _is_kind(spec, "vllm"):
-        raise ConfigError(f"reward.models {spec!r}: pooling engines are not available in this version")
-    if not _is_kind(spec, "synthetic") and not _is_kind(spec, "function"):
-        await asyncio.to_thread(find_model, spec, config.revision)
+    named = [split_name(entry) for entry in config.models]
+    if len(named) > 1:
+        check_ensemble([name for name, _ in named], config)
+    for _, spec in named:
+        if _is_kind(spec, "vllm"):
+            raise ConfigError(f"reward.models {spec!r}: pooling engines are not available in this version")
+        if not _is_kind(spec, "synthetic") and not _is_kind(spec, "function"):
+            await asyncio.to_thread(find_model, spec, config.revision)
 
 
 async def start_reward(config: RewardConfig) -> RunningReward:
-    """Loads the reward model, which `check_reward` has passed. Raises `ConfigError` or `StartupError`."""
-    name, spec = split_name(config.models[0])
+    """Loads the reward model or models, which `check_reward` has passed. Raises `ConfigError` or `StartupError`."""
+    parts: dict[str, RunningReward] = {}
+    try:
+        for name, spec in map(split_name, config.models):
+            parts[name] = await _start_one(name, spec, config)
+    except BaseException:
+        for part in parts.values():
+            await part.close()
+        raise
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return EnsembleReward(parts, config)
+
+
+async def _start_one(name: str, spec: str, config: RewardConfig) -> RunningReward:
     if _is_kind(spec, "synthetic"):
         return SyntheticReward.from_spec(spec, name)
     if _is_kind(spec, "function"):

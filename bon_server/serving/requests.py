@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import secrets
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from bon.v1 import bon_pb2 as pb
 from google.protobuf.message import DecodeError, Message
 
 from bon_server.best_of_n import Policy
-from bon_server.config import DefaultsConfig, LimitsConfig
+from bon_server.config import DefaultsConfig, LimitsConfig, LogConfig
 from bon_server.errors import FieldViolation, InvalidRequest
+from bon_server.serving.content import refuse_forbidden
 from bon_server.serving.validation import check_generate, check_score
+from bon_server.types import Budget, LogPolicy, Prompt, Request, Sampling, SelectionRule
 from bon_server.types import Message as ChatMessage
-from bon_server.types import Prompt, Request, Sampling
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -35,10 +37,16 @@ def parse(message_type: Callable[[], AnyMessage], data: bytes) -> AnyMessage:
 
 
 async def to_generate(
-    message: pb.GenerateRequest, principal: str, policy: Policy, limits: LimitsConfig, defaults: DefaultsConfig
+    message: pb.GenerateRequest,
+    principal: str,
+    policy: Policy,
+    limits: LimitsConfig,
+    defaults: DefaultsConfig,
+    log: LogConfig,
 ) -> Request:
     """Raises `InvalidRequest` or `UnsupportedOption`; tokenises off the event loop."""
-    check_generate(message, limits, defaults.temperature)
+    check_generate(message, limits, defaults)
+    log_policy = _to_log_policy(message.log_policy, log)
     prompt = _to_prompt(message)
     encoded = await policy.encode(prompt)
     room = _room_for_completion(message, len(encoded.token_ids), policy.context_tokens, limits)
@@ -54,14 +62,20 @@ async def to_generate(
         reward_prompt=prompt if prompt.token_ids is None else Prompt(text=encoded.text),
         n=n,
         sampling=sampling,
+        **_to_selection(message.selection),
+        budget=_to_budget(message.budget),
         reward_context=dict(message.reward_context),
         tags=dict(message.tags),
+        log_policy=log_policy,
     )
 
 
-async def to_score(message: pb.ScoreRequest, principal: str, policy: Policy, limits: LimitsConfig) -> Request:
+async def to_score(
+    message: pb.ScoreRequest, principal: str, policy: Policy, limits: LimitsConfig, log: LogConfig
+) -> Request:
     """Raises `InvalidRequest` or `UnsupportedOption`. Only token prompts are given to the policy, to be decoded."""
     check_score(message, limits)
+    log_policy = _to_log_policy(message.log_policy, log)
     prompt = _to_prompt(message)
     reward_prompt = prompt
     if prompt.token_ids is not None:
@@ -78,6 +92,7 @@ async def to_score(message: pb.ScoreRequest, principal: str, policy: Policy, lim
         given=tuple(message.completions),
         reward_context=dict(message.reward_context),
         tags=dict(message.tags),
+        log_policy=log_policy,
     )
 
 
@@ -88,6 +103,13 @@ def digest(message: pb.GenerateRequest | pb.ScoreRequest) -> str:
     anonymous.DiscardUnknownFields()
     kind = anonymous.DESCRIPTOR.full_name.encode()
     return hashlib.sha256(kind + anonymous.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _to_log_policy(value: pb.LogPolicy.ValueType, log: LogConfig) -> LogPolicy:
+    name = pb.LogPolicy.Name(value or pb.LOG_POLICY_FULL).removeprefix("LOG_POLICY_")
+    log_policy = LogPolicy[name]
+    refuse_forbidden(log_policy, log)
+    return log_policy
 
 
 def _to_prompt(message: pb.GenerateRequest | pb.ScoreRequest) -> Prompt:
@@ -117,6 +139,21 @@ def _room_for_completion(
             )
         )
     return room
+
+
+def _to_selection(selection: pb.Selection) -> dict[str, Any]:
+    if selection.rule != pb.SELECTION_RULE_SOFT:
+        return {"rule": SelectionRule.ARGMAX}
+    seed = selection.seed if selection.HasField("seed") else secrets.randbits(63)
+    return {
+        "rule": SelectionRule.SOFT,
+        "selection_temperature": selection.temperature,
+        "selection_seed": seed,
+    }
+
+
+def _to_budget(budget: pb.Budget) -> Budget:
+    return Budget(**{field.name: value for field, value in budget.ListFields()})
 
 
 def _to_sampling(sampling: pb.SamplingParams, defaults: DefaultsConfig, room: int) -> Sampling:

@@ -57,7 +57,7 @@ def generate_response(
         policy=policy_model(record.policy),
         reward_models=[to_model(ref) for ref in record.reward_models],
         resolved=to_sampling(record.sampling),
-        durability=DURABILITY[durability],
+        durability=DURABILITY[durability] if finished.logged else pb.DURABILITY_UNSPECIFIED,
         replayed=finished.replayed,
     )
 
@@ -71,7 +71,7 @@ def score_response(finished: Finished, durability: Durability) -> pb.ScoreRespon
         reward_models=[to_model(ref) for ref in record.reward_models],
         usage=_usage(record),
         timings=_timings(finished),
-        durability=DURABILITY[durability],
+        durability=DURABILITY[durability] if finished.logged else pb.DURABILITY_UNSPECIFIED,
         replayed=finished.replayed,
     )
 
@@ -129,6 +129,8 @@ def count(candidates: Iterable[Candidate], status: CandidateStatus) -> int:
 
 def _kl(record: Record) -> pb.Kl | None:
     """Only for a plain argmax over n scored samples; stopped, partial and soft answers have another distribution."""
+    if record.selection_reason not in (SelectionReason.ARGMAX, SelectionReason.SINGLE) or record.budget is not None:
+        return None
     if record.rule is not SelectionRule.ARGMAX or count(record.candidates, CandidateStatus.SCORED) < record.n:
         return None
     assert record.selected_index is not None

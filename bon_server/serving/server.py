@@ -16,17 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from bon_server.config import Config, LimitsConfig
 from bon_server.errors import ConfigError, StartupError, Unavailable
+from bon_server.log.sealer import Sealer
 from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
+from bon_server.serving.content import Redact, load_redact
 from bon_server.serving.grpc_services import add_health, add_reflection
+from bon_server.serving.health import Health
+from bon_server.serving.log_metrics import LogCollector
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.models import RunningPolicy, RunningReward, check_reward, start_policy, start_reward
 from bon_server.serving.service import SERVICE, Service
@@ -57,7 +60,7 @@ class Server:
     attempts: Attempts
     _service: Service
     _grpc: grpc.aio.Server
-    _health: HealthServicer
+    _health: Health
     _resources: AsyncExitStack
 
     @classmethod
@@ -66,34 +69,40 @@ class Server:
         async with AsyncExitStack() as resources:
             if not config.log.directory:
                 raise ConfigError("log.directory is empty: give --log a folder")
+            redact = load_redact(config.log.redact)
             _refuse_taken_port(config.listen.host, config.listen.port)
-            spool = Spool.open(Path(config.log.directory), config.log.durability)
+            metrics = Metrics()
+            spool = Spool.open(Path(config.log.directory), config.log, on_group=metrics.log_group)
             resources.push_async_callback(asyncio.to_thread, spool.close)
+            logger.info("log %s: %s", config.log.directory, spool.recovery)
+            resources.push_async_callback(asyncio.to_thread, Sealer(spool, config.log).close)
             await check_reward(config.reward)
             policy = await start_policy(config.policy)
             resources.push_async_callback(policy.close)
             reward_model = await start_reward(config.reward)
             resources.push_async_callback(reward_model.close)
-            return await cls._listen(config, spool, policy, reward_model, resources)
+            return await cls._listen(config, metrics, spool, policy, reward_model, redact, resources)
 
     @classmethod
     async def _listen(
         cls,
         config: Config,
+        metrics: Metrics,
         spool: Spool,
         policy: RunningPolicy,
         reward_model: RunningReward,
+        redact: Redact | None,
         resources: AsyncExitStack,
     ) -> Server:
-        metrics = Metrics()
+        metrics.registry.register(LogCollector(spool, config.log.durability))
         metrics_address = _serve_metrics(config, metrics, resources)
         limits = config.limits
         admission = Admission(limits.max_candidates_in_flight, limits.max_candidates_queued, limits.retry_after_ms)
-        attempts = Attempts(policy, reward_model, spool, admission, metrics.committed)
+        attempts = Attempts(policy, reward_model, spool, admission, metrics.committed, redact)
         metrics.in_flight.set_function(lambda: attempts.running)
         server = grpc.aio.server(options=_channel_options(limits))
-        health_service = add_health(server)
-        service = Service(config, policy, reward_model, attempts, metrics)
+        following = Health(add_health(server), ("", SERVICE), policy, spool)
+        service = Service(config, policy, reward_model, spool, attempts, metrics, redact)
         server.add_generic_rpc_handlers((service.handlers(),))
         add_reflection(server, (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
         address = _bind(server, config.listen.host, config.listen.port)
@@ -108,22 +117,20 @@ class Server:
             attempts,
             service,
             server,
-            health_service,
+            following,
             resources.pop_all(),
         )
-        await started._say(serving=True)
+        await started._health.start()
         return started
 
     @property
     def broken(self) -> str | None:
         """Why the server cannot go on; None while it can."""
-        if not self.policy.healthy:
-            return "the policy's engine died"
-        return None if self.spool.failure is None else str(self.spool.failure)
+        return self._health.broken
 
     async def drain(self, grace_s: float) -> None:
         """Health first, then no new calls, then up to `grace_s` seconds for running ones; later ones are stopped."""
-        await self._say(serving=False)
+        await self._health.stop_serving()
         self.attempts.refuse_new(Unavailable("the server is shutting down", retry_after_ms=1000))
         await self.attempts.drain(grace_s)
 
@@ -136,12 +143,6 @@ class Server:
                     await asyncio.sleep(0.01)
         await self._grpc.stop(LAST_BYTES_S)
         await self._resources.aclose()
-
-    async def _say(self, serving: bool) -> None:
-        """Sets the health of the server as a whole and of the service."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", SERVICE):
-            await self._health.set(service, status)
 
 
 Signals = asyncio.Queue[signal.Signals]

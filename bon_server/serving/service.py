@@ -17,9 +17,10 @@ from google.protobuf.message import Message
 from bon_server import __version__
 from bon_server.best_of_n import Policy, RewardModel
 from bon_server.config import Config
-from bon_server.errors import UnsupportedOption
-from bon_server.serving import requests, responses
+from bon_server.log.spool import Spool
+from bon_server.serving import feedback, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
+from bon_server.serving.content import Redact
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.status import to_status
 from bon_server.types import Candidate, Request
@@ -36,13 +37,22 @@ class Service:
     """Handlers of the five RPCs."""
 
     def __init__(
-        self, config: Config, policy: Policy, reward_model: RewardModel, attempts: Attempts, metrics: Metrics
+        self,
+        config: Config,
+        policy: Policy,
+        reward_model: RewardModel,
+        spool: Spool,
+        attempts: Attempts,
+        metrics: Metrics,
+        redact: Redact | None = None,
     ) -> None:
         self._config = config
         self._policy = policy
         self._reward_model = reward_model
+        self._spool = spool
         self._attempts = attempts
         self._metrics = metrics
+        self._redact = redact
         self.running = 0
         """Calls whose handler has not ended."""
 
@@ -129,13 +139,14 @@ class Service:
 
     async def _score(self, data: bytes, context: Context) -> pb.ScoreResponse:
         message = requests.parse(pb.ScoreRequest, data)
-        request = await requests.to_score(message, ANONYMOUS, self._policy, self._config.limits)
+        config = self._config
+        request = await requests.to_score(message, ANONYMOUS, self._policy, config.limits, config.log)
         finished = await self._attempts.run(request, self._deadline_s(context))
         return responses.score_response(finished, self._config.log.durability)
 
     async def _record_feedback(self, data: bytes, context: Context) -> pb.RecordFeedbackResponse:
-        requests.parse(pb.RecordFeedbackRequest, data)
-        raise UnsupportedOption("RecordFeedback is not available in this version")
+        message = requests.parse(pb.RecordFeedbackRequest, data)
+        return await feedback.record(message, ANONYMOUS, self._spool, self._redact)
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         requests.parse(pb.GetServerInfoRequest, data)
@@ -160,7 +171,8 @@ class Service:
         )
 
     async def _to_generate(self, message: pb.GenerateRequest, principal: str = ANONYMOUS) -> Request:
-        return await requests.to_generate(message, principal, self._policy, self._config.limits, self._config.defaults)
+        config = self._config
+        return await requests.to_generate(message, principal, self._policy, config.limits, config.defaults, config.log)
 
     def _response(self, message: pb.GenerateRequest, finished: Finished) -> pb.GenerateResponse:
         return responses.generate_response(

@@ -10,7 +10,7 @@ from itertools import islice
 
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.config import LimitsConfig
+from bon_server.config import DefaultsConfig, LimitsConfig
 from bon_server.errors import FieldViolation, InvalidRequest, UnsupportedOption
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -68,21 +68,21 @@ class Violations:
             raise InvalidRequest(*self._found)
 
 
-def check_generate(message: pb.GenerateRequest, limits: LimitsConfig, default_temperature: float) -> None:
+def check_generate(message: pb.GenerateRequest, limits: LimitsConfig, defaults: DefaultsConfig) -> None:
     """Raises `InvalidRequest` for bad fields, then `UnsupportedOption` for good ones that are not offered here."""
     found = Violations()
-    _check_id(found, "request_id", message.request_id)
+    check_id(found, "request_id", message.request_id)
     _check_prompt(found, message)
     if message.HasField("n"):
         found.unless(1 <= message.n <= limits.max_n, "n", f"{message.n} is not from 1 to {limits.max_n}")
-    temperature = message.sampling.temperature if message.sampling.HasField("temperature") else default_temperature
+    temperature = message.sampling.temperature if message.sampling.HasField("temperature") else defaults.temperature
     if temperature == 0 and message.n > 1:
         found.unless(False, "sampling.temperature", f"0 is greedy: all n = {message.n} candidates would be the same")
     _check_sampling(found, message.sampling)
     _check_selection(found, message.selection)
-    _check_budget(found, message.budget)
+    _check_budget(found, message.budget, message.n if message.HasField("n") else defaults.n)
     _check_enum(found, "view", message.view, pb.CandidateView.keys())
-    _check_labels(found, message.reward_context, message.tags)
+    check_labels(found, message.reward_context, message.tags)
     _check_enum(found, "log_policy", message.log_policy, pb.LogPolicy.keys())
     found.done()
     _refuse_unsupported(message)
@@ -91,17 +91,17 @@ def check_generate(message: pb.GenerateRequest, limits: LimitsConfig, default_te
 def check_score(message: pb.ScoreRequest, limits: LimitsConfig) -> None:
     """The same for ScoreRequest."""
     found = Violations()
-    _check_id(found, "request_id", message.request_id)
+    check_id(found, "request_id", message.request_id)
     _check_prompt(found, message)
     count = len(message.completions)
     found.unless(1 <= count <= limits.max_n, "completions", f"{count} given, allowed are 1 to {limits.max_n}")
-    _check_labels(found, message.reward_context, message.tags)
+    check_labels(found, message.reward_context, message.tags)
     _check_enum(found, "log_policy", message.log_policy, pb.LogPolicy.keys())
     found.done()
-    _refuse_log_policy(message.log_policy)
 
 
-def _check_id(found: Violations, field: str, value: str) -> None:
+def check_id(found: Violations, field: str, value: str) -> None:
+    """An id of a caller's, or none."""
     found.unless(
         not value or REQUEST_ID.fullmatch(value) is not None,
         field,
@@ -187,16 +187,35 @@ def _check_selection(found: Violations, selection: pb.Selection) -> None:
     found.unless(soft or not selection.HasField("seed"), "selection.seed", "given, but only the rule SOFT takes it")
 
 
-def _check_budget(found: Violations, budget: pb.Budget) -> None:
-    for name in ("stop_at_reward", "price_per_candidate"):
-        value = getattr(budget, name)
-        found.unless(math.isfinite(value), f"budget.{name}", f"{value} is not finite")
-    if budget.HasField("prune_fraction"):
-        share = budget.prune_fraction
-        found.unless(0 < share < 1, "budget.prune_fraction", f"{share} is not between 0 and 1")
+def _check_budget(found: Violations, budget: pb.Budget, n: int) -> None:
+    threshold, price = budget.stop_at_reward, budget.price_per_candidate
+    found.unless(math.isfinite(threshold), "budget.stop_at_reward", f"{threshold} is not finite")
+    if budget.HasField("price_per_candidate"):
+        positive = math.isfinite(price) and price > 0
+        found.unless(positive, "budget.price_per_candidate", f"{price} is not finite and above 0")
+    if budget.HasField("min_n"):
+        adaptive = budget.HasField("price_per_candidate")
+        found.unless(adaptive, "budget.min_n", "given, but only an adaptive n (price_per_candidate) takes it")
+        found.unless(1 <= budget.min_n <= n, "budget.min_n", f"{budget.min_n} is not from 1 to n = {n}")
+    _check_pruning(found, budget)
 
 
-def _check_labels(found: Violations, reward_context: Mapping[str, str], tags: Mapping[str, str]) -> None:
+def _check_pruning(found: Violations, budget: pb.Budget) -> None:
+    share, tokens = budget.HasField("prune_fraction"), budget.HasField("prune_after_tokens")
+    if share:
+        between = 0 < budget.prune_fraction < 1
+        found.unless(between, "budget.prune_fraction", f"{budget.prune_fraction} is not between 0 and 1")
+    if tokens:
+        some = budget.prune_after_tokens >= 1
+        found.unless(some, "budget.prune_after_tokens", f"{budget.prune_after_tokens} is not at least 1")
+    missing = "prune_after_tokens" if share else "prune_fraction"
+    found.unless(share == tokens, f"budget.{missing}", "missing; pruning needs both its share and its length")
+    both = share and budget.HasField("price_per_candidate")
+    found.unless(not both, "budget.prune_fraction", "given with price_per_candidate; only one of them may be")
+
+
+def check_labels(found: Violations, reward_context: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """Reward context and tags."""
     found.unless(len(tags) <= MAX_TAGS, "tags", f"{len(tags)} given, allowed are {MAX_TAGS}")
     for key, value in islice(tags.items(), MAX_TAGS):
         found.unless(
@@ -224,19 +243,9 @@ def _check_enum(found: Violations, field: str, value: int, names: Iterable[str])
 
 
 def _refuse_unsupported(message: pb.GenerateRequest) -> None:
-    if message.selection.rule == pb.SELECTION_RULE_SOFT:
-        raise UnsupportedOption("selection.rule: SOFT is not available in this version")
-    for option, _ in message.budget.ListFields():
-        raise UnsupportedOption(f"budget.{option.name} is not available in this version")
     constraint = message.sampling.WhichOneof("constraint")
     if constraint is not None:
         raise UnsupportedOption(f"sampling.{constraint} is not available in this version")
-    _refuse_log_policy(message.log_policy)
-
-
-def _refuse_log_policy(log_policy: pb.LogPolicy.ValueType) -> None:
-    if log_policy not in (pb.LOG_POLICY_UNSPECIFIED, pb.LOG_POLICY_FULL):
-        raise UnsupportedOption(f"log_policy: {pb.LogPolicy.Name(log_policy)} is not available in this version")
 
 
 def _shown(value: str) -> str:

@@ -9,7 +9,7 @@ import json
 from bon.v1 import bon_pb2 as pb
 from rich.console import Console
 
-from bon_server.ask import as_json, as_table, ask
+from bon_server.ask import as_json, as_table, ask, ask_streamed
 from tests.client.fake_server import FakeService
 
 
@@ -76,3 +76,20 @@ def test_json_is_protobuf_json_with_the_proto_s_names() -> None:
 async def test_ask(service: FakeService, target: str) -> None:
     answer = await asyncio.to_thread(ask, "hello", target=target, n=5, view="all", timeout_s=5.0)
     assert len(answer.candidates) == 5
+
+
+async def test_streamed_shows_each_candidate_before_the_answer(service: FakeService, target: str) -> None:
+    """Off a terminal each is a line of its own, so that a pipe sees them come."""
+    console = Console(file=io.StringIO(), width=200)
+    answer = await asyncio.to_thread(ask_streamed, "hello", target=target, console=console, n=3, view="all")
+    assert isinstance(console.file, io.StringIO)
+    lines = [line for line in console.file.getvalue().splitlines() if line.strip()]
+    assert [line.split()[0] for line in lines] == ["#0", "#1", "#2"]
+    assert [candidate.text in line for candidate, line in zip(answer.candidates, lines, strict=True)] == [True] * 3
+
+
+async def test_streamed_on_a_terminal_is_a_table_that_is_gone_at_the_end(service: FakeService, target: str) -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    await asyncio.to_thread(ask_streamed, "hello", target=target, console=console, n=3, view="all")
+    assert isinstance(console.file, io.StringIO)
+    assert "reward" in console.file.getvalue()

@@ -12,8 +12,8 @@ from pathlib import Path
 import apsw
 import pytest
 
+from bon_server.config import LogConfig
 from bon_server.errors import (
-    ConfigError,
     InternalError,
     LogError,
     LogLocked,
@@ -23,9 +23,13 @@ from bon_server.errors import (
 )
 from bon_server.log.database import SPOOL_NAME, check_sqlite
 from bon_server.log.reader import LogReader
-from bon_server.log.spool import Spool
+from bon_server.log.spool import Group, Spool
+from bon_server.log.writer import Recovery
 from bon_server.types import Candidate, CandidateStatus, Durability, Outcome
 from tests.log.records import ODD_TEXT, record, scored
+from tests.waiting import until
+
+SLOW_GROUPS = LogConfig(durability=Durability.GROUP, linger_ms=50)
 
 
 @pytest.fixture
@@ -47,6 +51,12 @@ async def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> No
         assert await spool.commit(record("r5")) == 6
     with LogReader(tmp_path / "log") as reader:
         assert list(reader.records())[:5] == [replace(one, ordinal=i + 1) for i, one in enumerate(records)]
+
+
+def test_a_start_says_what_it_found() -> None:
+    assert str(Recovery(0, 0, 0, 0)) == "no records found"
+    assert str(Recovery(1_234, 1_300, 0, 1 << 20)) == "1,234 records found"
+    assert str(Recovery(7, 7, 20, 1 << 20)) == "7 records found, 20 pages recovered from an unclean end"
 
 
 async def test_ordinals_are_never_used_again(tmp_path: Path) -> None:
@@ -78,7 +88,7 @@ async def test_an_attempt_is_logged_once(spool: Spool) -> None:
 
 
 async def test_a_doubled_attempt_does_not_fail_its_neighbours(tmp_path: Path) -> None:
-    with closing(Spool.open(tmp_path, linger_s=0.05)) as spool:
+    with closing(Spool.open(tmp_path, SLOW_GROUPS)) as spool:
         names = ["a", "b", "a", "c"]
         answers = await asyncio.gather(*(spool.commit(record(name)) for name in names), return_exceptions=True)
     assert [type(answer) for answer in answers] == [int, int, RequestIdReused, int]
@@ -93,7 +103,7 @@ async def test_what_must_not_be_logged_is_an_internal_error(spool: Spool) -> Non
 
 
 async def test_a_waiter_that_leaves_does_not_undo_its_commit(tmp_path: Path) -> None:
-    with closing(Spool.open(tmp_path, linger_s=0.05)) as spool:
+    with closing(Spool.open(tmp_path, SLOW_GROUPS)) as spool:
         leaving = asyncio.create_task(spool.commit(record("leaves")))
         await asyncio.sleep(0)
         leaving.cancel()
@@ -102,7 +112,7 @@ async def test_a_waiter_that_leaves_does_not_undo_its_commit(tmp_path: Path) -> 
 
 
 async def test_close_commits_what_is_queued_and_refuses_the_rest(tmp_path: Path) -> None:
-    spool = Spool.open(tmp_path, linger_s=0.01)
+    spool = Spool.open(tmp_path, SLOW_GROUPS)
     queued = [asyncio.create_task(spool.commit(record(f"r{i}"))) for i in range(50)]
     await asyncio.sleep(0)
     await asyncio.to_thread(spool.close)
@@ -152,11 +162,68 @@ def test_a_second_writer_is_refused(tmp_path: Path, spool: Spool) -> None:
     Spool.open(tmp_path / "log").close()
 
 
-@pytest.mark.parametrize("durability", [Durability.GROUP, Durability.ASYNC])
-def test_a_durability_that_is_not_there_is_refused(tmp_path: Path, durability: Durability) -> None:
-    with pytest.raises(ConfigError, match=rf"durability: '{durability}' given"):
-        Spool.open(tmp_path / "log", durability)
-    assert not (tmp_path / "log").exists()
+@pytest.mark.parametrize("durability", list(Durability))
+async def test_every_durability_commits_finds_and_comes_back(tmp_path: Path, durability: Durability) -> None:
+    config = LogConfig(durability=durability, linger_ms=1, async_sync_ms=1)
+    with closing(Spool.open(tmp_path, config)) as spool:
+        assert sorted(await asyncio.gather(*(spool.commit(record(f"r{i}")) for i in range(20)))) == list(range(1, 21))
+        assert spool.find("", "r7") is not None
+    with closing(Spool.open(tmp_path, config)) as spool:
+        assert (spool.recovery.records, spool.recovery.wal_frames) == (20, 0)
+
+
+async def test_only_durability_group_waits_for_company(tmp_path: Path) -> None:
+    async def groups(durability: Durability) -> tuple[int, float]:
+        """Sizes of the groups that ten records end up in that come 1 ms after each other."""
+        seen: list[Group] = []
+        config = LogConfig(durability=durability, linger_ms=300)
+        with closing(Spool.open(tmp_path / durability, config, on_group=seen.append)) as spool:
+            commits = []
+            for i in range(10):
+                commits.append(asyncio.create_task(spool.commit(record(f"r{i}"))))
+                await asyncio.sleep(0.001)
+            await asyncio.gather(*commits)
+        assert sum(group.records for group in seen) == 10
+        return len(seen), max(seen[0].seconds)
+
+    assert (await groups(Durability.GROUP))[0] == 1
+    assert (await groups(Durability.FSYNC))[1] < 0.3
+
+
+async def test_a_group_has_a_largest_size_and_then_waits_for_nobody(tmp_path: Path) -> None:
+    seen: list[Group] = []
+    config = LogConfig(durability=Durability.GROUP, linger_ms=1000, group_records=4)
+    with closing(Spool.open(tmp_path, config, on_group=seen.append)) as spool:
+        await asyncio.wait_for(asyncio.gather(*(spool.commit(record(f"r{i}")) for i in range(8))), 0.9)
+    assert [group.records for group in seen] == [4, 4]
+
+
+async def test_what_waits_is_counted_and_a_long_queue_refuses_new_work(tmp_path: Path) -> None:
+    with closing(Spool.open(tmp_path, LogConfig(queue_bytes=5_000))) as spool:
+        spool.check()
+        other = apsw.Connection(str(tmp_path / SPOOL_NAME))
+        other.execute("BEGIN IMMEDIATE")
+        commits = [asyncio.create_task(spool.commit(record(f"r{i}"))) for i in range(20)]
+        await asyncio.sleep(0)
+        assert spool.queued_records == 20 and spool.queued_bytes > 5_000
+        with pytest.raises(Unavailable, match="behind") as refused:
+            spool.check()
+        assert refused.value.retry_after_ms > 0
+        other.close()
+        assert len(await asyncio.gather(*commits)) == 20, "what was done already is committed all the same"
+        await until(lambda: spool.queued_records == spool.queued_bytes == 0)
+        spool.check()
+
+
+async def test_checkpoints_go_on_while_records_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bon_server.log.writer.CHECKPOINT_PAGES", 20)
+    with closing(Spool.open(tmp_path)) as spool:
+        for batch in range(20):
+            await asyncio.gather(*(spool.commit(record(f"{batch}-{i}", [0.5] * 16)) for i in range(8)))
+        await until(lambda: spool.syncs["checkpoint"] > 3)
+        assert (tmp_path / f"{SPOOL_NAME}-wal").stat().st_size < 1 << 20, "the write-ahead log starts anew"
+    with LogReader(tmp_path) as reader:
+        assert len(list(reader.records())) == 160
 
 
 @pytest.mark.parametrize("version", ["3.7.0", "3.40.1", "3.51.2"])

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bon_server.offline.importers import ImportOptions, ImportResult, import_file
+from bon_server.offline.importers import import_files
+from bon_server.offline.imports.options import ImportOptions, ImportResult
 
 WORKED_EXAMPLE = [
     [0.7, 0.3, 0.5, 0.2],
@@ -36,4 +37,4 @@ def import_lines(
     file = folder / "import.jsonl"
     encoded = [one if isinstance(one, str | bytes) else json.dumps(one) for one in lines]
     file.write_bytes(b"".join((one if isinstance(one, bytes) else one.encode()) + b"\n" for one in encoded))
-    return import_file(ImportOptions(file, folder / log, **options))
+    return import_files(ImportOptions((file,), folder / log, **options))

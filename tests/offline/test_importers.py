@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from bon_server.errors import ConfigError, LogError, LogLocked
+from bon_server.log import imported
 from bon_server.log.reader import LogReader
 from bon_server.log.record import Record, prompt_hash
 from bon_server.log.spool import Spool
 from bon_server.offline import importers
+from bon_server.offline.imports import rows
+from bon_server.offline.imports.options import ImportOptions, ImportResult
 from bon_server.types import CandidateStatus, FinishReason, Kind, Message, Outcome, Prompt
 from tests.log.records import ODD_TEXT
 from tests.offline.grouped_files import import_lines, line, worked_example
@@ -25,7 +28,7 @@ def records(folder: Path) -> list[Record]:
         return list(reader.records())
 
 
-def rejections(result: importers.ImportResult) -> list[tuple[int, str]]:
+def rejections(result: ImportResult) -> list[tuple[int, str]]:
     assert result.rejected_file is not None
     report = [json.loads(text) for text in Path(result.rejected_file).read_text().splitlines()]
     assert len(report) == result.rejected
@@ -99,15 +102,15 @@ def test_the_same_file_twice_adds_nothing_but_doubled_lines_are_data(tmp_path: P
 def test_an_interrupted_import_is_completed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importers, "BATCH_RECORDS", 2)
     lines = [line(str(i % 3), [float(i)]) for i in range(9)] + ["not json"]
-    append, calls = Spool.append, iter(range(100))
+    append, calls = imported.append, iter(range(100))
 
-    def power_cut(spool: Spool, records: list[Record]) -> list[int | None]:
+    def power_cut(spool: Spool, records: Any) -> list[int | None]:
         if next(calls) == 2:
             raise KeyboardInterrupt
         return append(spool, records)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Spool, "append", power_cut)
+        patch.setattr(importers, "append", power_cut)
         import_lines(tmp_path, lines)
     assert len(records(tmp_path)) == 4
     result = import_lines(tmp_path, lines)
@@ -182,14 +185,14 @@ def test_blank_lines_byte_order_mark_and_missing_last_line_feed_are_fine(tmp_pat
     file = tmp_path / "windows.jsonl"
     one, two = (json.dumps(line(name, [1.0])).encode() for name in "ab")
     file.write_bytes(b"\xef\xbb\xbf" + one + b"\r\n\r\n  \n" + two)
-    result = importers.import_file(importers.ImportOptions(file, tmp_path / "log"))
+    result = importers.import_files(ImportOptions((file,), tmp_path / "log"))
     assert (result.lines, result.imported, result.rejected) == (2, 2, 0)
 
 
 def test_a_line_that_is_too_long_is_rejected_and_the_next_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importers, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 100)
     fits = line("a", [1.0])
     for padding in (line("b" * 100, [1.0]), line("b" * 1_000, [1.0])):
         result = import_lines(tmp_path, [padding, fits])
@@ -206,6 +209,6 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="format: 'csv' given"):
         import_lines(tmp_path, [], format="csv")
     with pytest.raises(LogError, match=r"nowhere\.jsonl"):
-        importers.import_file(importers.ImportOptions(tmp_path / "nowhere.jsonl", tmp_path / "log"))
+        importers.import_files(ImportOptions((tmp_path / "nowhere.jsonl",), tmp_path / "log"))
     with closing(Spool.open(tmp_path / "log")), pytest.raises(LogLocked, match="pid "):
         import_lines(tmp_path, worked_example())

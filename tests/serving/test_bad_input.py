@@ -147,7 +147,22 @@ CASES: dict[str, Case] = {
     "infinite price": Case(
         ask(budget={"price_per_candidate": INFINITY}), "budget.price_per_candidate", "inf", "finite"
     ),
+    "price of nothing": Case(ask(budget={"price_per_candidate": 0.0}), "budget.price_per_candidate", "0", "above 0"),
+    "min_n without price": Case(ask(budget={"min_n": 2}), "budget.min_n", "given", "price_per_candidate"),
+    "min_n of none": Case(ask(budget={"price_per_candidate": 1, "min_n": 0}), "budget.min_n", "0", "from 1 to"),
+    "min_n above n": Case(ask(n=4, budget={"price_per_candidate": 1, "min_n": 5}), "budget.min_n", "5", "1 to n = 4"),
     "pruning all": Case(ask(budget={"prune_fraction": 1.0}), "budget.prune_fraction", "1.0", "between 0 and 1"),
+    "pruning when": Case(ask(budget={"prune_fraction": 0.5}), "budget.prune_after_tokens", "missing", "needs both"),
+    "pruning how many": Case(ask(budget={"prune_after_tokens": 8}), "budget.prune_fraction", "missing", "needs both"),
+    "pruning at once": Case(
+        ask(budget={"prune_fraction": 0.5, "prune_after_tokens": 0}), "budget.prune_after_tokens", "0", "at least 1"
+    ),
+    "pruning and a price": Case(
+        ask(budget={"prune_fraction": 0.5, "prune_after_tokens": 8, "price_per_candidate": 1}),
+        "budget.prune_fraction",
+        "given",
+        "only one",
+    ),
     "unknown view": Case(ask(view=3), "view", "3", "0 to 2"),
     "unknown log policy": Case(ask(log_policy=4), "log_policy", "4", "0 to 3"),
     "score nothing": Case(score(completions=[]), "completions", "0", f"1 to {MAX_N}"),
@@ -160,13 +175,6 @@ CASES: dict[str, Case] = {
 }
 
 UNSUPPORTED: dict[str, tuple[pb.GenerateRequest | pb.ScoreRequest, str]] = {
-    "soft": (ask(selection={"rule": 2, "temperature": 1.0, "seed": 1}), "selection.rule"),
-    "threshold": (ask(budget={"stop_at_reward": 1.0}), "budget.stop_at_reward"),
-    "threshold of zero": (ask(budget={"stop_at_reward": 0.0}), "budget.stop_at_reward"),
-    "price": (ask(budget={"price_per_candidate": 0.1}), "budget.price_per_candidate"),
-    "min_n": (ask(budget={"min_n": 0}), "budget.min_n"),
-    "pruning": (ask(budget={"prune_fraction": 0.5}), "budget.prune_fraction"),
-    "pruning after": (ask(budget={"prune_after_tokens": 8}), "budget.prune_after_tokens"),
     "schema": (sampling(json_schema='{"type": "object"}'), "sampling.json_schema"),
     "bad schema": (sampling(json_schema=f'{{"type": "{CANARY}"'), "sampling.json_schema"),
     "empty schema": (sampling(json_schema=""), "sampling.json_schema"),
@@ -176,9 +184,6 @@ UNSUPPORTED: dict[str, tuple[pb.GenerateRequest | pb.ScoreRequest, str]] = {
     "bad regex": (sampling(regex="((("), "sampling.regex"),
     "exploding regex": (sampling(regex="(.{0,1000}){0,1000}x"), "sampling.regex"),
     "choice": (sampling(choice=pb.Choice(choices=["yes", CANARY])), "sampling.choice"),
-    "metadata only": (ask(log_policy=pb.LOG_POLICY_METADATA_ONLY), "log_policy"),
-    "no log": (ask(log_policy=pb.LOG_POLICY_NONE), "log_policy"),
-    "score without log": (score(log_policy=pb.LOG_POLICY_NONE), "log_policy"),
 }
 
 
@@ -222,13 +227,6 @@ async def test_options_that_are_not_there_yet(
     assert refused.details.startswith(option)
     assert CANARY not in refused.everything_said
     await goes_on(running, caplog)
-
-
-async def test_feedback_is_not_there_yet(running: Running) -> None:
-    request = pb.RecordFeedbackRequest(feedback_id="f", request_id="r", name="thumbs", bool_value=True)
-    refused = await refusal(running.stub.RecordFeedback(request))
-    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
-    assert "RecordFeedback" in refused.details
 
 
 async def test_the_stream_refuses_alike(running: Running, caplog: pytest.LogCaptureFixture) -> None:

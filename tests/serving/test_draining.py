@@ -74,13 +74,13 @@ async def test_health_changes_before_calls_are_refused(run: Run, monkeypatch: py
         refuse(refusal)  # type: ignore[arg-type]
 
     monkeypatch.setattr(running.server.attempts, "refuse_new", note)
-    health_set = running.server._health.set
+    health_set = running.server._health._servicer.set
 
     async def note_health(service: str, status: object) -> None:
         order.append("health")
         await health_set(service, status)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(running.server._health, "set", note_health)
+    monkeypatch.setattr(running.server._health._servicer, "set", note_health)
     await running.server.drain(1)
     assert order == ["health", "health", "refuse"]
     assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING  # type: ignore[attr-defined]

@@ -59,19 +59,6 @@ async def test_every_answer_can_be_read_back_at_once(run: Run) -> None:
         await asyncio.gather(*(ask_and_look(8 * batch + i) for i in range(8)))
 
 
-async def test_a_full_disk_is_resource_exhausted_until_there_is_room(run: Run) -> None:
-    running = await run()
-    writer: Any = running.server.spool._writer
-    writer._database.pragma("max_page_count", writer._database.pragma("page_count"))
-    refused = await running.refused(request_id="a", n=64, text="long " * 5_000)
-    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert running.records() == []
-    writer._database.pragma("max_page_count", 1_000_000)
-    assert not (await running.ask(request_id="a", n=64, text="long " * 5_000)).replayed
-    assert running.record("a").attempt == 1
-    assert running.server.broken is None
-
-
 @pytest.mark.parametrize("error", [apsw.IOError("disk I/O error"), apsw.CorruptError("malformed"), RuntimeError("bug")])
 async def test_a_failed_disk_is_unavailable_for_good(run: Run, error: Exception) -> None:
     running = await run()

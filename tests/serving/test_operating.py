@@ -127,7 +127,6 @@ BAD_STARTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "two rewards": ({"reward.models": ["synthetic", "synthetic"]}, ConfigError, "2"),
     "pooling engine": ({"reward.models": ["vllm:m"]}, ConfigError, "vllm:m"),
     "no such function": ({"reward.models": ["function:nowhere:f"]}, StartupError, "nowhere"),
-    "async durability": ({"log.durability": "async"}, ConfigError, "async"),
     "no log": ({"log.directory": ""}, ConfigError, "log.directory"),
     "port of nobody": ({"listen.host": "203.0.113.1"}, StartupError, "203.0.113.1"),
 }

@@ -112,7 +112,7 @@ class AsyncClient:
         request = score_request(prompt, completions, **options)
         return await self._stub.Score(request, timeout=self._seconds(timeout), metadata=self._metadata)
 
-    async def record_feedback(
+    async def feedback(
         self,
         request_id: str,
         name: str,
@@ -123,11 +123,18 @@ class AsyncClient:
         tags: Mapping[str, str] | None = None,
         timeout: Timeout = CLIENT_TIMEOUT,
     ) -> pb.RecordFeedbackResponse:
-        """Attaches an observation to a logged request, or to one of its candidates."""
+        """Attaches an observation to a logged request, or to one of its candidates.
+
+        value: true or false, a finite number, or a text; candidate_index: None is the answer as a whole; feedback_id:
+        idempotency key, a fresh UUID unless given, so that a retry is not a second observation.
+        """
         request = feedback_request(
             request_id, name, value, candidate_index=candidate_index, feedback_id=feedback_id, tags=tags
         )
         return await self._stub.RecordFeedback(request, timeout=self._seconds(timeout), metadata=self._metadata)
+
+    record_feedback = feedback
+    """The same, by the name of the RPC."""
 
     async def server_info(self, *, timeout: Timeout = CLIENT_TIMEOUT) -> pb.GetServerInfoResponse:
         """Which models answer, with which limits and defaults."""

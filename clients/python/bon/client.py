@@ -109,7 +109,7 @@ class Client:
         request = score_request(prompt, completions, **options)
         return self._stub.Score(request, timeout=self._seconds(timeout), metadata=self._metadata)
 
-    def record_feedback(
+    def feedback(
         self,
         request_id: str,
         name: str,
@@ -120,11 +120,18 @@ class Client:
         tags: Mapping[str, str] | None = None,
         timeout: Timeout = CLIENT_TIMEOUT,
     ) -> pb.RecordFeedbackResponse:
-        """Attaches an observation to a logged request, or to one of its candidates."""
+        """Attaches an observation to a logged request, or to one of its candidates.
+
+        value: true or false, a finite number, or a text; candidate_index: None is the answer as a whole; feedback_id:
+        idempotency key, a fresh UUID unless given, so that a retry is not a second observation.
+        """
         request = feedback_request(
             request_id, name, value, candidate_index=candidate_index, feedback_id=feedback_id, tags=tags
         )
         return self._stub.RecordFeedback(request, timeout=self._seconds(timeout), metadata=self._metadata)
+
+    record_feedback = feedback
+    """The same, by the name of the RPC."""
 
     def server_info(self, *, timeout: Timeout = CLIENT_TIMEOUT) -> pb.GetServerInfoResponse:
         """Which models answer, with which limits and defaults."""

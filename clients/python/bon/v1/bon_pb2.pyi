@@ -124,9 +124,13 @@ class _LogPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogPolicy.V
     LOG_POLICY_FULL: _LogPolicy.ValueType  # 1
     """Everything."""
     LOG_POLICY_METADATA_ONLY: _LogPolicy.ValueType  # 2
-    """No prompt, completion or token; lengths, rewards and the rest are kept. Cannot be replayed."""
+    """No prompt, completion, token, reward context or constraint; lengths, rewards, tags and the rest are kept. Cannot be
+    replayed.
+    """
     LOG_POLICY_NONE: _LogPolicy.ValueType  # 3
-    """Nothing but the used request id. Cannot be replayed."""
+    """Nothing. Cannot be replayed; the server remembers the used request id for as long as its memory of such ids lasts,
+    and refuses it with ALREADY_EXISTS.
+    """
 
 class LogPolicy(_LogPolicy, metaclass=_LogPolicyEnumTypeWrapper):
     """How much of a request the log may keep."""
@@ -136,9 +140,13 @@ LOG_POLICY_UNSPECIFIED: LogPolicy.ValueType  # 0
 LOG_POLICY_FULL: LogPolicy.ValueType  # 1
 """Everything."""
 LOG_POLICY_METADATA_ONLY: LogPolicy.ValueType  # 2
-"""No prompt, completion or token; lengths, rewards and the rest are kept. Cannot be replayed."""
+"""No prompt, completion, token, reward context or constraint; lengths, rewards, tags and the rest are kept. Cannot be
+replayed.
+"""
 LOG_POLICY_NONE: LogPolicy.ValueType  # 3
-"""Nothing but the used request id. Cannot be replayed."""
+"""Nothing. Cannot be replayed; the server remembers the used request id for as long as its memory of such ids lasts,
+and refuses it with ALREADY_EXISTS.
+"""
 Global___LogPolicy: _TypeAlias = LogPolicy  # noqa: Y015
 
 class _Durability:
@@ -148,25 +156,25 @@ class _Durability:
 class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
-    """Not stated."""
+    """Not stated, or nothing was logged because the request said LOG_POLICY_NONE."""
     DURABILITY_FSYNC: _Durability.ValueType  # 1
     """The record was synced to disk before the answer left."""
     DURABILITY_GROUP: _Durability.ValueType  # 2
-    """The record was written to the operating system before the answer left, and is synced at short intervals."""
+    """As DURABILITY_FSYNC; the record may have waited a moment for others to share its sync."""
     DURABILITY_ASYNC: _Durability.ValueType  # 3
-    """The record was queued; it may be lost when the process dies."""
+    """The record was handed to the operating system, which syncs it soon: safe when the server is killed, not in a power cut."""
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """When a record counts as committed."""
 
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
-"""Not stated."""
+"""Not stated, or nothing was logged because the request said LOG_POLICY_NONE."""
 DURABILITY_FSYNC: Durability.ValueType  # 1
 """The record was synced to disk before the answer left."""
 DURABILITY_GROUP: Durability.ValueType  # 2
-"""The record was written to the operating system before the answer left, and is synced at short intervals."""
+"""As DURABILITY_FSYNC; the record may have waited a moment for others to share its sync."""
 DURABILITY_ASYNC: Durability.ValueType  # 3
-"""The record was queued; it may be lost when the process dies."""
+"""The record was handed to the operating system, which syncs it soon: safe when the server is killed, not in a power cut."""
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 class _FinishReason:
@@ -539,7 +547,9 @@ Global___Selection: _TypeAlias = Selection  # noqa: Y015
 
 @_typing.final
 class Budget(_message.Message):
-    """When to stop before all n candidates are complete. Unset: never."""
+    """When to stop before all n candidates are complete. Unset: never. Such answers carry no KL, and what was stopped or
+    pruned is in the log as such.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -549,15 +559,19 @@ class Budget(_message.Message):
     PRUNE_FRACTION_FIELD_NUMBER: _builtins.int
     PRUNE_AFTER_TOKENS_FIELD_NUMBER: _builtins.int
     stop_at_reward: _builtins.float
-    """Stop as soon as a candidate has at least this reward."""
+    """Stop as soon as a candidate has at least this reward. All n are sampled at once; the others are then cancelled."""
     price_per_candidate: _builtins.float
-    """Adaptive N: stop when the expected gain of one more candidate falls below this price (in units of reward)."""
+    """Adaptive N: start with a wave, and one more for each that ends while its expected gain over the best so far is
+    above this price (in units of reward, above 0). Rewards of a prompt are taken as normally distributed.
+    """
     min_n: _builtins.int
-    """Adaptive N never stops below this many scored candidates."""
+    """Adaptive N never stops below this many scored candidates. Default: the first wave, of at least 4."""
     prune_fraction: _builtins.float
-    """Share of the running candidates to prune by the scores of their prefixes, in (0, 1)."""
+    """Share of the running candidates to prune, once, by the scores of their prefixes, in (0, 1), rounded down; one at
+    least goes on. Needs prune_after_tokens; not together with price_per_candidate.
+    """
     prune_after_tokens: _builtins.int
-    """Prune once candidates have this many tokens."""
+    """Prune once every running candidate has this many tokens, at least 1."""
     def __init__(
         self,
         *,
@@ -1324,19 +1338,19 @@ class RecordFeedbackRequest(_message.Message):
     STRING_VALUE_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     feedback_id: _builtins.str
-    """Idempotency key of this observation. Same characters as a request id."""
+    """Idempotency key of this observation. Same characters as a request id. Empty: the server makes one."""
     request_id: _builtins.str
-    """The request it is about."""
+    """The request it is about, one of the same caller's. Its latest attempt is meant."""
     candidate_index: _builtins.int
     """The candidate it is about. Unset: the answer as a whole."""
     name: _builtins.str
-    """What was observed, for example `thumbs_up`."""
+    """What was observed, for example `thumbs_up`; 1 to 64 characters."""
     bool_value: _builtins.bool
     """Yes or no."""
     double_value: _builtins.float
     """A number; finite."""
     string_value: _builtins.str
-    """A text."""
+    """A text of at most 65536 characters."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""

@@ -1,0 +1,165 @@
+"""The register: what the spool's file knows of segments. It decides what is in the log and what is not.
+
+    writer          the id of who seals here, made once with the file, because a new file counts ordinals from 1 again;
+                    and how far it has sealed: what is left in the spool below that could not be
+    segments        the sealed files with rows, bytes and sha256, in the order of sealing
+    sealing         the range of ordinals being written to files just now; a crash leaves it, and the next sealing
+                    writes the same files again, under the same names
+    sealed          request ids of sealed records, kept for a while, so that a retry still finds its answer
+
+A row of `records` is dropped in the transaction that registers its segment, so at any moment a record is in the spool
+or in a registered segment, never in both and never in none.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import apsw
+
+REGISTER = """
+CREATE TABLE IF NOT EXISTS writer (id TEXT NOT NULL, sealed_through INTEGER NOT NULL) STRICT;
+INSERT INTO writer SELECT ?, 0 WHERE NOT EXISTS (SELECT 1 FROM writer);
+CREATE TABLE IF NOT EXISTS segments (
+    number INTEGER PRIMARY KEY,
+    file TEXT NOT NULL UNIQUE,
+    first_ordinal INTEGER NOT NULL,
+    last_ordinal INTEGER NOT NULL,
+    rows INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    footer_sha256 TEXT NOT NULL,
+    replayable_until_us INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS sealing (first_ordinal INTEGER NOT NULL, last_ordinal INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS sealed (
+    principal TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    outcome TEXT NOT NULL,
+    request_digest TEXT NOT NULL,
+    content_logged INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL,
+    keep_until_us INTEGER,
+    PRIMARY KEY (principal, request_id, attempt)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sealed_by_age ON sealed (keep_until_us) WHERE keep_until_us IS NOT NULL;
+CREATE TRIGGER IF NOT EXISTS sealed_attempts_are_logged BEFORE INSERT ON records
+WHEN EXISTS (
+    SELECT 1 FROM sealed
+    WHERE principal = NEW.principal AND request_id = NEW.request_id AND attempt = NEW.attempt
+)
+BEGIN SELECT RAISE(IGNORE); END;
+"""
+"""SQL that makes the tables; its one parameter is a new writer id."""
+_FIRST_LAYOUT = 2
+
+
+class Segment(NamedTuple):
+    """One sealed file, as registered."""
+
+    file: str
+    """Relative to the log folder."""
+    first_ordinal: int
+    """Of the sealing: the file's own rows are between the two, and other dates have files of the same range."""
+    last_ordinal: int
+    rows: int
+    bytes: int
+    sha256: str
+    """Hexadecimal."""
+    footer_sha256: str
+    """Of the end of the file, see `segments.footer_sha256`; hexadecimal."""
+    replayable_until_us: int
+    """Until then (microseconds since 1970) its records answer retries, so that their ids cannot be used again."""
+
+
+class Sealed(NamedTuple):
+    """What is kept of a sealed record for retries."""
+
+    principal: str
+    request_id: str
+    attempt: int
+    outcome: str
+    request_digest: str
+    content_logged: bool
+    ordinal: int
+    keep_until_us: int | None
+    """None: for good."""
+
+
+def new_writer_id() -> str:
+    """Names made later sort after earlier ones."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+
+
+def writer_id(database: apsw.Connection) -> str | None:
+    """None: the file was made before there were segments, or its making was interrupted."""
+    if database.pragma("user_version") < _FIRST_LAYOUT:
+        return None
+    name: str | None = database.execute("SELECT id FROM writer").get
+    return name
+
+
+def segments(database: apsw.Connection, after: int = 0) -> list[Segment]:
+    """The registered segments in the order of sealing, without the `after` first ones."""
+    if database.pragma("user_version") < _FIRST_LAYOUT:
+        return []
+    columns = ", ".join(Segment._fields)
+    rows = database.execute(f"SELECT {columns} FROM segments ORDER BY number LIMIT -1 OFFSET ?", (after,))
+    return [Segment(*row) for row in rows]
+
+
+def sealed_through(database: apsw.Connection) -> int:
+    """The last ordinal that was sealed; what is left below it in the spool could not be."""
+    return database.execute("SELECT sealed_through FROM writer").get or 0
+
+
+def planned(database: apsw.Connection) -> tuple[int, int] | None:
+    """First and last ordinal of a sealing that is under way, or that a crash interrupted."""
+    plan: tuple[int, int] | None = database.execute("SELECT first_ordinal, last_ordinal FROM sealing").fetchone()
+    return plan
+
+
+def plan(database: apsw.Connection, first_ordinal: int, last_ordinal: int) -> None:
+    """Notes what will be sealed next."""
+    database.execute("INSERT INTO sealing VALUES (?, ?)", (first_ordinal, last_ordinal))
+
+
+def remember(database: apsw.Connection, records: Iterable[Sealed]) -> None:
+    """Keeps request ids; says anew what is kept of them already."""
+    places = ", ".join("?" for _ in Sealed._fields)
+    database.executemany(f"INSERT OR REPLACE INTO sealed VALUES ({places})", records)
+
+
+def complete(database: apsw.Connection, made: Sequence[Segment], left: Sequence[int]) -> None:
+    """Registers the segments of the plan and drops its rows from the spool, but for the `left` ordinals."""
+    places = ", ".join("?" for _ in Segment._fields)
+    database.executemany(f"INSERT INTO segments ({', '.join(Segment._fields)}) VALUES ({places})", made)
+    database.execute(
+        "DELETE FROM records WHERE ordinal BETWEEN (SELECT first_ordinal FROM sealing)"
+        " AND (SELECT last_ordinal FROM sealing) AND ordinal NOT IN (SELECT value FROM json_each(?))",
+        (str(list(left)),),
+    )
+    database.execute("UPDATE writer SET sealed_through = (SELECT last_ordinal FROM sealing)")
+    database.execute("DELETE FROM sealing")
+
+
+def forget(database: apsw.Connection, now_us: int) -> None:
+    """Drops request ids whose time is over."""
+    database.execute("DELETE FROM sealed WHERE keep_until_us < ?", (now_us,))
+
+
+def latest(database: apsw.Connection, principal: str, request_id: str) -> Sealed | None:
+    """The latest sealed attempt at a request that is still remembered."""
+    statement = f"SELECT {', '.join(Sealed._fields)} FROM sealed WHERE principal = ? AND request_id = ?"
+    row = database.execute(f"{statement} ORDER BY attempt DESC LIMIT 1", (principal, request_id)).fetchone()
+    return None if row is None else Sealed(*row)
+
+
+def segments_around(database: apsw.Connection, ordinal: int) -> list[Segment]:
+    """The segments one of which holds a sealed ordinal."""
+    statement = f"SELECT {', '.join(Segment._fields)} FROM segments WHERE ? BETWEEN first_ordinal AND last_ordinal"
+    return [Segment(*row) for row in database.execute(statement, (ordinal,))]

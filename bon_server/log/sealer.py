@@ -1,0 +1,70 @@
+"""Sealing while a server runs: in a thread of its own, by size and by age, and once more at the end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import apsw
+
+from bon_server.config import LogConfig
+from bon_server.errors import BonError
+from bon_server.log.database import SPOOL_NAME, open_for_reading
+from bon_server.log.sealing import seal, waiting
+from bon_server.log.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+CHECK_S = 2.0
+"""How often the spool is measured."""
+RETRY_S = 30.0
+"""Pause after a sealing that failed."""
+
+
+class Sealer:
+    """Seals a spool from its construction to `close`."""
+
+    def __init__(self, spool: Spool, config: LogConfig) -> None:
+        self._spool = spool
+        self._config = config
+        self._reading = open_for_reading(spool.directory / SPOOL_NAME)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-sealer", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Waits for a sealing that is under way and, unless configured otherwise, seals what is left. Blocks."""
+        self._stop.set()
+        self._thread.join()
+        self._reading.close()
+        if self._config.seal_on_shutdown and self._spool.failure is None:
+            self._try_to_seal()
+
+    def _run(self) -> None:
+        while not self._stop.wait(CHECK_S) and self._spool.failure is None:
+            if self._is_due() and not self._try_to_seal():
+                self._stop.wait(RETRY_S)
+
+    def _is_due(self) -> bool:
+        try:
+            size, oldest_us = waiting(self._reading)
+        except apsw.Error as error:
+            logger.error("the spool cannot be measured (%s)", type(error).__name__)
+            return False
+        if oldest_us is None:
+            return False
+        age_s = time.time() - oldest_us / 1e6
+        return size >= self._config.seal_bytes or age_s >= self._config.seal_age_s
+
+    def _try_to_seal(self) -> bool:
+        try:
+            result = seal(self._spool, self._config.seal_bytes, self._config.replay_window_s)
+        except (BonError, OSError, apsw.Error) as error:
+            logger.error("sealing failed, what is not sealed stays in the spool: %s", error)
+            return False
+        if result.files:
+            logger.info("sealed %d records into %d files", result.records, len(result.files))
+        if result.left:
+            logger.error("%d records cannot be sealed; see `bon log verify`", result.left)
+        return True

@@ -1,0 +1,122 @@
+"""Reading segments: a row group at a time, only the columns that are asked for, only the row groups that can matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from bon_server.errors import LogError
+from bon_server.log.columns import SCHEMA, leaves
+from bon_server.log.record import Record
+from bon_server.log.register import Segment
+from bon_server.log.rows import from_batch, schema_for
+from bon_server.log.segments import naming, open_parquet, row_group_range
+from bon_server.log.where import Ordinals, Where
+
+Fields = TypeVar("Fields")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment, as far as a reader reads it."""
+
+    path: Path
+    date: str
+    first_ordinal: int
+    last_ordinal: int
+    size_bytes: int | None = None
+    """As registered; None: not registered here."""
+    footer_sha256: str | None = None
+    """As registered; None: not registered here."""
+    after_ordinal: int = 0
+    through_ordinal: int | None = None
+    """Only rows in (after, through]; None: to its end."""
+
+    def batches(self, schema: pa.Schema, where: Where, on_damage: Callable[[LogError], None]) -> Iterator[Any]:
+        """Its rows, a row group a batch, with those of the columns that it has, in the file's order.
+
+        on_damage: told what cannot be read; raises the error, or returns to have it left out.
+        """
+        if not where.may_hold(self.date):
+            return
+        try:
+            parquet = open_parquet(self.path, self.size_bytes, self.footer_sha256)
+        except LogError as error:
+            on_damage(error)
+            return
+        with closing(parquet):
+            for group in range(parquet.metadata.num_row_groups):
+                try:
+                    batch = self._batch(parquet, group, schema, where)
+                except LogError as error:
+                    on_damage(error)
+                    continue
+                if batch is not None:
+                    yield batch
+
+    def rows(
+        self, some_fields: type[Fields], where: Where, on_damage: Callable[[LogError], None]
+    ) -> Iterator[tuple[int, Fields]]:
+        """Ordinals with some fields of its records, in ordinal order."""
+        schema = SCHEMA if some_fields is Record else schema_for(some_fields)
+        for batch in self.batches(schema, where, on_damage):
+            try:
+                with naming(self.path):
+                    rows = from_batch(batch, some_fields)
+            except LogError as error:
+                on_damage(error)
+                continue
+            yield from rows
+
+    def _batch(self, parquet: Any, group: int, schema: pa.Schema, where: Where) -> Any:
+        """The wanted rows of a row group; None: there are none."""
+        with naming(self.path, f": row group {group}"):
+            bounds = row_group_range(parquet, group, "ordinal")
+            low, high = bounds or (self.first_ordinal, self.last_ordinal)
+        after = max(self.after_ordinal, where.after_ordinal)
+        if high <= after or (self.through_ordinal is not None and low > self.through_ordinal):
+            return None
+        if where.ordinals is not None and not len(where.ordinals.between(low, high)):
+            return None
+        whole = low > after and (self.through_ordinal is None or high <= self.through_ordinal)
+        with naming(self.path, f": row group {group} (rows {low} to {high})"):
+            mask = None
+            if not whole or where.columns() or where.ordinals is not None:
+                deciding = parquet.read_row_group(group, columns=["ordinal", *where.columns()])
+                mask = where.mask(deciding, after, self.through_ordinal)
+                if not any(chunk.true_count for chunk in mask.chunks):
+                    return None
+            table = parquet.read_row_group(group, columns=leaves(schema))
+            table = table if mask is None else table.filter(mask)
+            return table.combine_chunks().to_batches()[0] if table.num_rows else None
+
+
+def part_of(directory: Path, segment: Segment) -> Part:
+    """A registered segment."""
+    date = segment.file.split("date=")[1][:10]
+    return Part(
+        directory / segment.file,
+        date,
+        segment.first_ordinal,
+        segment.last_ordinal,
+        segment.bytes,
+        segment.footer_sha256,
+    )
+
+
+def read_one(directory: Path, segments: Sequence[Segment], ordinal: int) -> Record:
+    """The record of an ordinal that one of the segments holds. Raises `LogError` when none does, or it is damaged."""
+    only = Where(ordinals=Ordinals([ordinal]))
+    for segment in segments:
+        for _, record in part_of(directory, segment).rows(Record, only, _raise):
+            return record
+    raise LogError(f"row {ordinal} is in none of the segments {', '.join(one.file for one in segments) or '(none)'}")
+
+
+def _raise(error: LogError) -> None:
+    raise error

@@ -1,0 +1,193 @@
+"""Segments: sealed records in Parquet files that any engine reads as they lie.
+
+    LOG/segments/date=YYYY-MM-DD/writer=ID/FIRST-LAST.parquet
+
+`date` is that of `created_at` in UTC; FIRST and LAST are the ordinals of the sealing, so that sealing the same records
+again makes the same names. A file is made of row groups of rising ordinals; within a row group the rows are sorted by
+prompt, which puts alike texts next to each other for the compression. Pages carry checksums, and row groups statistics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bon_server.errors import LogError
+from bon_server.log.columns import SCHEMA
+from bon_server.log.whole_file import make_folder, whole_file
+
+FOLDER = "segments"
+ROW_GROUP_RECORDS = 4_096
+ROW_GROUP_BYTES = 8 << 20
+"""Of Arrow data: what a reader holds at a time."""
+_SORT = [("prompt_hash", "ascending"), ("ordinal", "ascending")]
+_NAME = re.compile(rf"{FOLDER}/date=(\d{{4}}-\d\d-\d\d)/writer=([A-Za-z0-9._-]+)/(\d{{12,19}})-(\d{{12,19}})\.parquet")
+
+
+class Place(NamedTuple):
+    """What the name of a segment says."""
+
+    date: str
+    """YYYY-MM-DD, UTC."""
+    writer: str
+    first_ordinal: int
+    last_ordinal: int
+
+
+def file_of(place: Place) -> str:
+    """Relative to the log folder."""
+    name = f"{place.first_ordinal:012d}-{place.last_ordinal:012d}.parquet"
+    return f"{FOLDER}/date={place.date}/writer={place.writer}/{name}"
+
+
+def place_of(file: str) -> Place | None:
+    """Inverse of `file_of`; None: not a segment's name."""
+    match = _NAME.fullmatch(file)
+    return None if match is None else Place(match[1], match[2], int(match[3]), int(match[4]))
+
+
+def listed(directory: Path) -> Iterator[str]:
+    """The segments in the folder, by their names, relative to the log folder, sorted."""
+    found = (path.relative_to(directory).as_posix() for path in directory.glob(f"{FOLDER}/*/*/*.parquet"))
+    yield from sorted(file for file in found if place_of(file) is not None)
+
+
+@dataclass(slots=True)
+class _Growing:
+    """One date's file while it is written."""
+
+    file: str
+    parquet: Any
+    batches: list[Any] = field(default_factory=list)
+    waiting_rows: int = 0
+    waiting_bytes: int = 0
+    rows: int = 0
+
+    def add(self, batch: Any) -> None:
+        self.batches.append(batch)
+        self.waiting_rows += batch.num_rows
+        self.waiting_bytes += batch.nbytes
+        if self.waiting_rows >= ROW_GROUP_RECORDS or self.waiting_bytes >= ROW_GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.batches:
+            self.parquet.write_table(pa.Table.from_batches(self.batches).sort_by(_SORT))
+            self.rows += self.waiting_rows
+            self.batches, self.waiting_rows, self.waiting_bytes = [], 0, 0
+
+
+class SegmentsWriter:
+    """Writes the files of one sealing, one for each date. In a `with` block: at its good end they get their names."""
+
+    def __init__(self, directory: Path, writer: str, first_ordinal: int, last_ordinal: int) -> None:
+        self._directory = directory
+        self._writer = writer
+        self._range = (first_ordinal, last_ordinal)
+        self._growing: dict[str, _Growing] = {}
+        self._files = ExitStack()
+
+    def __enter__(self) -> SegmentsWriter:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with self._files:
+            if error != (None, None, None):
+                self._abandon()
+                return
+            try:
+                for growing in self._growing.values():
+                    growing.flush()
+                    growing.parquet.close()
+            except BaseException:
+                self._abandon()
+                raise
+
+    def _abandon(self) -> None:
+        """Lets the Parquet writers go while their files are still open: they would write to them when collected."""
+        for growing in self._growing.values():
+            with suppress(pa.ArrowException, OSError):
+                growing.parquet.close()
+
+    def add(self, date: str, batch: pa.RecordBatch) -> None:
+        """Rows of one date; ordinals rise from call to call. Raises OSError when there is no room."""
+        if date not in self._growing:
+            self._growing[date] = self._start(file_of(Place(date, self._writer, *self._range)))
+        self._growing[date].add(batch)
+
+    def rows(self) -> dict[str, int]:
+        """Files, relative to the log folder, with their rows; complete after the `with` block."""
+        return {growing.file: growing.rows for growing in self._growing.values()}
+
+    def _start(self, file: str) -> _Growing:
+        path = self._directory / file
+        make_folder(path.parent)
+        raw = self._files.enter_context(whole_file(path))
+        parquet = pq.ParquetWriter(
+            raw, SCHEMA, compression="zstd", write_page_checksum=True, write_page_index=True, version="2.6"
+        )
+        return _Growing(file, parquet)
+
+
+@contextmanager
+def naming(path: Path, part: str = "") -> Iterator[None]:
+    """Turns what Parquet and Arrow raise for damage into a `LogError` that names the file. part: where in the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise LogError(f"{path} is missing") from error
+    except (pa.ArrowException, msgspec.MsgspecError, OSError, ValueError, LookupError, OverflowError) as error:
+        # Their messages may quote what the file holds.
+        raise LogError(f"{path}{part} is damaged or no segment: it cannot be read ({type(error).__name__})") from error
+
+
+def footer_sha256(path: Path) -> str:
+    """Digest (hexadecimal) of a file's schema and statistics, which unlike its pages have no checksums.
+
+    A changed letter in the name of a column would otherwise read as a column that is not there.
+
+    Raises OSError or ValueError for what is no Parquet file.
+    """
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def open_parquet(path: Path, size_bytes: int | None = None, footer: str | None = None) -> Any:
+    """A `pyarrow.parquet.ParquetFile` that checks its pages. Raises `LogError`.
+
+    size_bytes, footer: length and `footer_sha256` as registered.
+    """
+    with naming(path):
+        size = path.stat().st_size
+        if size_bytes is not None and size != size_bytes:
+            raise LogError(f"{path} is damaged: {size} bytes long, not {size_bytes}")
+        if footer is not None and footer_sha256(path) != footer:
+            raise LogError(f"{path} is damaged: its footer has changed")
+        parquet = pq.ParquetFile(path, page_checksum_verification=True)
+        if "ordinal" not in parquet.schema_arrow.names:
+            raise LogError(f"{path} is no segment: it has no column 'ordinal'")
+        return parquet
+
+
+def row_group_range(parquet: Any, group: int, column: str) -> tuple[Any, Any] | None:
+    """Lowest and highest value of a top-level column in a row group, as its statistics have it; None: not known."""
+    columns = parquet.metadata.row_group(group)
+    for index in range(columns.num_columns):
+        if columns.column(index).path_in_schema == column:
+            statistics = columns.column(index).statistics
+            known = statistics is not None and statistics.has_min_max
+            return (statistics.min, statistics.max) if known else None
+    return None

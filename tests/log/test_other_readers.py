@@ -1,0 +1,99 @@
+"""What docs/reading-the-log.md shows, run as it stands there, on a real log."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bon_server.log.spool import Spool
+from tests.log.records import ODD_TEXT, record
+from tests.log.test_sealing import seal
+
+PAGE = Path(__file__).parents[2] / "docs" / "reading-the-log.md"
+REQUESTS = 12
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Sealed records of two dates, the best rewards of which are 0.5, 1.5, 2.5, …; one more in the spool."""
+    day = datetime(2026, 11, 22, tzinfo=UTC)
+    with closing(Spool.open(tmp_path / "log")) as spool:
+        for i in range(REQUESTS):
+            prompt = {"prompt_text": ODD_TEXT} if i % 2 else {}
+            rewards = (i - 1.0, i + 0.5)
+            spool.append(
+                [record(f"r{i}", rewards, created_at=day + timedelta(days=i % 2), tags={"team": ODD_TEXT}, **prompt)]
+            )
+        seal(spool)
+        spool.append([record("unsealed")])
+    return tmp_path / "log"
+
+
+def _run(title: str, log: Path) -> dict[str, Any]:
+    """Runs the example under a title; returns its variables."""
+    section = PAGE.read_text(encoding="utf-8").split(f"## {title}\n")[1]
+    example = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert example is not None
+    variables: dict[str, Any] = {}
+    exec(example[1].replace("LOG", str(log)), variables)
+    return variables
+
+
+BEST = {f"r{i}": i + 0.5 for i in range(REQUESTS)}
+
+
+def test_duckdb(log: Path) -> None:
+    shown = _run("DuckDB", log)
+    assert dict(shown["best"].fetchall()) == BEST
+    duckdb = shown["duckdb"]
+    columns = duckdb.execute(
+        "SELECT map_from_entries(tags)['team'], date, ordinal, created_at FROM read_parquet(?) WHERE request_id = 'r3'",
+        [f"{log}/segments/**/*.parquet"],
+    ).fetchone()
+    assert columns[0] == ODD_TEXT and str(columns[1]) == "2026-11-23" and columns[2] == 4
+
+
+def test_polars(log: Path) -> None:
+    shown = _run("Polars", log)
+    assert dict(shown["best"].iter_rows()) == BEST
+    tags = shown["log"].collect()["tags"].to_list()
+    assert tags == [[{"key": "team", "value": ODD_TEXT}]] * REQUESTS
+
+
+def test_datasets(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    shown = _run("datasets", log)
+    assert {row["request_id"]: row["reward"] for row in shown["best"]} == BEST
+    assert shown["log"][0]["tags"] == [{"key": "team", "value": ODD_TEXT}]
+
+
+def test_our_own_reader_sees_the_spool_too(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run("From Python, with what is not sealed yet", log)
+    assert sum(map(int, capsys.readouterr().out.split())) == REQUESTS + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_ray_data(log: Path) -> None:
+    import ray.data
+
+    rows = ray.data.read_parquet(f"{log}/segments").take_all()
+    assert {row["request_id"]: max(c["reward"] for c in row["candidates"]) for row in rows} == BEST
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("pyspark") is None, reason="Spark is not installed")
+def test_spark(log: Path) -> None:
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.builder.master("local[1]").getOrCreate()
+    rows = session.read.parquet(f"{log}/segments").collect()
+    session.stop()
+    assert {row["request_id"]: max(c["reward"] for c in row["candidates"]) for row in rows} == BEST

@@ -1,0 +1,87 @@
+"""Answers with fewer candidates than asked for, and drawn ones: what the caller sees and what the log keeps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from bon.v1 import bon_pb2 as pb
+
+from bon_server.selection import soft
+from bon_server.types import Budget, CandidateStatus, Outcome, SelectionReason, SelectionRule
+from tests.serving.conftest import Run
+
+PACED = "synthetic:tokens_per_s=400,tokens=60"
+
+
+async def test_a_reward_that_is_high_enough_ends_the_sampling(run: Run) -> None:
+    running = await run(settings={"policy.model": PACED})
+    answer = await running.ask(request_id="a", n=16, budget=pb.Budget(stop_at_reward=0.0), view=pb.CANDIDATE_VIEW_ALL)
+    assert answer.selection_reason == pb.SELECTION_REASON_THRESHOLD
+    assert answer.best.reward >= 0
+    assert answer.partial and answer.n_scored < 16
+    assert not answer.HasField("kl"), "its distribution is not that of best-of-n"
+    record = running.record("a")
+    assert record.budget == Budget(stop_at_reward=0.0)
+    assert (record.outcome, record.selection_reason) == (Outcome.PARTIAL, SelectionReason.THRESHOLD)
+    stopped = [c for c in record.candidates if c.status is CandidateStatus.CANCELLED]
+    assert len(stopped) == 16 - answer.n_scored
+    again = await running.ask(request_id="a", n=16, budget=pb.Budget(stop_at_reward=0.0), view=pb.CANDIDATE_VIEW_ALL)
+    assert again.replayed and again.candidates == answer.candidates
+    await running.at_rest()
+
+
+async def test_an_adaptive_number_of_candidates(run: Run) -> None:
+    """Rewards are uniform over [-1, 1): a price of 0.05 is not met by 16 more candidates, and 1e-9 always is."""
+    running = await run()
+    dear = await running.ask(request_id="dear", n=16, budget=pb.Budget(price_per_candidate=5.0, min_n=3))
+    assert dear.selection_reason == pb.SELECTION_REASON_ADAPTIVE
+    assert dear.n_scored == dear.n_generated == 4
+    assert [c.status for c in running.record("dear").candidates].count(CandidateStatus.CANCELLED) == 12
+    cheap = await running.ask(request_id="cheap", n=16, budget=pb.Budget(price_per_candidate=1e-9))
+    assert (cheap.selection_reason, cheap.n_scored) == (pb.SELECTION_REASON_ARGMAX, 16)
+    assert not cheap.HasField("kl"), "whether all were sampled depended on their rewards"
+    await running.at_rest()
+
+
+async def test_the_lowest_prefixes_are_pruned_and_logged_as_such(run: Run) -> None:
+    running = await run(settings={"policy.model": PACED})
+    budget = pb.Budget(prune_fraction=0.5, prune_after_tokens=4)
+    answer = await running.ask(request_id="a", n=12, budget=budget, view=pb.CANDIDATE_VIEW_ALL)
+    pruned = [c for c in answer.candidates if c.status == pb.CANDIDATE_STATUS_PRUNED]
+    assert 1 <= len(pruned) <= 6
+    assert all(c.finish_reason == pb.FINISH_REASON_PRUNED and not c.HasField("reward") for c in pruned)
+    assert all(c.completion_tokens >= 4 and c.text for c in pruned)
+    assert answer.n_scored == 12 - len(pruned) == answer.n_generated
+    assert answer.partial and not answer.HasField("kl")
+    assert running.record("a").outcome is Outcome.PARTIAL
+    await running.at_rest()
+
+
+async def test_a_soft_choice_can_be_checked_from_the_log(run: Run) -> None:
+    running = await run()
+    selection = pb.Selection(rule=pb.SELECTION_RULE_SOFT, temperature=0.5)
+    winners = set()
+    for name in "abcdefgh":
+        answer = await running.ask(request_id=name, n=6, selection=selection)
+        assert answer.selection_reason == pb.SELECTION_REASON_SOFT
+        record = running.record(name)
+        assert (record.rule, record.selection_temperature) == (SelectionRule.SOFT, 0.5)
+        assert record.selection_seed is not None
+        rewards = [candidate.reward for candidate in record.candidates]
+        assert record.selected_index == soft(rewards, 0.5, record.selection_seed) == answer.best.index
+        winners.add(rewards.index(max(r for r in rewards if r is not None)) == answer.best.index)
+        assert not answer.HasField("kl")
+    assert winners == {True, False}, "with one chance in 10,000 of all eight being alike"
+    seeded = pb.Selection(rule=pb.SELECTION_RULE_SOFT, temperature=0.5, seed=9)
+    await running.ask(request_id="seeded", selection=seeded)
+    assert running.record("seeded").selection_seed == 9
+
+
+@pytest.mark.parametrize("budget", [{"stop_at_reward": math.inf}, {"price_per_candidate": -1.0}])
+async def test_bad_budgets_cost_nothing(run: Run, budget: dict[str, Any]) -> None:
+    running = await run()
+    with pytest.raises(Exception, match="budget"):
+        await running.ask(n=4, budget=pb.Budget(**budget))
+    await running.at_rest()

@@ -1,0 +1,121 @@
+"""When to stop: the expected gain against simulation, and what the rules make of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bon_server.stopping import (
+    NOTHING_KNOWN,
+    SMALLEST_WAVE,
+    Spread,
+    early_reason,
+    expected_gain,
+    first_wave,
+    reached,
+    worth_one_more,
+)
+from bon_server.types import Budget, SelectionReason
+
+ADAPTIVE = Budget(price_per_candidate=0.1, min_n=2)
+finite = st.floats(-100, 100)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "spread"),
+    [
+        ([0.3, -1.2, 0.8, 0.1, 0.5], NOTHING_KNOWN),
+        ([0.3], Spread(squares=12.0, degrees=6.0)),
+        ([2.0, 2.0, 2.0], Spread(squares=50.0, degrees=50.0)),
+        ([0.0, 1.0, 5.0, -3.0], Spread(squares=300.0, degrees=90.0)),
+    ],
+)
+def test_the_expected_gain_is_that_of_a_simulation(rewards: list[float], spread: Spread) -> None:
+    """Draws variance, mean and reward in turn from the posterior; false alarms: below 1 in 10,000 (4 sigma)."""
+    draw = np.random.default_rng(7)
+    m, mean = len(rewards), float(np.mean(rewards))
+    prior = min(spread.degrees, 8.0)
+    squares = float(np.sum((np.array(rewards) - mean) ** 2)) + (
+        prior * spread.squares / spread.degrees if spread.degrees else 0.0
+    )
+    draws = 400_000
+    variance = squares / draw.chisquare(prior + m - 1, draws)
+    means = mean + np.sqrt(variance / m) * draw.standard_normal(draws)
+    gains = np.maximum(means + np.sqrt(variance) * draw.standard_normal(draws) - max(rewards), 0.0)
+    error = gains.std() / math.sqrt(draws)
+    assert abs(expected_gain(rewards, spread) - gains.mean()) < 4 * error
+
+
+@given(st.lists(finite, min_size=3, max_size=9, unique=True), st.floats(-10, 10), st.floats(0.1, 10))
+def test_the_expected_gain_moves_and_scales_with_the_rewards(rewards: list[float], shift: float, scale: float) -> None:
+    if np.std(rewards) < 1e-6:
+        return
+    gain = expected_gain(rewards, NOTHING_KNOWN)
+    moved = expected_gain([shift + scale * reward for reward in rewards], NOTHING_KNOWN)
+    assert moved == pytest.approx(scale * gain, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("rewards", [[1.0], [1.0, 2.0], [1.0, 1.0, 1.0]])
+def test_where_too_little_is_known_the_running_ones_are_waited_for(rewards: list[float]) -> None:
+    assert expected_gain(rewards, NOTHING_KNOWN) == math.inf
+    known_enough = len(rewards) >= 2
+    assert worth_one_more(ADAPTIVE, rewards, NOTHING_KNOWN, running=0)
+    assert not worth_one_more(ADAPTIVE, rewards, NOTHING_KNOWN, running=1) or not known_enough
+
+
+def test_equal_rewards_are_the_end_where_others_spread_little() -> None:
+    assert not worth_one_more(ADAPTIVE, [1.0] * 6, Spread(squares=0.1, degrees=100.0), running=3)
+
+
+def test_the_minimum_is_kept_whatever_the_gain() -> None:
+    known = Spread(squares=1e-6, degrees=100.0)
+    assert worth_one_more(Budget(price_per_candidate=1.0, min_n=3), [0.0, 0.0], known, running=0)
+    assert not worth_one_more(Budget(price_per_candidate=1.0, min_n=3), [0.0, 0.0, 0.0], known, running=0)
+    assert not worth_one_more(Budget(price_per_candidate=1.0, min_n=3), [0.0, 0.0], known, running=1)
+
+
+def test_a_higher_price_never_samples_more() -> None:
+    rewards = [0.3, -1.2, 0.8, 0.1]
+    prices = (0.01, 0.1, 1, 10)
+    worth = [worth_one_more(Budget(price_per_candidate=each), rewards, NOTHING_KNOWN, running=2) for each in prices]
+    assert worth == sorted(worth, reverse=True)
+    assert worth[0] and not worth[-1]
+
+
+def test_the_spread_is_that_of_the_rewards_around_their_own_means() -> None:
+    draw = np.random.default_rng(3)
+    spread = NOTHING_KNOWN
+    for _ in range(300):
+        spread = spread.after((draw.normal(draw.normal(0, 50), 2.0, size=8)).tolist())
+    assert spread.squares / spread.degrees == pytest.approx(4.0, rel=0.2)
+    assert spread.after([3.0]) == spread
+
+
+@pytest.mark.parametrize(("min_n", "n", "wave"), [(None, 16, SMALLEST_WAVE), (6, 16, 6), (6, 3, 3), (1, 2, 2)])
+def test_an_adaptive_request_starts_with_a_wave(min_n: int | None, n: int, wave: int) -> None:
+    assert first_wave(Budget(price_per_candidate=1.0, min_n=min_n), n) == wave
+
+
+def test_without_a_price_all_are_started_and_none_is_too_many() -> None:
+    assert first_wave(Budget(stop_at_reward=1.0), 16) == 16
+    assert worth_one_more(Budget(), [1.0] * 50, NOTHING_KNOWN, running=0)
+    assert early_reason(Budget(), 16, 16) is None
+
+
+def test_a_reward_is_reached_when_it_is_as_high() -> None:
+    assert [reached(Budget(stop_at_reward=1.0), reward) for reward in (None, 0.9, 1.0, 2.0)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert not reached(Budget(), 1e9)
+
+
+def test_an_adaptive_request_that_took_all_has_no_early_reason() -> None:
+    assert early_reason(ADAPTIVE, 16, 16) is None
+    assert early_reason(ADAPTIVE, 15, 16) is SelectionReason.ADAPTIVE
