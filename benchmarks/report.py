@@ -37,10 +37,10 @@ RATE_CONCURRENCY = 8
 TOKENS_DIFFERENCE_LIMIT = 0.03
 QUIET_LIMIT_PERCENT = 10.0
 LATER = {
-    "answers_rate_ratio_early_stop": "early stopping by reward is not available yet",
-    "overlap_time_ratio": "a second engine as reward model is not available yet",
-    "score_tail_share": "a second engine as reward model is not available yet",
-    "tokens_saved_at_equal_reward": "early stopping by reward is not available yet",
+    "answers_rate_ratio_early_stop": "this version of the benchmark does not ask with a budget",
+    "overlap_time_ratio": "this version of the benchmark has no reward model of the policy's size",
+    "score_tail_share": "this version of the benchmark has no reward model of the policy's size",
+    "tokens_saved_at_equal_reward": "this version of the benchmark does not ask with a budget",
 }
 
 

@@ -37,7 +37,7 @@ class Questions:
     """Hands out questions that were not asked before, since a repeated prompt is in the engine's prefix cache."""
 
     def __init__(self, count: int) -> None:
-        asked = problems("test", {"chain_sum": count})
+        asked = problems("development", {"chain_sum": count})
         self._left = iter([Question(problem.prompt, i * SEED_STRIDE) for i, problem in enumerate(asked)])
 
     def take(self, count: int) -> Sequence[Question]:
