@@ -254,7 +254,8 @@ class Candidates:
             scoring = self._reward_model.score(self._request.reward_prompt, text, self._request.reward_context)
             pending = self._scores[text] = asyncio.ensure_future(scoring)
         began_ns = self._elapsed_ns()
-        await asyncio.wait((pending,))  # cancels nothing when this candidate is cancelled: others may wait for it too
+        if not pending.done():
+            await asyncio.wait((pending,))  # cancels nothing when this candidate is: others may wait for it too
         score = pending.result()
         self.scoring_spans_ns.append((began_ns, self._elapsed_ns()))
         return score

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -41,10 +41,19 @@ class SyntheticReward:
         """From `synthetic[:key=value,...]`; raises `ConfigError`."""
         return cls(parse_options(spec, SyntheticRewardOptions), name)
 
-    async def score(self, prompt: Prompt, completion: str, context: Mapping[str, str]) -> Score:
-        """See `RewardModel.score`."""
+    def score(self, prompt: Prompt, completion: str, context: Mapping[str, str]) -> Awaitable[Score]:
+        """See `RewardModel.score`. Without a delay the score is there at once, and no task is made for it."""
         if self._options.seconds:
-            await asyncio.sleep(self._options.seconds)
+            return self._score_later(completion)
+        score: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
+        score.set_result(self._score(completion))
+        return score
+
+    async def _score_later(self, completion: str) -> Score:
+        await asyncio.sleep(self._options.seconds)
+        return self._score(completion)
+
+    def _score(self, completion: str) -> Score:
         text = completion.encode()
         fate = _uniform(text, salt=1)
         if fate < self._options.fail_rate:
