@@ -69,7 +69,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path = f"SmolLM2-135M-Instruct, first {LAYERS} layers"
         config.inference_mode = True
-    model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # a model card full of gaps
 
 
