@@ -74,7 +74,6 @@ class Server:
             metrics = Metrics()
             spool = Spool.open(Path(config.log.directory), config.log, on_group=metrics.log_group)
             resources.push_async_callback(asyncio.to_thread, spool.close)
-            logger.info("log %s: %s", config.log.directory, spool.recovery)
             resources.push_async_callback(asyncio.to_thread, Sealer(spool, config.log).close)
             await check_reward(config.reward)
             policy = await start_policy(config.policy)

@@ -13,6 +13,7 @@ import pytest
 from bon.v1 import bon_pb2 as pb
 
 from tests.client.fake_server import FakeService, Refusal, serving
+from tests.waiting import SOON_S
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
@@ -126,7 +127,7 @@ async def test_leaving_a_stream_cancels_it_at_the_server(service: FakeService, t
             async for event in events:
                 assert event.candidate.text
                 break
-        await asyncio.wait_for(service.cancelled.wait(), 2)
+        await asyncio.wait_for(service.cancelled.wait(), SOON_S)
 
 
 async def test_leaving_a_blocking_stream_cancels_it_too(service: FakeService, target: str) -> None:
