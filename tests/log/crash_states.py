@@ -83,11 +83,17 @@ def crash_states(operations: Sequence[Operation], ignored: tuple[str, ...] = ("-
     """Every state once, in the order of the operations. ignored: files with these endings do not count."""
     seen: set[tuple[bytes, int]] = set()
     notes: list[str] = []
+    folders = _folders(operations)
     for end in range(len(operations) + 1):
         if end and operations[end - 1].kind == "N":
             notes.append(operations[end - 1].data.decode())
         for how, kept in _choices(operations, end):
-            files = {path: content for path, content in _files(kept).items() if not path.endswith(ignored)}
+            gone = folders - _folders(kept)
+            files = {
+                path: content
+                for path, content in _files(kept).items()
+                if not path.endswith(ignored) and gone.isdisjoint(map(str, PurePosixPath(path).parents))
+            }
             if (key := (_digest(files), len(notes))) not in seen:
                 seen.add(key)
                 yield CrashState(files, tuple(notes), f"after {end} of {len(operations)} operations, {how}")
@@ -151,6 +157,13 @@ def _files(operations: Sequence[Operation]) -> dict[str, bytes]:
             case "U":
                 names.pop(operation.path, None)
     return {path: bytes(contents.get(file, b"")) for path, file in names.items()}
+
+
+def _folders(operations: Sequence[Operation]) -> set[str]:
+    """Folders that were made, but for one that everything is in: who recorded it did not see whether that stays."""
+    paths = [operation.path for operation in operations if operation.path]
+    made = {operation.path for operation in operations if operation.kind == "M"}
+    return {folder for folder in made if not all(path.startswith(folder) for path in paths)}
 
 
 def _write(content: bytearray, offset: int, data: bytes) -> None:
