@@ -64,27 +64,22 @@ class Store:
     def __init__(self, uri: str, options_file: str | None, timeout_s: float) -> None:
         try:
             import obstore
-            from obstore.store import from_url
+            from obstore.store import LocalStore, from_url
         except ImportError as error:
             raise StartupError("publishing needs the package obstore: pip install 'bon-server[publish]'") from error
         check_uri(uri)
         self.uri = uri.rstrip("/")
         self._api: Any = obstore
         self._folder = Path(unquote(urlsplit(uri).path)) if uri.startswith("file:") else None
-        options = _options(options_file)
+        self._store: Any
         if self._folder is not None:
-            try:
+            with self._naming(""):
                 make_folder(self._folder)
-            except LogError as error:
-                raise StoreError("folder", str(error)) from error
-            options = {}
-        else:
-            client = {"timeout": f"{timeout_s}s", "connect_timeout": f"{min(CONNECT_S, timeout_s)}s"}
-            options["client_options"] = client | options.get("client_options", {})
-            options["retry_config"] = {"max_retries": 0}
+                self._store = LocalStore(self._folder)
+            return
+        connect: Any = from_url
         with self._naming("", ConfigError):
-            connect: Any = from_url
-            self._store = connect(uri, **options)
+            self._store = connect(uri, retry_config={"max_retries": 0}, **_options(options_file, timeout_s))
 
     def put(self, name: str, content: bytes) -> bool:
         """Makes an object; False when the name is taken, and then nothing is changed."""
@@ -117,7 +112,9 @@ class Store:
         """Foreign exceptions as ours. wrong_options: what obstore's own are while a store is being made."""
         try:
             yield
-        except (self._api.exceptions.BaseError, OSError, ValueError, TypeError) as error:
+        except StoreError:
+            raise
+        except (self._api.exceptions.BaseError, LogError, OSError, ValueError, TypeError) as error:
             if wrong_options is not None:
                 raise wrong_options(f"{self.uri}: {_first_line(error)}") from None
             kind, why = _kind(error, self._api.exceptions)
@@ -129,22 +126,24 @@ def check_uri(uri: str) -> None:
     """Raises `ConfigError` for what is no place to publish to."""
     parts = urlsplit(uri)
     here = parts.scheme == "file"
-    if parts.scheme not in SCHEMES or bool(parts.netloc) == here or (here and parts.path == "/"):
+    usable = parts.path.startswith("/") and len(parts.path) > 1 and not parts.netloc if here else bool(parts.netloc)
+    if parts.scheme not in SCHEMES or not usable:
         allowed = "file:///folder, s3://bucket/prefix, gs://bucket/prefix and az://account/container/prefix"
         raise ConfigError(f"log.publish = {uri!r}: allowed are {allowed}")
 
 
-def _options(file: str | None) -> dict[str, Any]:
+def _options(file: str | None, timeout_s: float) -> dict[str, Any]:
     """Read anew for each store, so that credentials may change."""
+    client = {"timeout": f"{timeout_s}s", "connect_timeout": f"{min(CONNECT_S, timeout_s)}s"}
     if file is None:
-        return {}
+        return {"client_options": client}
     try:
         values = tomllib.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise StoreError("credentials", f"log.publish_options = {file!r} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         raise StoreError("credentials", f"log.publish_options = {file!r} is not TOML") from None
-    client = values.pop("client_options", {})
+    client |= values.pop("client_options", {})
     return {"config": values, "client_options": client}
 
 
@@ -175,8 +174,8 @@ def _kind(error: Exception, known: Any) -> tuple[str, str]:
         return "credentials", f"the store refuses the credentials ({said or type(error).__name__})"
     if isinstance(error, FileNotFoundError):
         return "missing", f"there is no such bucket, folder or object ({said or 'not found'})"
-    if isinstance(error, OSError):
-        return "folder", error.strerror or type(error).__name__
+    if isinstance(error, OSError | LogError):
+        return "folder", str(error) if isinstance(error, LogError) else error.strerror or type(error).__name__
     if status:
         return ("server" if status[1] >= "500" else "refused"), f"the store answered {said}"
     if http:

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,18 @@ def fill(spool: Spool, segments: int = 1, start: int = 0, replay_window_s: float
 
 def download(s3_port: int, prefix: str, folder: Path) -> Path:
     """All objects under a prefix, asked of the server itself."""
-    listing = (
-        urllib.request.urlopen(f"http://127.0.0.1:{s3_port}/{BUCKET}?list-type=2&prefix={prefix}/").read().decode()
-    )
+    listing = _get(f"http://127.0.0.1:{s3_port}/{BUCKET}?list-type=2&prefix={prefix}/").decode()
     for key in (part.partition("</Key>")[0] for part in listing.split("<Key>")[1:]):
         target = folder / key.removeprefix(f"{prefix}/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(urllib.request.urlopen(f"http://127.0.0.1:{s3_port}/{BUCKET}/{key}").read())
+        target.write_bytes(_get(f"http://127.0.0.1:{s3_port}/{BUCKET}/{key}"))
     return folder
+
+
+def _get(address: str) -> bytes:
+    with urllib.request.urlopen(address) as answer:
+        content: bytes = answer.read()
+        return content
 
 
 def ids(folder: Path) -> list[str]:
@@ -339,9 +344,8 @@ def _child(folder: Path, faulty: FaultyStore, tmp_path: Path, groups: int) -> su
 
 
 def test_several_writers_share_one_bucket(faulty: FaultyStore, tmp_path: Path) -> None:
-    faults: list[Fault] = ["503", "lost", "reset", None, None, "expired", None, None]
-    count = iter(range(1 << 30))
-    faulty.fault = lambda method, path: faults[next(count) % len(faults)]
+    faults = cycle([fault for one in ("503", "lost", "reset", "expired") for fault in (one, None, None, None)])
+    faulty.fault = lambda method, path: next(faults) if method == "PUT" else None
     children = [_child(tmp_path / f"writer{i}", faulty, tmp_path, groups=4) for i in range(4)]
     acknowledged = []
     for child in children:
