@@ -41,6 +41,6 @@ def main(folder: Path, sealings: int) -> None:
 if __name__ == "__main__":
     writer.CHECKPOINT_PAGES = 1 << 30
     if sys.argv[3:] == ["unsynced"]:
-        os.fsync = lambda descriptor: None
+        os.fsync = lambda fd: None
     main(Path(sys.argv[1]), int(sys.argv[2]))
     os._exit(0)
