@@ -82,6 +82,9 @@ def serve(
         typer.Option(help="Directory, hub id, function:module:name or synthetic[:...]; name=... in front names it."),
     ] = None,
     log: Annotated[Path | None, typer.Option(help="Folder of the log; made when missing.")] = None,
+    publish: Annotated[
+        str | None, typer.Option(help="Copy sealed segments to s3://..., gs://..., az://... or file:///...")
+    ] = None,
     config: ConfigFile = None,
     host: Annotated[str | None, typer.Option(help="Address of the gRPC port.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
@@ -96,6 +99,7 @@ def serve(
         "policy.model": policy,
         "reward.models": reward or None,
         "log.directory": _text(log),
+        "log.publish": publish,
         "listen.host": host,
         "listen.port": port,
         "listen.metrics_port": metrics_port,
@@ -207,6 +211,32 @@ def log_seal(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, se
     _print_result(dataclasses.asdict(result), as_json)
     if result.left:
         _fail(f"{result.left} records could not be sealed and stay in the spool; see bon log verify", 1)
+
+
+@log_app.command("publish")
+def log_publish(
+    log: LogDir,
+    to: Annotated[str, typer.Option(help="s3://bucket/prefix, gs://..., az://account/container/... or file:///folder")],
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to try again while the store fails.")] = 30.0,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    settings: Settings = [],  # noqa: B006 -- typer copies it
+) -> None:
+    """Copy the sealed segments that are not there yet to a store; not while a server writes."""
+    from contextlib import closing
+
+    from bon_server.log.database import SPOOL_NAME
+    from bon_server.log.publisher import publish_all
+    from bon_server.log.spool import Spool
+
+    chosen = load(config, flags={**parse_assignments(settings), "log.publish": to}).log
+    if not (log / SPOOL_NAME).is_file():
+        _fail(f"{log} holds no log: {SPOOL_NAME} is missing", 1)
+    with closing(Spool.open(log)) as spool:
+        result = publish_all(spool, chosen, patience)
+    _print_result(dataclasses.asdict(result), as_json)
+    if result.failure is not None:
+        _fail(result.failure, 1)
 
 
 @log_app.command("snapshot")

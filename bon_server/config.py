@@ -169,6 +169,22 @@ class LogConfig:
     """Whether a clean shutdown seals what is left."""
     replay_window_s: Annotated[float, Meta(ge=0)] = 86400.0
     """How long after its sealing a record still answers retries of its request id, at least."""
+    publish: str | None = None
+    """Where sealed segments are copied to: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix`
+    or `file:///folder`. Any number of servers may share one place. What is not sealed yet is on this disk only, see
+    `seal_age_s`. None: nowhere."""
+    publish_options: str | None = None
+    """TOML file with options of the store, named as the package obstore names them: `endpoint`, `region`,
+    `access_key_id`, ...; `[client_options]` are those of its client, for example `allow_http`. Read again after each
+    failure, so that credentials may change. None: all from the environment."""
+    publish_keep_local: bool = True
+    """Whether published segments stay here too. If not, each is removed once it has been read back whole from where it
+    was published and its records answer no retries any more (`replay_window_s`), but for the newest one and those of
+    snapshots. The local log is then no longer complete: what reads a folder reads less."""
+    publish_timeout_s: PositiveSeconds = 60.0
+    """Time limit of one upload."""
+    publish_close_s: Annotated[float, Meta(ge=0)] = 10.0
+    """How long a shutdown may go on publishing; the next start does the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,3 +296,5 @@ def _refuse_contradictions(config: Config) -> None:
         )
     if defaults.n > limits.max_n:
         raise ConfigError(f"defaults.n = {defaults.n} is above limits.max_n = {limits.max_n}")
+    if config.log.publish is None and not config.log.publish_keep_local:
+        raise ConfigError("log.publish_keep_local = false without log.publish: segments would be nowhere")

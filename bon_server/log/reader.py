@@ -30,6 +30,7 @@ from bon_server.errors import LogError
 from bon_server.log import register
 from bon_server.log.columns import SCHEMA, conform, prune, to_batch
 from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading, unpack, unpack_fields
+from bon_server.log.published import described, removed
 from bon_server.log.record import Record, decode
 from bon_server.log.register import Segment
 from bon_server.log.segment_reader import Part, part_of
@@ -84,6 +85,11 @@ class LogReader:
         self._spool = None if others and not self.spool_file.exists() else open_for_reading(self.spool_file)
         self.segments: list[Segment] = []
         """The registered ones."""
+        self.described: dict[str, Segment] = {}
+        """Others that were published, by file, as the descriptions beside them say."""
+        self._last_number = 0
+        self.removed: list[str] = []
+        """Segments that were published and are no longer here."""
         self.unsealed = 0
         """Records in the spool."""
         self.last_ordinal: int = 0
@@ -169,7 +175,7 @@ class LogReader:
 
     def segment_sources(self) -> list[Source]:
         """The segments of the prefix, in the order of the log; reads those not registered here."""
-        known = {self.directory / one.file: one for one in self.segments}
+        known = {self.directory / one.file: one for one in (*self.segments, *self.described.values())}
         return [_source(part, known.get(part.path)) for part in self.parts]
 
     def _open_register(self) -> str:
@@ -179,6 +185,8 @@ class LogReader:
             return ""  # copied without its spool, or its writer was killed while making it
         with self._reading(), spool:
             self.segments = register.segments(spool)
+            self._last_number = register.last_number(spool)
+            self.removed = removed(spool)
             self.unsealed, last = self.database("SELECT count(*), coalesce(max(ordinal), 0) FROM records")[0]
             self.last_ordinal = max([last, *(one.last_ordinal for one in self.segments)])
             own = register.writer_id(spool)
@@ -189,6 +197,14 @@ class LogReader:
         place = place_of(file)
         if place is not None and place.writer != self.own_writer:
             part = Part(self.directory / file, place.date, place.first_ordinal, place.last_ordinal)
+            try:
+                segment = described(self.directory, file)
+            except LogError as error:
+                self._on_damage(error)
+                segment = None
+            if segment is not None:
+                part = replace(part, size_bytes=segment.bytes, footer_sha256=segment.footer_sha256)
+                self.described[file] = segment
             self._parts.setdefault(place.writer, []).append(part)
 
     def _in_order(self, writer: str, some_fields: type[Fields], where: Where) -> Iterator[tuple[int, Fields]]:
@@ -242,12 +258,12 @@ class LogReader:
             f"SELECT ordinal, sha256, record FROM records WHERE ordinal > ? AND ordinal <= ? AND {conditions}"
             f" ORDER BY ordinal LIMIT {PAGE_ROWS}"
         )
-        spool, after, known = self._spool, where.after_ordinal, len(self.segments)
+        spool, after, known = self._spool, where.after_ordinal, self._last_number
         while spool is not None and after < self.last_ordinal:
             with self._reading(after), spool:
                 rows = [StoredRow(*row) for row in self.database(statement, after, self.last_ordinal, *values)]
                 made = register.segments(spool, after=known)
-            known += len(made)
+                known = register.last_number(spool)
             through = rows[-1].ordinal if len(rows) == PAGE_ROWS else self.last_ordinal
             parts = [part_of(self.directory, one) for one in made if one.first_ordinal <= self.last_ordinal]
             bounded = [replace(part, after_ordinal=after, through_ordinal=self.last_ordinal) for part in parts]

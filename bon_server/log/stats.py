@@ -29,6 +29,8 @@ class Stats(TypedDict):
     unsealed: int
     """Records still in the spool."""
     segments: int
+    removed: int
+    """Segments that were published and are no longer here; nothing else counts them."""
     feedback: int
     bytes: int
     """Of the log's files on disk."""
@@ -70,6 +72,7 @@ def log_stats(directory: Path, on_damage: Callable[[LogError], None] = refuse_da
         by_outcome={outcome.value: outcomes[outcome] for outcome in Outcome},
         unsealed=reader.unsealed,
         segments=len(reader.parts),
+        removed=len(reader.removed),
         feedback=feedback,
         bytes=sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
     )

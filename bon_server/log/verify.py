@@ -3,7 +3,7 @@
     spool_damaged          SQLite finds damage in its file
     row_damaged            a row of the spool does not match its sha256, or is no record
     row_unfit              a row differs from the copies of its fields, or fits no segment
-    segment_missing        a registered file is not there
+    segment_missing        a registered or described file is not there
     segment_unregistered   the folder's own writer has no record of having made it
     segment_size           not as long as registered
     segment_changed        not the sha256 that was registered
@@ -17,6 +17,7 @@
     reward                 a scored candidate without a finite reward, or another one with a reward
     selection              the selected candidate is not there, or not scored
     foreign_file           a file that is no part of a log
+    description_damaged    what was put beside a published segment cannot be read
     snapshot_damaged       no snapshot any more
     snapshot_segment       a snapshot names a segment that is missing or has changed
 
@@ -40,7 +41,7 @@ from bon_server.log.reader import LogReader
 from bon_server.log.record import Record, decode
 from bon_server.log.register import Segment
 from bon_server.log.segment_reader import Part
-from bon_server.log.segments import place_of
+from bon_server.log.segments import FOLDER, place_of
 from bon_server.log.verify_records import Seen, record_problems
 from bon_server.log.verify_segment import segment_rows
 from bon_server.log.whole_file import sha256_of
@@ -50,6 +51,7 @@ _PAGE = "SELECT ordinal, sha256, record, principal, request_id, attempt, kind, o
 _OWN_FILES = re.compile(
     rf"{re.escape(SPOOL_NAME)}(-wal|-shm)?|writer\.lock|rejected/[^/]+|feedback/.+|{snapshot.FOLDER}/[^/]+\.json"
 )
+_DESCRIPTION = re.compile(rf"{FOLDER}/[^/]+/[^/]+/_\d+-\d+\.json")
 
 
 class Problem(TypedDict):
@@ -82,15 +84,24 @@ class Report(TypedDict):
 def verify(directory: Path) -> Report:
     """Checks a log. Raises `LogError` when there is none."""
     files = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    damaged: list[LogError] = []
     try:
-        reader = LogReader(directory)
+        reader = LogReader(directory, damaged.append)
     except LogError as error:
         if not (directory / SPOOL_NAME).exists():
             raise
         problem = Problem(kind="spool_damaged", file=SPOOL_NAME, detail=str(error))
         return Report(ok=False, problems=[problem], unlisted=0, notes=[], records=0, segments=0)
     with reader, closing(Seen()) as seen:
-        return _Verification(directory, reader, seen, files).run()
+        return _Verification(directory, reader, seen, files).run(damaged)
+
+
+def _without_segment(files: list[str]) -> dict[str, str]:
+    """Descriptions of published segments that are not there, with the names of these segments."""
+    described = {
+        re.sub(r"/_([^/]+)\.json$", r"/\1.parquet", file): file for file in files if _DESCRIPTION.fullmatch(file)
+    }
+    return {description: file for file, description in described.items() if file not in set(files)}
 
 
 class _Verification:
@@ -101,12 +112,15 @@ class _Verification:
         self._reader = reader
         self._seen = seen
         self._files = files
-        self._registered = {segment.file: segment for segment in reader.segments}
+        self._registered = {segment.file: segment for segment in reader.segments} | reader.described
+        self._descriptions = _without_segment(files)
         self._sha256: dict[str, str] = {}
         self._report = Report(ok=True, problems=[], unlisted=0, notes=[], records=0, segments=len(reader.parts))
 
-    def run(self) -> Report:
-        """Checks everything and returns what was found."""
+    def run(self, damaged: list[LogError]) -> Report:
+        """Checks everything and returns what was found. damaged: descriptions of published segments."""
+        for error in damaged:
+            self._add("description_damaged", FOLDER, str(error))
         self._check_database()
         self._check_files()
         for writer, part in self._reader.parts_by_writer():
@@ -144,10 +158,14 @@ class _Verification:
             if file.rpartition("/")[2].startswith(".") and file.endswith(".tmp"):
                 self._note("temporary_file", file, "left by a crash, or being written just now")
             elif place is None:
-                if not _OWN_FILES.fullmatch(file):
+                if file in self._descriptions:
+                    self._add("segment_missing", self._descriptions[file], "described, but not there")
+                elif not (_OWN_FILES.fullmatch(file) or _DESCRIPTION.fullmatch(file)):
                     self._add("foreign_file", file, "no part of a log")
             elif place.writer == self._reader.own_writer and file not in self._registered:
-                if plan == (place.first_ordinal, place.last_ordinal):
+                if file in self._reader.removed:
+                    self._note("removed_segment", file, "published, and no part of this log; the next start removes it")
+                elif plan == (place.first_ordinal, place.last_ordinal):
                     self._note("interrupted_sealing", file, "its rows are in the spool; the next sealing completes it")
                 else:
                     self._add("segment_unregistered", file, "the log's own writer did not register it; it is not read")

@@ -21,6 +21,7 @@ def banner(server: Server) -> str:
             for ref in server.reward_model.refs
         ),
         f"  log       {server.config.log.directory}  durability {server.config.log.durability}  {recovery}",
+        *([f"  publish   {server.config.log.publish}"] if server.config.log.publish else []),
         f"  gRPC      {server.address}  {_security(server.address)}",
         f"  metrics   http://{server.metrics_address}/metrics",
         "",

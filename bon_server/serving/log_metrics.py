@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from bon_server.log.publisher import Publisher
+from bon_server.log.publishing import Publishing
 from bon_server.log.spool import Spool
+from bon_server.log.store import FAILURES
 from bon_server.types import Durability
 
 SYNC_CAUSES = ("commit", "checkpoint", "background")
@@ -16,9 +20,10 @@ SYNC_CAUSES = ("commit", "checkpoint", "background")
 class LogCollector(Collector):
     """To be registered beside the metrics that count."""
 
-    def __init__(self, spool: Spool, durability: Durability) -> None:
+    def __init__(self, spool: Spool, durability: Durability, publisher: Publisher | None = None) -> None:
         self._spool = spool
         self._durability = durability
+        self._publisher = publisher
 
     def collect(self) -> Iterator[Metric]:
         """All of them, now."""
@@ -33,3 +38,24 @@ class LogCollector(Collector):
         for cause in SYNC_CAUSES:
             syncs.add_metric([cause], spool.syncs[cause])
         yield syncs
+        if self._publisher is not None:
+            yield from _published(self._publisher.publishing)
+
+
+def _published(publishing: Publishing) -> Iterator[Metric]:
+    waiting = publishing.backlog
+    age_s = 0.0 if waiting.oldest_s is None else max(0.0, time.time() - waiting.oldest_s)
+    named = "Sealed segments that are not published yet"
+    yield GaugeMetricFamily("bon_log_publish_waiting_segments", f"{named}.", waiting.segments)
+    yield GaugeMetricFamily("bon_log_publish_waiting_bytes", f"{named}, in bytes.", waiting.bytes)
+    yield GaugeMetricFamily("bon_log_publish_oldest_seconds", f"{named}: how long ago the oldest was sealed.", age_s)
+    yield CounterMetricFamily("bon_log_published_segments", "Segments published since the start.", publishing.published)
+    yield CounterMetricFamily(
+        "bon_log_publish_removed_segments",
+        "Local copies of published segments removed since the start.",
+        publishing.removed,
+    )
+    failures = CounterMetricFamily("bon_log_publish_failures", "Failed attempts to publish, by kind.", labels=["kind"])
+    for kind in FAILURES:
+        failures.add_metric([kind], publishing.failures[kind])
+    yield failures

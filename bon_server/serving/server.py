@@ -22,6 +22,7 @@ from prometheus_client import start_http_server
 
 from bon_server.config import Config, LimitsConfig
 from bon_server.errors import ConfigError, StartupError, Unavailable
+from bon_server.log.publisher import Publisher
 from bon_server.log.sealer import Sealer
 from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
@@ -57,6 +58,8 @@ class Server:
     policy: RunningPolicy
     reward_model: RunningReward
     spool: Spool
+    publisher: Publisher | None
+    """None: `log.publish` is not set."""
     attempts: Attempts
     _service: Service
     _grpc: grpc.aio.Server
@@ -74,13 +77,18 @@ class Server:
             metrics = Metrics()
             spool = Spool.open(Path(config.log.directory), config.log, on_group=metrics.log_group)
             resources.push_async_callback(asyncio.to_thread, spool.close)
+            publisher = None
+            if config.log.publish is not None:
+                publisher = Publisher(spool, config.log)
+                resources.push_async_callback(asyncio.to_thread, publisher.close)
+            # Closed before the publisher, which then still has what it seals.
             resources.push_async_callback(asyncio.to_thread, Sealer(spool, config.log).close)
             await check_reward(config.reward)
             policy = await start_policy(config.policy)
             resources.push_async_callback(policy.close)
             reward_model = await start_reward(config.reward)
             resources.push_async_callback(reward_model.close)
-            return await cls._listen(config, metrics, spool, policy, reward_model, redact, resources)
+            return await cls._listen(config, metrics, spool, publisher, policy, reward_model, redact, resources)
 
     @classmethod
     async def _listen(
@@ -88,12 +96,13 @@ class Server:
         config: Config,
         metrics: Metrics,
         spool: Spool,
+        publisher: Publisher | None,
         policy: RunningPolicy,
         reward_model: RunningReward,
         redact: Redact | None,
         resources: AsyncExitStack,
     ) -> Server:
-        metrics.registry.register(LogCollector(spool, config.log.durability))
+        metrics.registry.register(LogCollector(spool, config.log.durability, publisher))
         metrics_address = _serve_metrics(config, metrics, resources)
         limits = config.limits
         admission = Admission(limits.max_candidates_in_flight, limits.max_candidates_queued, limits.retry_after_ms)
@@ -113,6 +122,7 @@ class Server:
             policy,
             reward_model,
             spool,
+            publisher,
             attempts,
             service,
             server,

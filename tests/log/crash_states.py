@@ -79,32 +79,41 @@ def read_trace(trace: Path) -> list[Operation]:
     return operations
 
 
-def crash_states(operations: Sequence[Operation], ignored: tuple[str, ...] = ("-shm",)) -> Iterator[CrashState]:
-    """Every state once, in the order of the operations. ignored: files with these endings do not count."""
+def crash_states(
+    operations: Sequence[Operation], ignored: tuple[str, ...] = ("-shm",), torn: bool = True
+) -> Iterator[CrashState]:
+    """Every state once, in the order of the operations. ignored: files with these endings do not count. torn: also
+    those in which the last write is torn, which are most of them."""
     seen: set[tuple[bytes, int]] = set()
     notes: list[str] = []
+    folders = _folders(operations)
     for end in range(len(operations) + 1):
         if end and operations[end - 1].kind == "N":
             notes.append(operations[end - 1].data.decode())
-        for how, kept in _choices(operations, end):
-            files = {path: content for path, content in _files(kept).items() if not path.endswith(ignored)}
+        for how, kept in _choices(operations, end, torn):
+            gone = folders - _folders(kept)
+            files = {
+                path: content
+                for path, content in _files(kept).items()
+                if not path.endswith(ignored) and gone.isdisjoint(map(str, PurePosixPath(path).parents))
+            }
             if (key := (_digest(files), len(notes))) not in seen:
                 seen.add(key)
                 yield CrashState(files, tuple(notes), f"after {end} of {len(operations)} operations, {how}")
 
 
-def _choices(operations: Sequence[Operation], end: int) -> Iterator[tuple[str, list[Operation]]]:
+def _choices(operations: Sequence[Operation], end: int, torn: bool) -> Iterator[tuple[str, list[Operation]]]:
     """Each way in which the first `end` operations may have reached the disk."""
     done = list(operations[:end])
     uncertain = _uncertain(done)
     yield "nothing missing", done
     yield "all that was not synced missing", _without(done, set(uncertain))
     last = done[-1] if done else None
-    if last is not None and last.kind == "W":
+    if torn and last is not None and last.kind == "W":
         for size in range(0, len(last.data), SECTOR_BYTES):
-            torn = Operation("W", last.file, last.offset, "", last.data[:size])
-            yield f"the last write torn after {size} bytes", [*done[:-1], torn]
-            yield f"only {size} bytes of the last write", [*_without(done, set(uncertain)), torn]
+            part = Operation("W", last.file, last.offset, "", last.data[:size])
+            yield f"the last write torn after {size} bytes", [*done[:-1], part]
+            yield f"only {size} bytes of the last write", [*_without(done, set(uncertain)), part]
     if end < len(operations) and operations[end].kind == "S":
         for one in uncertain:
             yield f"operation {one} missing", _without(done, {one})
@@ -151,6 +160,13 @@ def _files(operations: Sequence[Operation]) -> dict[str, bytes]:
             case "U":
                 names.pop(operation.path, None)
     return {path: bytes(contents.get(file, b"")) for path, file in names.items()}
+
+
+def _folders(operations: Sequence[Operation]) -> set[str]:
+    """Folders that were made, but for one that everything is in: who recorded it did not see whether that stays."""
+    paths = [operation.path for operation in operations if operation.path]
+    made = {operation.path for operation in operations if operation.kind == "M"}
+    return {folder for folder in made if not all(path.startswith(folder) for path in paths)}
 
 
 def _write(content: bytearray, offset: int, data: bytes) -> None:

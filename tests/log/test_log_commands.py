@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bon_server.cli import app
+from bon_server.errors import ConfigError
 from bon_server.log.segments import listed
 from bon_server.log.spool import Spool
 from tests.log.records import record
@@ -90,3 +91,29 @@ def test_damage_is_reported_and_left_out_only_when_asked(log: Path) -> None:
         assert _bon(verb, "--log", str(log)).exit_code == 1
         skipping = _bon(verb, "--log", str(log), "--skip-damaged")
         assert skipping.exit_code == 0 and file in skipping.stderr
+
+
+def test_publish_copies_what_is_sealed(log: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    words = ("publish", "--log", str(log), "--to", table.as_uri())
+    assert _json(*words) == {"published": 0, "removed": 0, "waiting": 0, "failure": None}
+    _json("seal", "--log", str(log))
+    assert _json(*words)["published"] == 1
+    assert _json("stats", "--log", str(table))["requests"] == RECORDS
+    assert _json("verify", "--log", str(table))["ok"]
+    (file,) = listed(table)
+    (table / file).write_bytes(b"other")
+    elsewhere = _bon("publish", "--log", str(log), "--to", f"{table.as_uri()}/", "--json")
+    assert elsewhere.exit_code == 0, "the same place"
+    refused = _bon("publish", "--log", str(log), "--to", "nowhere")
+    assert refused.exit_code != 0 and isinstance(refused.exception, ConfigError)
+
+
+def test_publish_names_what_it_cannot(log: Path, tmp_path: Path) -> None:
+    _json("seal", "--log", str(log))
+    (file,) = listed(log)
+    taken = tmp_path / "table" / file
+    taken.parent.mkdir(parents=True)
+    taken.write_bytes(b"other")
+    failed = _bon("publish", "--log", str(log), "--to", (tmp_path / "table").as_uri())
+    assert failed.exit_code == 1 and file in failed.stderr and taken.read_bytes() == b"other"

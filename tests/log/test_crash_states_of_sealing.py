@@ -1,0 +1,100 @@
+"""Every state that a power cut may leave of committing, sealing and publishing to a folder.
+
+In each of them the next start has what was acknowledged, once, and goes on to seal and publish it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bon_server.config import LogConfig
+from bon_server.log.publisher import publish_all
+from bon_server.log.reader import LogReader
+from bon_server.log.sealing import seal
+from bon_server.log.segments import listed
+from bon_server.log.spool import Spool
+from bon_server.log.verify import verify
+from tests.log.crash_states import CrashState, Operation, crash_states, read_trace
+from tests.log.preload import run_module
+from tests.log.test_crash_states import fast_folder as fast_folder
+from tests.log.test_crash_states import recorder as recorder
+
+
+def _trace(recorder: Path, tmp_path: Path, *arguments: str) -> list[Operation]:
+    trace, folder = tmp_path / "trace", tmp_path / "disk"
+    folder.mkdir()
+    environment = {"RECORD_FOLDER": str(folder), "RECORD_TRACE": str(trace)}
+    run_module(recorder, "tests.log.recorded_sealer", folder, *arguments, **environment)
+    return read_trace(trace)
+
+
+def _ids(folder: Path) -> list[str]:
+    with LogReader(folder) as reader:
+        return [one.request_id for one in reader.records()]
+
+
+def _noted(state: CrashState, what: str) -> set[str]:
+    return {line.split()[1] for line in state.notes if line.startswith(what)}
+
+
+def _check(state: CrashState, disk: Path, met: Counter[str]) -> None:
+    """Recovers, reads, seals and publishes; met: what kinds of states there were."""
+    log, table = disk / "log", disk / "table"
+    there = set(listed(table))
+    for file in _noted(state, "published"):
+        assert file in there, f"{file} is not in the store any more"
+    assert not there or verify(table)["ok"]
+    with closing(Spool.open(log)) as spool:
+        found = _ids(log)
+        assert len(set(found)) == len(found), "a record is there twice"
+        assert _noted(state, "acknowledged") <= set(found) <= _noted(state, "submitted")
+        report = verify(log)
+        assert report["ok"], report["problems"]
+        met.update(note["kind"] for note in report["notes"])
+        before = set(listed(log))
+        seal(spool, 1 << 30, 3_600.0)
+        assert _ids(log) == found and before <= set(listed(log))
+        report = verify(log)
+        assert report["ok"], report["problems"]
+        assert "interrupted_sealing" not in {note["kind"] for note in report["notes"]}
+        result = publish_all(spool, LogConfig(publish=table.as_uri()), patience_s=0)
+        assert result.failure is None
+    met["published again"] += len(there & set(listed(log))) > 0 and result.published > 0
+    if found:
+        assert sorted(_ids(table)) == sorted(found) and verify(table)["ok"]
+
+
+def _in_each_state(operations: list[Operation], old: Path, folder: Path, torn: bool) -> Counter[str]:
+    met: Counter[str] = Counter()
+    for state in crash_states(operations, torn=torn):
+        met["states"] += 1
+        here = folder / "disk"
+        state.build(old, here)
+        try:
+            _check(state, here, met)
+        except Exception as error:
+            raise AssertionError(state.how) from error
+        shutil.rmtree(here)
+    return met
+
+
+@pytest.mark.parametrize(("sealings", "torn"), [(1, False), pytest.param(1, True, marks=pytest.mark.slow)])
+def test_nothing_is_lost_or_doubled_by_a_power_cut(
+    recorder: Path, tmp_path: Path, fast_folder: Path, sealings: int, torn: bool
+) -> None:
+    operations = _trace(recorder, tmp_path, str(sealings))
+    assert sum(operation.data.startswith(b"published") for operation in operations) == 2 * sealings
+    met = _in_each_state(operations, tmp_path / "disk", fast_folder, torn)
+    assert met["states"] > (300 if torn else 100) * sealings
+    assert min(met["interrupted_sealing"], met["temporary_file"], met["published again"]) > 10, met
+
+
+def test_without_syncs_this_would_fail(recorder: Path, tmp_path: Path, fast_folder: Path) -> None:
+    operations = _trace(recorder, tmp_path, "1", "unsynced")
+    with pytest.raises(AssertionError, match=r"after \d+ of"):
+        _in_each_state(operations, tmp_path / "disk", fast_folder, torn=False)
