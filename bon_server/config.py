@@ -168,7 +168,13 @@ class LogConfig:
     seal_on_shutdown: bool = True
     """Whether a clean shutdown seals what is left."""
     replay_window_s: Annotated[float, Meta(ge=0)] = 86400.0
-    """How long after its sealing a record still answers retries of its request id, at least."""
+    """How long after its sealing a record still answers retries of its request id, at least, unless it is removed
+    before by one of the next two."""
+    retain_days: PositiveSeconds | None = None
+    """Sealed records older than so many days are removed with their feedback, a day's file at a time, but for what
+    snapshots pin. None: kept for ever."""
+    retain_bytes: Positive | None = None
+    """The oldest sealed files are removed beyond so many bytes of them, but for what snapshots pin. None: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

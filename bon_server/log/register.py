@@ -104,11 +104,11 @@ def writer_id(database: apsw.Connection) -> str | None:
 
 
 def segments(database: apsw.Connection, after: int = 0) -> list[Segment]:
-    """The registered segments in the order of sealing, without the `after` first ones."""
+    """The registered segments in the order of sealing; only those whose sealings began after an ordinal."""
     if database.pragma("user_version") < _FIRST_LAYOUT:
         return []
     columns = ", ".join(Segment._fields)
-    rows = database.execute(f"SELECT {columns} FROM segments ORDER BY number LIMIT -1 OFFSET ?", (after,))
+    rows = database.execute(f"SELECT {columns} FROM segments WHERE first_ordinal > ? ORDER BY number", (after,))
     return [Segment(*row) for row in rows]
 
 
