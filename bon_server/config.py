@@ -168,7 +168,8 @@ class LogConfig:
     seal_on_shutdown: bool = True
     """Whether a clean shutdown seals what is left."""
     replay_window_s: Annotated[float, Meta(ge=0)] = 86400.0
-    """How long after its sealing a record still answers retries of its request id, at least."""
+    """How long after its sealing a record still answers retries of its request id, at least, unless it is removed
+    before by one of the next two."""
     publish: str | None = None
     """Where sealed segments are copied to: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix`
     or `file:///folder`. Any number of servers may share one place. What is not sealed yet is on this disk only, see
@@ -185,6 +186,11 @@ class LogConfig:
     """Time limit of one upload."""
     publish_close_s: Annotated[float, Meta(ge=0)] = 10.0
     """How long a shutdown may go on publishing; the next start does the rest."""
+    retain_days: PositiveSeconds | None = None
+    """Sealed records older than so many days are removed with their feedback, a day's file at a time, but for what
+    snapshots pin. None: kept for ever."""
+    retain_bytes: Positive | None = None
+    """The oldest sealed files are removed beyond so many bytes of them, but for what snapshots pin. None: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

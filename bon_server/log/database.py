@@ -4,6 +4,8 @@
     imported(key, digest)                                                   see log/imported.py
     feedback(ordinal, principal, feedback_id, request_id, sha256, feedback)  see log/feedback.py
     writer, segments, sealing, sealed: what is known of sealed records      see log/register.py
+    feedback_…, sealed_feedback: what is known of sealed feedback           see log/feedback_register.py
+    rewriting, expired: what happened to sealed files since                 see log/register_changes.py
 
 `record` is the MessagePack of one `Record` as `log.record.encode` wrote it, without its ordinal; `sha256` is its
 digest, because SQLite notices damage to its own pages but not to their content. The columns before them are copies of
@@ -26,15 +28,17 @@ import apsw
 import msgspec
 
 from bon_server.errors import LogError, StartupError
+from bon_server.log.feedback_register import FEEDBACK_REGISTER
 from bon_server.log.record import Record, encode
 from bon_server.log.register import REGISTER, new_writer_id
+from bon_server.log.register_changes import CHANGES
 
 Fields = TypeVar("Fields")
 SPOOL_NAME = "spool.sqlite"
 APPLICATION_ID = 0x426F4E53
 """`BoNS`, in SQLite's file header: tells a spool from another SQLite file."""
-LAYOUT_VERSION = 2
-"""1: records only. 2: with the other tables; made of 1 by adding them."""
+LAYOUT_VERSION = 3
+"""1: records only. 2: with other tables. 3: with sealed feedback, rewriting, expired. Each is made by adding tables."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BUSY_TIMEOUT_MS = 5_000
@@ -67,6 +71,8 @@ CREATE TABLE IF NOT EXISTS feedback (
     UNIQUE (principal, feedback_id)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS feedback_by_request ON feedback (principal, request_id);
+{FEEDBACK_REGISTER}
+{CHANGES}
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {LAYOUT_VERSION};
 COMMIT;

@@ -1,31 +1,28 @@
 """Feedback: what somebody observed about a logged request, or about one of its candidates.
 
-It lives in the table `feedback` of the spool, where the column `feedback` is the MessagePack of one `Feedback` and
-`sha256` its digest, and is joined to records by caller, request id and attempt. Like records it is committed before
-the caller hears of it, and never changed.
+It is committed to the table `feedback` of the spool, where the column `feedback` is the MessagePack of one `Feedback`
+and `sha256` its digest, and later sealed into segments of its own. It is joined to records by caller, request id and
+attempt. Like records it is committed before the caller hears of it, and never changed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import apsw
 import msgspec
 
 from bon_server.errors import LogError
-from bon_server.log.database import SPOOL_NAME, open_for_reading
+from bon_server.log import feedback_register
+from bon_server.log.database import SPOOL_NAME
 from bon_server.log.record import Record, to_json
 from bon_server.log.spool import Spool
 
-PAGE_ROWS = 256
-_TABLE_EXISTS = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'feedback'"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,99 +57,61 @@ class Recorded(Enum):
 
 
 _to_msgpack = msgspec.msgpack.Encoder()
+_to_sorted_msgpack = msgspec.msgpack.Encoder(order="sorted")
 _from_msgpack = msgspec.msgpack.Decoder(Feedback)
 _to_json = msgspec.json.Encoder()
 
 
 def record_feedback(spool: Spool, feedback: Feedback) -> Recorded:
     """Commits an observation; blocks until it is on disk. Raises as `Spool.transaction` does."""
-    blob = _to_msgpack.encode(feedback)
-    row = (
-        feedback.principal,
-        feedback.feedback_id,
-        feedback.request_id,
-        hashlib.sha256(blob).digest(),
-        blob,
-    )
+    blob = encode(feedback)
+    id_of = (feedback.principal, feedback.feedback_id)
+    row = (*id_of, feedback.request_id, hashlib.sha256(blob).digest(), blob)
 
-    def insert(database: apsw.Connection) -> bytes | None:
+    def insert(database: apsw.Connection) -> tuple[bytes | None, bytes | None]:
+        """What is there under this id: in the spool, and the digest of what was sealed."""
         same_id = "SELECT feedback FROM feedback WHERE principal = ? AND feedback_id = ?"
-        there: bytes | None = database.execute(same_id, row[:2]).get
-        if there is None:
+        there: bytes | None = database.execute(same_id, id_of).get
+        sealed = feedback_register.said_under(database, *id_of)
+        if there is None and sealed is None:
             columns = "principal, feedback_id, request_id, sha256, feedback"
             database.execute(f"INSERT INTO feedback ({columns}) VALUES (?, ?, ?, ?, ?)", row)
-        return there
+        return there, sealed
 
-    there = spool.transaction(insert)
-    if there is None:
+    there, sealed = spool.transaction(insert)
+    if there is None and sealed is None:
         return Recorded.NEW
-    return Recorded.REPLAYED if _same(_from_msgpack.decode(there), feedback) else Recorded.TAKEN
+    same = said(decode(there)) if there is not None else sealed
+    return Recorded.REPLAYED if same == said(feedback) else Recorded.TAKEN
 
 
-def _same(there: Feedback, feedback: Feedback) -> bool:
-    """Whether both say the same; when they came, and which attempt was the latest then, does not matter."""
-    comparable = replace(there, created_at=feedback.created_at, attempt=feedback.attempt)
-    return comparable == feedback and type(there.value) is type(feedback.value)
+def said(feedback: Feedback) -> bytes:
+    """Digest of what an observation says: all but when it came, and which attempt was the latest then."""
+    return hashlib.sha256(_to_sorted_msgpack.encode(_timeless(feedback))).digest()
 
 
-class FeedbackReader:
-    """The feedback of a log, for any process, also while the server writes. Raises `LogError` as `LogReader` does."""
+def _timeless(feedback: Feedback) -> Feedback:
+    return replace(feedback, created_at=_EPOCH, attempt=0)
 
-    def __init__(self, directory: Path) -> None:
-        self._file = directory / SPOOL_NAME
-        # A folder of segments alone, and the log of an earlier version, have none.
-        self._spool = open_for_reading(self._file) if self._file.exists() else None
-        self._any = bool(self._query(_TABLE_EXISTS)[0][0]) if self._spool is not None else False
 
-    def __enter__(self) -> Self:
-        return self
+def unpack(ordinal: int, sha256: bytes, blob: bytes) -> Feedback:
+    """A row of the table. Raises `LogError`, naming the row, when it is damaged."""
+    if hashlib.sha256(blob).digest() != sha256:
+        raise LogError(f"{SPOOL_NAME}: feedback {ordinal} is damaged: its content does not match its sha256")
+    try:
+        return decode(blob)
+    except msgspec.MsgspecError as error:
+        raise LogError(f"{SPOOL_NAME}: feedback {ordinal} cannot be read ({type(error).__name__})") from error
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
-    def close(self) -> None:
-        """Lets go of the files."""
-        if self._spool is not None:
-            self._spool.close()
+def encode(feedback: Feedback) -> bytes:
+    """As MessagePack, as the spool holds it."""
+    return _to_msgpack.encode(feedback)
 
-    def count(self) -> int:
-        """How many observations there are."""
-        return int(self._query("SELECT count(*) FROM feedback")[0][0]) if self._any else 0
 
-    def all(self) -> Iterator[Feedback]:
-        """In commit order."""
-        ordinal = 0
-        page = f"SELECT ordinal, sha256, feedback FROM feedback WHERE ordinal > ? ORDER BY ordinal LIMIT {PAGE_ROWS}"
-        while rows := self._query(page, ordinal) if self._any else []:
-            for ordinal, sha256, blob in rows:
-                yield self._unpack(ordinal, sha256, blob)
-
-    def of(self, record: Record) -> list[Feedback]:
-        """What was observed about a record, in commit order."""
-        if not self._any:
-            return []
-        statement = (
-            "SELECT ordinal, sha256, feedback FROM feedback WHERE principal = ? AND request_id = ? ORDER BY ordinal"
-        )
-        rows = self._query(statement, record.principal, record.request_id)
-        return [one for row in rows if (one := self._unpack(*row)).attempt == record.attempt]
-
-    def _unpack(self, ordinal: int, sha256: bytes, blob: bytes) -> Feedback:
-        if hashlib.sha256(blob).digest() != sha256:
-            raise LogError(f"{self._file}: feedback {ordinal} is damaged: its content does not match its sha256")
-        try:
-            return _from_msgpack.decode(blob)
-        except msgspec.MsgspecError as error:
-            raise LogError(f"{self._file}: feedback {ordinal} cannot be read ({type(error).__name__})") from error
-
-    def _query(self, statement: str, *values: int | str) -> list[tuple[Any, ...]]:
-        assert self._spool is not None
-        try:
-            return self._spool.execute(statement, values).fetchall()
-        except apsw.Error as error:
-            raise LogError(f"{self._file} cannot be read: {error}") from error
+def decode(blob: bytes) -> Feedback:
+    """Inverse of `encode`; raises `msgspec.DecodeError` for what is no observation."""
+    return _from_msgpack.decode(blob)
 
 
 def to_json_with(record: Record, feedback: list[Feedback]) -> bytes:

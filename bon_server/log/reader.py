@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
@@ -33,6 +33,7 @@ from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading, unp
 from bon_server.log.published import described, removed
 from bon_server.log.record import Record, decode
 from bon_server.log.register import Segment
+from bon_server.log.register_changes import Version, versions
 from bon_server.log.segment_reader import Part, part_of
 from bon_server.log.segments import listed, open_parquet, place_of
 from bon_server.log.where import EVERYTHING as EVERYTHING
@@ -87,7 +88,6 @@ class LogReader:
         """The registered ones."""
         self.described: dict[str, Segment] = {}
         """Others that were published, by file, as the descriptions beside them say."""
-        self._last_number = 0
         self.removed: list[str] = []
         """Segments that were published and are no longer here."""
         self.unsealed = 0
@@ -98,7 +98,7 @@ class LogReader:
         """First and last ordinal of a sealing that was under way."""
         self.own_writer = self._open_register()
         """Name of the writer whose spool is here; empty: it has none yet, or the folder was copied without it."""
-        self._parts: dict[str, list[Part]] = {self.own_writer: [part_of(directory, one) for one in self.segments]}
+        self._parts: dict[str, list[Part]] = {self.own_writer: self._own_parts(self.segments)}
         for file in others:
             self._add_listed(file)
         self.writers: tuple[str, ...] = tuple(sorted(self._parts))
@@ -185,13 +185,21 @@ class LogReader:
             return ""  # copied without its spool, or its writer was killed while making it
         with self._reading(), spool:
             self.segments = register.segments(spool)
-            self._last_number = register.last_number(spool)
             self.removed = removed(spool)
             self.unsealed, last = self.database("SELECT count(*), coalesce(max(ordinal), 0) FROM records")[0]
             self.last_ordinal = max([last, *(one.last_ordinal for one in self.segments)])
             own = register.writer_id(spool)
             self.plan = None if own is None else register.planned(spool)
         return own or ""
+
+    def _own_parts(self, segments: Iterable[Segment]) -> list[Part]:
+        return [part_of(self.directory, one, self._look_again) for one in segments]
+
+    def _look_again(self, file: str) -> list[Version] | None:
+        """How a segment may look now; None: it was removed on purpose, with its rows."""
+        assert self._spool is not None
+        with self._reading():
+            return versions(self._spool, file)
 
     def _add_listed(self, file: str) -> None:
         place = place_of(file)
@@ -258,14 +266,15 @@ class LogReader:
             f"SELECT ordinal, sha256, record FROM records WHERE ordinal > ? AND ordinal <= ? AND {conditions}"
             f" ORDER BY ordinal LIMIT {PAGE_ROWS}"
         )
-        spool, after, known = self._spool, where.after_ordinal, self._last_number
+        spool, after = self._spool, where.after_ordinal
+        known = max((one.last_ordinal for one in self.segments), default=0)
         while spool is not None and after < self.last_ordinal:
             with self._reading(after), spool:
                 rows = [StoredRow(*row) for row in self.database(statement, after, self.last_ordinal, *values)]
                 made = register.segments(spool, after=known)
-                known = register.last_number(spool)
+            known = max([known, *(one.last_ordinal for one in made)])
             through = rows[-1].ordinal if len(rows) == PAGE_ROWS else self.last_ordinal
-            parts = [part_of(self.directory, one) for one in made if one.first_ordinal <= self.last_ordinal]
+            parts = self._own_parts(one for one in made if one.first_ordinal <= self.last_ordinal)
             bounded = [replace(part, after_ordinal=after, through_ordinal=self.last_ordinal) for part in parts]
             yield through, rows, bounded
             after = through

@@ -104,20 +104,12 @@ def writer_id(database: apsw.Connection) -> str | None:
 
 
 def segments(database: apsw.Connection, after: int = 0) -> list[Segment]:
-    """The registered segments in the order of sealing; only those after the one with number `after`."""
+    """The registered segments in the order of sealing; only those whose sealings began after an ordinal."""
     if database.pragma("user_version") < _FIRST_LAYOUT:
         return []
     columns = ", ".join(Segment._fields)
-    rows = database.execute(f"SELECT {columns} FROM segments WHERE number > ? ORDER BY number", (after,))
+    rows = database.execute(f"SELECT {columns} FROM segments WHERE first_ordinal > ? ORDER BY number", (after,))
     return [Segment(*row) for row in rows]
-
-
-def last_number(database: apsw.Connection) -> int:
-    """Of the newest registered segment; 0: there is none."""
-    if database.pragma("user_version") < _FIRST_LAYOUT:
-        return 0
-    number: int = database.execute("SELECT coalesce(max(number), 0) FROM segments").get
-    return number
 
 
 def sealed_through(database: apsw.Connection) -> int:

@@ -1,4 +1,4 @@
-"""Sealing while a server runs: in a thread of its own, by size and by age, and once more at the end."""
+"""Sealing while a server runs: in a thread of its own, by size and by age, and once more at the end. And retention."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import apsw
 from bon_server.config import LogConfig
 from bon_server.errors import BonError
 from bon_server.log.database import SPOOL_NAME, open_for_reading
+from bon_server.log.expire import Retention, expire
 from bon_server.log.sealing import seal, waiting
 from bon_server.log.spool import Spool
 
@@ -20,6 +21,8 @@ CHECK_S = 2.0
 """How often the spool is measured."""
 RETRY_S = 30.0
 """Pause after a sealing that failed."""
+EXPIRE_S = 60.0
+"""How often the retention is applied, where there is one."""
 
 
 class Sealer:
@@ -29,6 +32,8 @@ class Sealer:
         self._spool = spool
         self._config = config
         self._reading = open_for_reading(spool.directory / SPOOL_NAME)
+        self._retention = Retention(config.retain_days, config.retain_bytes)
+        self._expire_at_s = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-sealer", daemon=True)
         self._thread.start()
@@ -45,6 +50,9 @@ class Sealer:
         while not self._stop.wait(CHECK_S) and self._spool.failure is None:
             if self._is_due() and not self._try_to_seal():
                 self._stop.wait(RETRY_S)
+            if self._retention != Retention(None, None) and time.monotonic() >= self._expire_at_s:
+                self._try_to_expire()
+                self._expire_at_s = time.monotonic() + EXPIRE_S
 
     def _is_due(self) -> bool:
         try:
@@ -68,3 +76,12 @@ class Sealer:
         if result.left:
             logger.error("%d records cannot be sealed; see `bon log verify`", result.left)
         return True
+
+    def _try_to_expire(self) -> None:
+        try:
+            gone = expire(self._spool, self._retention)
+        except (BonError, OSError, apsw.Error) as error:
+            logger.error("old segments could not be removed: %s", error)
+            return
+        if gone.segments:
+            logger.info("removed %d old files with %d records", gone.segments, gone.records)

@@ -5,6 +5,8 @@
     remember    request ids, so that retries still find their answers
     complete    one transaction registers the files and drops the rows
 
+Feedback follows in the same way (`feedback_sealing.py`).
+
 Commits go on meanwhile and wait for the short transactions only. Whatever fails before the last of them, a full disk
 say, leaves the spool as it was; whatever was written by then is written again, the same, by the next sealing. Rows that
 are damaged stay in the spool, where readers and `bon log verify` report them.
@@ -29,11 +31,12 @@ from bon_server.errors import LogError
 from bon_server.log import register
 from bon_server.log.columns import to_batch
 from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading, unpack
+from bon_server.log.feedback_sealing import feedback_waiting, seal_feedback
 from bon_server.log.record import Record, decode
-from bon_server.log.register import Sealed, Segment
-from bon_server.log.segments import SegmentsWriter, footer_sha256, naming, open_parquet
+from bon_server.log.register import Sealed
+from bon_server.log.sealed_file import registered as _registered
+from bon_server.log.segments import SegmentsWriter
 from bon_server.log.spool import Spool
-from bon_server.log.whole_file import sha256_of
 from bon_server.types import Kind
 
 _PAGE_ROWS = 16
@@ -54,7 +57,9 @@ class SealResult:
     files: list[str] = field(default_factory=list)
     """Made, relative to the log folder."""
     left: int = 0
-    """Records of the range that could not be sealed; they stay in the spool."""
+    """Records of the range, and observations, that could not be sealed; they stay in the spool."""
+    feedback: int = 0
+    """Observations sealed."""
 
 
 def seal(spool: Spool, seal_bytes: int, replay_window_s: float) -> SealResult:
@@ -74,15 +79,21 @@ def seal(spool: Spool, seal_bytes: int, replay_window_s: float) -> SealResult:
             _seal_range(spool, reading, writer, first_last, replay_window_s, result)
         now_us = time.time_ns() // 1_000
         spool.transaction(lambda database: register.forget(database, now_us))
+    feedback = seal_feedback(spool, seal_bytes, replay_window_s)
+    result.feedback = feedback.rows
+    result.files += feedback.files
+    result.left += feedback.left
     return result
 
 
 def waiting(reading: apsw.Connection) -> tuple[int, int | None]:
-    """Bytes of the records that the next sealings take, and when the oldest of them began (microseconds since 1970)."""
+    """Bytes of what the next sealings take, feedback included, and when its oldest began (microseconds since 1970)."""
     after = register.sealed_through(reading)
     size: int = reading.execute("SELECT coalesce(sum(length(record)), 0) FROM records WHERE ordinal > ?", (after,)).get
     oldest = "SELECT created_at_us FROM records WHERE ordinal > ? ORDER BY ordinal LIMIT 1"
-    return size, reading.execute(oldest, (after,)).get
+    feedback_size, feedback_oldest = feedback_waiting(reading)
+    times = [time for time in (reading.execute(oldest, (after,)).get, feedback_oldest) if time is not None]
+    return size + feedback_size, min(times, default=None)
 
 
 def _last_ordinal(reading: apsw.Connection) -> int:
@@ -195,14 +206,3 @@ def _remember(spool: Spool, records: Sequence[Sealed]) -> None:
     for start in range(0, len(records), _REMEMBER_ROWS):
         some = records[start : start + _REMEMBER_ROWS]
         spool.transaction(partial(register.remember, records=some))
-
-
-def _registered(directory: Path, file: str, rows: int, first_last: tuple[int, int], until_us: int) -> Segment:
-    """A file's entry in the register. It is read back first: its rows are about to leave the spool."""
-    path = directory / file
-    parquet = open_parquet(path)
-    with naming(path), closing(parquet):
-        read = sum(parquet.read_row_group(group).num_rows for group in range(parquet.metadata.num_row_groups))
-    if read != rows:
-        raise LogError(f"{path} was written with {rows} rows and has {read}")
-    return Segment(file, *first_last, rows, path.stat().st_size, sha256_of(path), footer_sha256(path), until_us)

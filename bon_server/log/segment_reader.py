@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from bon_server.errors import LogError
 from bon_server.log.columns import SCHEMA, leaves
 from bon_server.log.record import Record
 from bon_server.log.register import Segment
+from bon_server.log.register_changes import Version
 from bon_server.log.rows import from_batch, schema_for
 from bon_server.log.segments import naming, open_parquet, row_group_range
 from bon_server.log.where import Ordinals, Where
@@ -36,6 +38,8 @@ class Part:
     after_ordinal: int = 0
     through_ordinal: int | None = None
     """Only rows in (after, through]; None: to its end."""
+    look_again: Callable[[], list[Version] | None] | None = None
+    """Says how the file may look by now, when it is not as it was registered; None: it was removed with its rows."""
 
     def batches(self, schema: pa.Schema, where: Where, on_damage: Callable[[LogError], None]) -> Iterator[Any]:
         """Its rows, a row group a batch, with those of the columns that it has, in the file's order.
@@ -45,9 +49,11 @@ class Part:
         if not where.may_hold(self.date):
             return
         try:
-            parquet = open_parquet(self.path, self.size_bytes, self.footer_sha256)
+            parquet = self._open()
         except LogError as error:
             on_damage(error)
+            return
+        if parquet is None:
             return
         with closing(parquet):
             for group in range(parquet.metadata.num_row_groups):
@@ -73,6 +79,19 @@ class Part:
                 continue
             yield from rows
 
+    def _open(self) -> Any:
+        """The file, also when it was rewritten since this reading began; None: it was removed on purpose."""
+        try:
+            return open_parquet(self.path, self.size_bytes, self.footer_sha256)
+        except LogError:
+            versions = [] if self.look_again is None else self.look_again()
+            if versions is None:
+                return None
+            for version in versions:
+                with suppress(LogError):
+                    return open_parquet(self.path, version.bytes, version.footer_sha256)
+            raise
+
     def _batch(self, parquet: Any, group: int, schema: pa.Schema, where: Where) -> Any:
         """The wanted rows of a row group; None: there are none."""
         with naming(self.path, f": row group {group}"):
@@ -96,8 +115,8 @@ class Part:
             return table.combine_chunks().to_batches()[0] if table.num_rows else None
 
 
-def part_of(directory: Path, segment: Segment) -> Part:
-    """A registered segment."""
+def part_of(directory: Path, segment: Segment, look_again: Callable[[str], list[Version] | None] | None = None) -> Part:
+    """A registered segment. look_again: `Part.look_again` by file."""
     date = segment.file.split("date=")[1][:10]
     return Part(
         directory / segment.file,
@@ -106,6 +125,7 @@ def part_of(directory: Path, segment: Segment) -> Part:
         segment.last_ordinal,
         segment.bytes,
         segment.footer_sha256,
+        look_again=None if look_again is None else partial(look_again, segment.file),
     )
 
 

@@ -1,6 +1,7 @@
 """Segments: sealed records in Parquet files that any engine reads as they lie.
 
     LOG/segments/date=YYYY-MM-DD/writer=ID/FIRST-LAST.parquet
+    LOG/feedback/date=YYYY-MM-DD/writer=ID/FIRST-LAST.parquet       the same for feedback, whose ordinals are its own
 
 `date` is that of `created_at` in UTC; FIRST and LAST are the ordinals of the sealing, so that sealing the same records
 again makes the same names. A file is made of row groups of rising ordinals; within a row group the rows are sorted by
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -31,7 +32,20 @@ ROW_GROUP_RECORDS = 4_096
 ROW_GROUP_BYTES = 8 << 20
 """Of Arrow data: what a reader holds at a time."""
 _SORT = [("prompt_hash", "ascending"), ("ordinal", "ascending")]
-_NAME = re.compile(rf"{FOLDER}/date=(\d{{4}}-\d\d-\d\d)/writer=([A-Za-z0-9._-]+)/(\d{{12,19}})-(\d{{12,19}})\.parquet")
+_NAME = re.compile(r"(\w+)/date=(\d{4}-\d\d-\d\d)/writer=([A-Za-z0-9._-]+)/(\d{12,19})-(\d{12,19})\.parquet")
+
+
+class Table(NamedTuple):
+    """What a kind of segments has in common."""
+
+    folder: str
+    """Of the log folder."""
+    schema: pa.Schema
+    sort: list[tuple[str, str]]
+    """Of the rows within a row group."""
+
+
+RECORDS = Table(FOLDER, SCHEMA, _SORT)
 
 
 class Place(NamedTuple):
@@ -44,22 +58,24 @@ class Place(NamedTuple):
     last_ordinal: int
 
 
-def file_of(place: Place) -> str:
+def file_of(place: Place, folder: str = FOLDER) -> str:
     """Relative to the log folder."""
     name = f"{place.first_ordinal:012d}-{place.last_ordinal:012d}.parquet"
-    return f"{FOLDER}/date={place.date}/writer={place.writer}/{name}"
+    return f"{folder}/date={place.date}/writer={place.writer}/{name}"
 
 
-def place_of(file: str) -> Place | None:
+def place_of(file: str, folder: str = FOLDER) -> Place | None:
     """Inverse of `file_of`; None: not a segment's name."""
     match = _NAME.fullmatch(file)
-    return None if match is None else Place(match[1], match[2], int(match[3]), int(match[4]))
+    if match is None or match[1] != folder:
+        return None
+    return Place(match[2], match[3], int(match[4]), int(match[5]))
 
 
-def listed(directory: Path) -> Iterator[str]:
+def listed(directory: Path, folder: str = FOLDER) -> Iterator[str]:
     """The segments in the folder, by their names, relative to the log folder, sorted."""
-    found = (path.relative_to(directory).as_posix() for path in directory.glob(f"{FOLDER}/*/*/*.parquet"))
-    yield from sorted(file for file in found if place_of(file) is not None)
+    found = (path.relative_to(directory).as_posix() for path in directory.glob(f"{folder}/*/*/*.parquet"))
+    yield from sorted(file for file in found if place_of(file, folder) is not None)
 
 
 @dataclass(slots=True)
@@ -68,6 +84,7 @@ class _Growing:
 
     file: str
     parquet: Any
+    sort: list[tuple[str, str]]
     batches: list[Any] = field(default_factory=list)
     waiting_rows: int = 0
     waiting_bytes: int = 0
@@ -82,7 +99,7 @@ class _Growing:
 
     def flush(self) -> None:
         if self.batches:
-            self.parquet.write_table(pa.Table.from_batches(self.batches).sort_by(_SORT))
+            self.parquet.write_table(pa.Table.from_batches(self.batches).sort_by(self.sort))
             self.rows += self.waiting_rows
             self.batches, self.waiting_rows, self.waiting_bytes = [], 0, 0
 
@@ -90,8 +107,11 @@ class _Growing:
 class SegmentsWriter:
     """Writes the files of one sealing, one for each date. In a `with` block: at its good end they get their names."""
 
-    def __init__(self, directory: Path, writer: str, first_ordinal: int, last_ordinal: int) -> None:
+    def __init__(
+        self, directory: Path, writer: str, first_ordinal: int, last_ordinal: int, table: Table = RECORDS
+    ) -> None:
         self._directory = directory
+        self._table = table
         self._writer = writer
         self._range = (first_ordinal, last_ordinal)
         self._growing: dict[str, _Growing] = {}
@@ -122,7 +142,7 @@ class SegmentsWriter:
     def add(self, date: str, batch: pa.RecordBatch) -> None:
         """Rows of one date; ordinals rise from call to call. Raises OSError when there is no room."""
         if date not in self._growing:
-            self._growing[date] = self._start(file_of(Place(date, self._writer, *self._range)))
+            self._growing[date] = self._start(file_of(Place(date, self._writer, *self._range), self._table.folder))
         self._growing[date].add(batch)
 
     def rows(self) -> dict[str, int]:
@@ -133,10 +153,14 @@ class SegmentsWriter:
         path = self._directory / file
         make_folder(path.parent)
         raw = self._files.enter_context(whole_file(path))
-        parquet = pq.ParquetWriter(
-            raw, SCHEMA, compression="zstd", write_page_checksum=True, write_page_index=True, version="2.6"
-        )
-        return _Growing(file, parquet)
+        return _Growing(file, parquet_writer(raw, self._table.schema), self._table.sort)
+
+
+def parquet_writer(file: BinaryIO, schema: pa.Schema) -> Any:
+    """A `pyarrow.parquet.ParquetWriter` with the settings of every segment."""
+    return pq.ParquetWriter(
+        file, schema, compression="zstd", write_page_checksum=True, write_page_index=True, version="2.6"
+    )
 
 
 @contextmanager

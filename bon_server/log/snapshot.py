@@ -1,22 +1,24 @@
 """Snapshots: a name for a list of sealed files, with the digest of each.
 
-    LOG/snapshots/NAME.json      {"name", "segments": [{"file", "rows", "bytes", "sha256"}]}
+    LOG/snapshots/NAME.json      {"name", "segments": [{"file", "rows", "bytes", "sha256"}], "stale"?: [FILE]}
 
-A snapshot copies nothing: segments never change. What is still in the spool is not part of it; seal first. It holds no
-time and no machine, so the same segments make the same snapshot.
+A snapshot copies nothing: segments do not change, but for an erasure, which says so in the snapshots that it makes
+stale. What is still in the spool is not part of it; seal first. It holds no time and no machine, so the same segments
+make the same snapshot.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import msgspec
 
 from bon_server.errors import ConfigError, LogError
 from bon_server.log.reader import LogReader
-from bon_server.log.whole_file import make_folder, whole_file
+from bon_server.log.whole_file import make_folder, sync_folder, whole_file
 
 FOLDER = "snapshots"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -38,6 +40,8 @@ class Snapshot(TypedDict):
     name: str
     segments: list[Pinned]
     """In the order of the log."""
+    stale: NotRequired[list[str]]
+    """Files that hold fewer records than were pinned, because some were erased; sorted."""
 
 
 def make_snapshot(directory: Path, name: str) -> Snapshot:
@@ -62,13 +66,51 @@ def make_snapshot(directory: Path, name: str) -> Snapshot:
     snapshot = Snapshot(name=name, segments=pinned)
     path = directory / FOLDER / f"{name}.json"
     if path.exists():
-        if read_snapshot(path) != snapshot:
+        there = read_snapshot(path)
+        if there.get("stale"):
+            raise LogError(f"{path} is stale: records of its segments were erased; choose another name")
+        if there != snapshot:
             raise LogError(f"{path} is a snapshot of other segments; choose another name")
         return snapshot
+    _write(path, snapshot)
+    _check_still_there(directory, path, snapshot)
+    return snapshot
+
+
+def _check_still_there(directory: Path, path: Path, snapshot: Snapshot) -> None:
+    """The retention looks for snapshots after it took files out of the log, this for such files after it pinned them:
+    one of the two sees the other."""
+    with LogReader(directory) as reader:
+        there = {part.path for part in reader.parts}
+    if any(directory / one["file"] not in there for one in snapshot["segments"]):
+        path.unlink()
+        sync_folder(path.parent)
+        raise LogError(f"{path}: segments expired while it was made; try again")
+
+
+def mark_stale(directory: Path, files: Collection[str]) -> list[str]:
+    """Says in each snapshot which of these files it pinned; returns the names of these snapshots.
+
+    What is no snapshot any more is passed by: nothing can rest on it, and `bon log verify` names it.
+    """
+    names = []
+    for path in snapshot_files(directory):
+        try:
+            snapshot = read_snapshot(path)
+        except LogError:
+            continue
+        pinned = {one["file"] for one in snapshot["segments"]} & set(files)
+        if pinned:
+            snapshot["stale"] = sorted(pinned | set(snapshot.get("stale", [])))
+            _write(path, snapshot)
+            names.append(snapshot["name"])
+    return names
+
+
+def _write(path: Path, snapshot: Snapshot) -> None:
     make_folder(path.parent)
     with whole_file(path) as file:
         file.write(msgspec.json.format(msgspec.json.encode(snapshot), indent=1) + b"\n")
-    return snapshot
 
 
 def read_snapshot(path: Path) -> Snapshot:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from bon_server.errors import LogError
-from bon_server.log.feedback import FeedbackReader
+from bon_server.log.feedback_reader import FeedbackReader
 from bon_server.log.reader import LogReader, refuse_damage
 from bon_server.types import CandidateStatus, Kind, Outcome
 
@@ -57,7 +57,7 @@ def log_stats(directory: Path, on_damage: Callable[[LogError], None] = refuse_da
     statuses: Counter[CandidateStatus] = Counter()
     kinds: Counter[Kind] = Counter()
     outcomes: Counter[Outcome] = Counter()
-    with LogReader(directory, on_damage) as reader, FeedbackReader(directory) as feedback_reader:
+    with LogReader(directory, on_damage) as reader, FeedbackReader(directory, on_damage) as feedback_reader:
         feedback = feedback_reader.count()
         for _, counted in reader.fields(_Counted):
             requests += 1

@@ -3,6 +3,8 @@
     spool_damaged          SQLite finds damage in its file
     row_damaged            a row of the spool does not match its sha256, or is no record
     row_unfit              a row differs from the copies of its fields, or fits no segment
+    feedback_damaged       a row of the spool's feedback does not match its sha256, or is no observation
+    feedback_unfit         such a row differs from the copies of its fields
     segment_missing        a registered or described file is not there
     segment_unregistered   the folder's own writer has no record of having made it
     segment_size           not as long as registered
@@ -12,7 +14,8 @@
     statistics             a row group's statistics are not those of its rows
     ordinal                out of its file's range, or met before
     date                   a record is in another date's folder
-    duplicate_id           principal, request_id and attempt were met before, in the time of their replay
+    duplicate_id           principal, request_id and attempt (feedback: principal and feedback_id) were met before, in
+                           the time of their replay
     candidates             not in index order, or not as many as asked for
     reward                 a scored candidate without a finite reward, or another one with a reward
     selection              the selected candidate is not there, or not scored
@@ -21,64 +24,47 @@
     snapshot_damaged       no snapshot any more
     snapshot_segment       a snapshot names a segment that is missing or has changed
 
-Temporary files, and files of a sealing that is under way or was interrupted, are notes and no problems: the next
-sealing replaces them. May run while a server writes; what is sealed meanwhile is for the next run.
+Segments are those of records and of feedback. Notes and no problems are: temporary files; files of a sealing or an
+erasure that is under way or was interrupted (the next one completes it); expired files that could not be removed yet;
+snapshots that an erasure made stale. May run while a server writes; what is sealed meanwhile is for the next run.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import TypeVar
+
+import pyarrow as pa
 
 from bon_server.errors import LogError
 from bon_server.log import snapshot
 from bon_server.log.columns import to_batch
 from bon_server.log.database import SPOOL_NAME, StoredRow, row_of, unpack
+from bon_server.log.feedback import Feedback
+from bon_server.log.feedback_columns import FEEDBACK
+from bon_server.log.feedback_columns import from_batch as to_feedback
 from bon_server.log.reader import LogReader
 from bon_server.log.record import Record, decode
 from bon_server.log.register import Segment
+from bon_server.log.register_changes import Version
 from bon_server.log.segment_reader import Part
-from bon_server.log.segments import FOLDER, place_of
+from bon_server.log.segments import RECORDS, Table, place_of
+from bon_server.log.verify_feedback import Registered, feedback_parts, feedback_rows, read_register
 from bon_server.log.verify_records import Seen, record_problems
-from bon_server.log.verify_segment import segment_rows
+from bon_server.log.verify_report import MAX_PROBLEMS, Problem, Report
+from bon_server.log.verify_segment import RowGroup, segment_rows, to_records
 from bon_server.log.whole_file import sha256_of
 
-MAX_PROBLEMS = 10_000
 _PAGE = "SELECT ordinal, sha256, record, principal, request_id, attempt, kind, outcome FROM records"
 _OWN_FILES = re.compile(
-    rf"{re.escape(SPOOL_NAME)}(-wal|-shm)?|writer\.lock|rejected/[^/]+|feedback/.+|{snapshot.FOLDER}/[^/]+\.json"
+    rf"{re.escape(SPOOL_NAME)}(-wal|-shm)?|writer\.lock|rejected/[^/]+|{snapshot.FOLDER}/[^/]+\.json"
 )
-_DESCRIPTION = re.compile(rf"{FOLDER}/[^/]+/[^/]+/_\d+-\d+\.json")
-
-
-class Problem(TypedDict):
-    """One thing that is wrong."""
-
-    kind: str
-    file: str
-    """Relative to the log folder."""
-    row: NotRequired[int]
-    """Ordinal of the record."""
-    detail: str
-    """Without content."""
-
-
-class Report(TypedDict):
-    """The document of `bon log verify --json`."""
-
-    ok: bool
-    problems: list[Problem]
-    """At most `MAX_PROBLEMS`."""
-    unlisted: int
-    """Problems beyond those."""
-    notes: list[Problem]
-    """What is worth knowing but not wrong."""
-    records: int
-    """Records that were checked."""
-    segments: int
+_DESCRIPTION = re.compile(rf"{RECORDS.folder}/[^/]+/[^/]+/_\d+-\d+\.json")
+Registration = Segment | Version | None
+Row = TypeVar("Row", Record, Feedback)
 
 
 def verify(directory: Path) -> Report:
@@ -91,9 +77,13 @@ def verify(directory: Path) -> Report:
         if not (directory / SPOOL_NAME).exists():
             raise
         problem = Problem(kind="spool_damaged", file=SPOOL_NAME, detail=str(error))
-        return Report(ok=False, problems=[problem], unlisted=0, notes=[], records=0, segments=0)
-    with reader, closing(Seen()) as seen:
-        return _Verification(directory, reader, seen, files).run(damaged)
+        return Report(ok=False, problems=[problem], unlisted=0, notes=[], records=0, feedback=0, segments=0)
+    with (
+        reader,
+        closing(Seen("principal, request_id and attempt")) as seen,
+        closing(Seen("principal and feedback_id")) as seen_feedback,
+    ):
+        return _Verification(directory, reader, seen, seen_feedback, files).run(damaged)
 
 
 def _without_segment(files: list[str]) -> dict[str, str]:
@@ -107,28 +97,43 @@ def _without_segment(files: list[str]) -> dict[str, str]:
 class _Verification:
     """One run."""
 
-    def __init__(self, directory: Path, reader: LogReader, seen: Seen, files: list[str]) -> None:
+    def __init__(self, directory: Path, reader: LogReader, seen: Seen, seen_feedback: Seen, files: list[str]) -> None:
         self._directory = directory
         self._reader = reader
         self._seen = seen
+        self._seen_feedback = seen_feedback
         self._files = files
+        self._known = Registered(own_writer=reader.own_writer)
         self._registered = {segment.file: segment for segment in reader.segments} | reader.described
         self._descriptions = _without_segment(files)
         self._sha256: dict[str, str] = {}
-        self._report = Report(ok=True, problems=[], unlisted=0, notes=[], records=0, segments=len(reader.parts))
+        self._report = Report(
+            ok=True, problems=[], unlisted=0, notes=[], records=0, feedback=0, segments=len(reader.parts)
+        )
 
     def run(self, damaged: list[LogError]) -> Report:
         """Checks everything and returns what was found. damaged: descriptions of published segments."""
+        self._read_register()
         for error in damaged:
-            self._add("description_damaged", FOLDER, str(error))
+            self._add("description_damaged", RECORDS.folder, str(error))
         self._check_database()
         self._check_files()
         for writer, part in self._reader.parts_by_writer():
-            self._check_segment(writer, part, self._registered.get(self._name(part.path)))
+            self._check_segment(writer, part, RECORDS, to_records, self._check_record)
         self._check_spool()
+        for writer, part in feedback_parts(self._directory, self._known):
+            self._check_segment(writer, part, FEEDBACK, to_feedback, self._check_feedback)
+        self._check_spool_feedback()
         for path in snapshot.snapshot_files(self._directory):
             self._check_snapshot(path)
         return self._report
+
+    def _read_register(self) -> None:
+        try:
+            self._known = read_register(self._directory)
+        except LogError as error:
+            self._add("spool_damaged", SPOOL_NAME, str(error))
+        self._registered |= self._known.feedback
 
     def _add(self, kind: str, file: str, detail: str, row: int | None = None) -> None:
         self._report["ok"] = False
@@ -152,9 +157,9 @@ class _Verification:
                 self._add("spool_damaged", SPOOL_NAME, str(finding))
 
     def _check_files(self) -> None:
-        plan = self._reader.plan
+        plans = {RECORDS.folder: self._reader.plan, FEEDBACK.folder: self._known.plan}
         for file in self._files:
-            place = place_of(file)
+            place = place_of(file) or place_of(file, FEEDBACK.folder)
             if file.rpartition("/")[2].startswith(".") and file.endswith(".tmp"):
                 self._note("temporary_file", file, "left by a crash, or being written just now")
             elif place is None:
@@ -165,28 +170,36 @@ class _Verification:
             elif place.writer == self._reader.own_writer and file not in self._registered:
                 if file in self._reader.removed:
                     self._note("removed_segment", file, "published, and no part of this log; the next start removes it")
-                elif plan == (place.first_ordinal, place.last_ordinal):
+                elif plans.get(file.partition("/")[0]) == (place.first_ordinal, place.last_ordinal):
                     self._note("interrupted_sealing", file, "its rows are in the spool; the next sealing completes it")
+                elif file in self._known.expired:
+                    self._note("expired_file", file, "out of the log; the next `bon log expire` removes it")
                 else:
                     self._add("segment_unregistered", file, "the log's own writer did not register it; it is not read")
 
     def _note(self, kind: str, file: str, detail: str) -> None:
         self._report["notes"].append(Problem(kind=kind, file=file, detail=detail))
 
-    def _check_segment(self, writer: str, part: Part, registered: Segment | None) -> None:
+    def _check_segment(
+        self,
+        writer: str,
+        part: Part,
+        table: Table,
+        convert: Callable[[pa.RecordBatch], list[tuple[int, Row]]],
+        check: Callable[[str, str, int, Row, int | None], None],
+    ) -> None:
         file = self._name(part.path)
+        segment = self._registered.get(file)
         if not part.path.is_file():
-            self._add("segment_missing", file, "registered, but not there")
+            if not self._expired_meanwhile(file):
+                self._add("segment_missing", file, "registered, but not there")
             return
-        self._sha256[file] = sha256_of(part.path)
-        size = part.path.stat().st_size
-        if registered is not None and size != registered.bytes:
-            self._add("segment_size", file, f"{size} bytes long, not {registered.bytes}")
-        elif registered is not None and self._sha256[file] != registered.sha256:
-            self._add("segment_changed", file, f"its sha256 is {self._sha256[file]}, not {registered.sha256}")
+        expected = self._check_file(file, segment)
+        until_us = None if segment is None else segment.replayable_until_us
         rows = 0
         last_of_group = part.first_ordinal - 1
-        for group in segment_rows(part):
+        group: RowGroup[Row]
+        for group in segment_rows(part, table.schema, convert):
             for kind, detail in group.problems:
                 self._add(kind, file, detail)
             for ordinal, found in group.rows:
@@ -198,18 +211,54 @@ class _Verification:
                     self._add("ordinal", file, "out of the file's range, or of order", ordinal)
                 if found.created_at.date().isoformat() != part.date:
                     self._add("date", file, f"it began on {found.created_at.date()}", ordinal)
-                until_us = None if registered is None else registered.replayable_until_us
-                self._check_record(writer, file, ordinal, found, until_us)
+                check(writer, file, ordinal, found, until_us)
             last_of_group = max([last_of_group, *(ordinal for ordinal, _ in group.rows)])
-        if registered is not None and rows != registered.rows:
-            self._add("segment_rows", file, f"{rows} rows could be read, not {registered.rows}")
+        if expected is not None and rows != expected.rows:
+            self._add("segment_rows", file, f"{rows} rows could be read, not {expected.rows}")
+
+    def _check_file(self, file: str, segment: Segment | None) -> Registration:
+        """Compares length and digest with what is registered; returns that, or what an erasure noted instead."""
+        path = self._directory / file
+        self._sha256[file] = sha256_of(path)
+        size = path.stat().st_size
+        noted = self._known.rewriting.get(file)
+        if noted is not None:
+            self._note("interrupted_erasure", file, "run the same `bon log erase` again")
+        expected: Registration = noted if noted is not None and self._sha256[file] == noted.sha256 else segment
+        if expected is not None and size != expected.bytes:
+            self._add("segment_size", file, f"{size} bytes long, not {expected.bytes}")
+        elif expected is not None and self._sha256[file] != expected.sha256:
+            self._add("segment_changed", file, f"its sha256 is {self._sha256[file]}, not {expected.sha256}")
+        return expected
+
+    def _expired_meanwhile(self, file: str) -> bool:
+        return file in self._registered and file in read_register(self._directory).expired
 
     def _check_record(self, writer: str, file: str, ordinal: int, record: Record, until_us: int | None) -> None:
         self._report["records"] += 1
         for kind, detail in record_problems(record):
             self._add(kind, file, detail, ordinal)
-        for kind, detail in self._seen.problems(writer, ordinal, record, until_us):
+        row_id = (record.principal, record.request_id, str(record.attempt))
+        for kind, detail in self._seen.problems(writer, ordinal, row_id, record.created_at, until_us):
             self._add(kind, file, detail, ordinal)
+
+    def _check_feedback(self, writer: str, file: str, ordinal: int, one: Feedback, until_us: int | None) -> None:
+        self._report["feedback"] += 1
+        row_id = (one.principal, one.feedback_id)
+        for kind, detail in self._seen_feedback.problems(writer, ordinal, row_id, one.created_at, until_us):
+            self._add(kind, file, detail, ordinal)
+
+    def _check_spool_feedback(self) -> None:
+        try:
+            for ordinal, found, fits in feedback_rows(self._directory):
+                if isinstance(found, LogError):
+                    self._add("feedback_damaged", SPOOL_NAME, str(found), ordinal)
+                    continue
+                if not fits:
+                    self._add("feedback_unfit", SPOOL_NAME, "its columns are not those of its observation", ordinal)
+                self._check_feedback(self._reader.own_writer, SPOOL_NAME, ordinal, found, None)
+        except LogError as error:
+            self._add("spool_damaged", SPOOL_NAME, str(error))
 
     def _check_spool(self) -> None:
         writer = self._reader.own_writer
@@ -246,15 +295,18 @@ class _Verification:
     def _check_snapshot(self, path: Path) -> None:
         file = self._name(path)
         try:
-            pinned = snapshot.read_snapshot(path)["segments"]
+            read = snapshot.read_snapshot(path)
         except LogError as error:
             self._add("snapshot_damaged", file, str(error))
             return
-        for one in pinned:
+        stale = read.get("stale", [])
+        for erased_from in stale:
+            self._note("snapshot_stale", file, f"records of {erased_from} were erased")
+        for one in read["segments"]:
             target = self._directory / one["file"]
             if not target.is_file():
                 self._add("snapshot_segment", file, f"{one['file']} is missing")
-            elif self._digest(one["file"]) != one["sha256"]:
+            elif one["file"] not in stale and self._digest(one["file"]) != one["sha256"]:
                 self._add("snapshot_segment", file, f"{one['file']} has changed: its sha256 is not {one['sha256']}")
 
     def _digest(self, file: str) -> str:

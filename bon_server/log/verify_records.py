@@ -42,9 +42,13 @@ def _reward_of(is_scored: bool) -> str:
 
 
 class Seen:
-    """Ordinals and request ids of the records so far, in a private temporary database: they may not fit into memory."""
+    """Ordinals and ids of the rows so far, in a private temporary database: they may not fit into memory.
 
-    def __init__(self) -> None:
+    names: of what makes an id, for the report.
+    """
+
+    def __init__(self, names: str) -> None:
+        self._names = names
         self._database = apsw.Connection("")
         self._database.execute(
             "CREATE TABLE ordinals (writer TEXT, ordinal INTEGER, PRIMARY KEY (writer, ordinal)) WITHOUT ROWID;"
@@ -55,21 +59,22 @@ class Seen:
         """Removes the database."""
         self._database.close()
 
-    def problems(self, writer: str, ordinal: int, record: Record, until_us: int | None) -> Found:
-        """What a record has in common with earlier ones of its writer and must not.
+    def problems(
+        self, writer: str, ordinal: int, row_id: tuple[str, ...], created_at: datetime, until_us: int | None
+    ) -> Found:
+        """What a row has in common with earlier ones of its writer and must not.
 
         until_us: when its id may be used again, microseconds since 1970; None: never.
         """
         if not self._insert("INSERT OR IGNORE INTO ordinals VALUES (?, ?)", writer, ordinal):
             yield "ordinal", "this ordinal was met before"
-        key = "\0".join((writer, record.principal, record.request_id, str(record.attempt)))
-        digest = hashlib.sha256(key.encode()).digest()
+        digest = hashlib.sha256("\0".join((writer, *row_id)).encode()).digest()
         until = _FOR_GOOD if until_us is None else until_us
         if self._insert("INSERT OR IGNORE INTO ids VALUES (?, ?, ?)", digest, ordinal, until):
             return
         earlier, its_until = self._database.execute("SELECT ordinal, until_us FROM ids WHERE id = ?", (digest,)).get
-        if (record.created_at - _EPOCH) // timedelta(microseconds=1) < its_until:
-            yield "duplicate_id", f"principal, request_id and attempt are those of row {earlier}"
+        if (created_at - _EPOCH) // timedelta(microseconds=1) < its_until:
+            yield "duplicate_id", f"{self._names} are those of row {earlier}"
         self._database.execute("UPDATE ids SET ordinal = ?, until_us = ? WHERE id = ?", (ordinal, until, digest))
 
     def _insert(self, statement: str, *values: str | int | bytes) -> bool:

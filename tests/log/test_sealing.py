@@ -239,7 +239,7 @@ def test_a_file_that_does_not_read_back_keeps_its_rows_in_the_spool(
         return open_parquet(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealing.open_parquet", damaging)
+        patch.setattr("bon_server.log.sealed_file.open_parquet", damaging)
         with pytest.raises(LogError, match="parquet"):
             seal(spool)
     assert in_spool(tmp_path) == list(range(1, 21))

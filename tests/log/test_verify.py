@@ -22,7 +22,8 @@ from bon_server.log.record import encode
 from bon_server.log.segments import footer_sha256, listed
 from bon_server.log.snapshot import make_snapshot
 from bon_server.log.spool import Spool
-from bon_server.log.verify import Report, verify
+from bon_server.log.verify import verify
+from bon_server.log.verify_report import Report
 from bon_server.log.whole_file import sha256_of
 from bon_server.types import CandidateStatus
 from tests.log.records import record, scored

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from bon_server.cli import app
 from bon_server.errors import LogError, SamplingFailed
-from bon_server.log.feedback import Feedback, FeedbackReader
+from bon_server.log.feedback import Feedback
+from bon_server.log.feedback_reader import FeedbackReader
 from bon_server.log.stats import log_stats
 from bon_server.types import Completion
 from tests.fakes import ScriptedPolicy
@@ -221,7 +222,7 @@ async def test_a_log_of_an_earlier_version_has_none(run: Run) -> None:
     await running.server.drain(1)
     await running.server.stop()
     database = apsw.Connection(str(running.log / "spool.sqlite"))
-    database.execute("DROP TABLE feedback; DROP TABLE imported; PRAGMA user_version = 1")
+    database.execute("DROP TABLE feedback; DROP TABLE imported; PRAGMA user_version = 2")
     database.close()
     assert log_stats(running.log)["feedback"] == 0
     running = await run()

@@ -1,0 +1,197 @@
+"""`bon log erase`: removes records, with their feedback, from every file of a log.
+
+    finish       what a crash left of an erasure; what it left of a sealing is removed, its rows are in the spool
+    find         the records, in all segments and the spool
+    mark         the snapshots that pin a file about to change are stale from here on
+    feedback     segments and rows
+    segments     each rewritten: see `rewrite.py`
+    spool        rows, and what was kept to recognise retries
+    scrub        the database is written anew and its write-ahead log emptied, so that no free page holds a text
+
+The log needs no server and has none: the writer lock is held. Readers go on; each sees a file as it was or as it is.
+Feedback goes before its records, which are how it is found: after a crash at any point the same command finishes.
+
+What imports keep of their lines are digests and stay: importing the same file again must not bring back what was
+erased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
+
+import apsw
+import msgspec
+
+from bon_server.errors import ConfigError, LogError
+from bon_server.log import feedback_register, register
+from bon_server.log import register_changes as changes
+from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_writing, unpack_fields
+from bon_server.log.feedback import unpack as unpack_feedback
+from bon_server.log.feedback_columns import FEEDBACK
+from bon_server.log.lock import WriterLock
+from bon_server.log.rewrite import Key, Match, matching_rows, rewrite
+from bon_server.log.segments import RECORDS, Table, listed, place_of
+from bon_server.log.snapshot import mark_stale
+from bon_server.log.whole_file import sha256_of, sync_folder
+
+
+class Erased(TypedDict):
+    """The document of `bon log erase --json`."""
+
+    records: int
+    """Removed, from segments and spool."""
+    feedback: int
+    """Observations removed."""
+    rewritten: list[str]
+    """Sealed files that hold less now, relative to the log folder."""
+    stale_snapshots: list[str]
+    """Names of snapshots that pin one of them."""
+    not_searched: list[str]
+    """Reports on rejected lines of imports: they are no records, but may hold texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tagged:
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def erase(directory: Path, match: Match) -> Erased:
+    """Removes what matches; blocks. Doing it again does no harm and completes what was interrupted.
+
+    Raises `LogLocked` while another process writes this log, `ConfigError` for a match of everything or nothing, and
+    `LogError` when a file cannot be read, so that it is not known what it holds, or cannot be written.
+    """
+    if (match.request_id is None) == (match.tag is None):
+        raise ConfigError("erase: give either a request id or a tag")
+    if not (directory / SPOOL_NAME).is_file():
+        raise LogError(f"{directory} holds no log: {SPOOL_NAME} is missing")
+    with ExitStack() as resources:
+        resources.callback(WriterLock(directory).release)
+        try:
+            database = resources.enter_context(closing(open_for_writing(directory)))
+            database.pragma("secure_delete", True)
+            return _Erasure(directory, database, match).run()
+        except (apsw.Error, OSError) as error:
+            raise LogError(f"{directory}: the erasure is not complete, run it again: {error}") from error
+
+
+class _Erasure:
+    """One run."""
+
+    def __init__(self, directory: Path, database: apsw.Connection, match: Match) -> None:
+        self._directory = directory
+        self._database = database
+        self._match = match
+        self._keys: set[Key] = set()
+        self._rewritten: list[str] = []
+
+    def run(self) -> Erased:
+        """All steps."""
+        self._finish()
+        segments = {file: found for file in listed(self._directory) if (found := self._found_in(file, RECORDS))}
+        rows = list(self._spool_rows())
+        stale = mark_stale(self._directory, segments)
+        feedback = self._erase_feedback()
+        for file, keys in segments.items():
+            self._rewrite(file, RECORDS, keys)
+        with self._database:
+            self._database.executemany("DELETE FROM records WHERE ordinal = ?", ((row,) for row in rows))
+            self._forget(self._keys)
+            self._database.execute("DELETE FROM sealed WHERE request_id = ?", (self._match.request_id,))
+        self._scrub()
+        return Erased(
+            records=len(rows) + sum(map(len, segments.values())),
+            feedback=feedback,
+            rewritten=self._rewritten,
+            stale_snapshots=stale,
+            not_searched=sorted(str(path.relative_to(self._directory)) for path in self._directory.glob("rejected/*")),
+        )
+
+    def _finish(self) -> None:
+        for path in self._directory.rglob(".*.tmp"):
+            path.unlink()
+        for file, version in changes.rewritings(self._database).items():
+            path = self._directory / file
+            replaced = path.is_file() and sha256_of(path) == version.sha256
+            with self._database:
+                (changes.was_replaced if replaced else changes.was_not_replaced)(self._database, file)
+        self._cancel(RECORDS, register.planned(self._database), "sealing")
+        self._cancel(FEEDBACK, feedback_register.planned(self._database), "feedback_sealing")
+
+    def _cancel(self, table: Table, plan: tuple[int, int] | None, noted_in: str) -> None:
+        """Undoes a sealing that a crash interrupted: what it wrote may hold what is to be erased."""
+        own = register.writer_id(self._database)
+        for file in list(listed(self._directory, table.folder)):
+            place = place_of(file, table.folder)
+            if place is not None and place.writer == own and place[2:] == plan:
+                (self._directory / file).unlink()
+                sync_folder((self._directory / file).parent)
+        with self._database:
+            self._database.execute(f"DELETE FROM {noted_in}")
+
+    def _found_in(self, file: str, table: Table) -> set[Key]:
+        keys = set(matching_rows(self._directory / file, self._match, self._keys if table is FEEDBACK else set()))
+        if table is RECORDS:
+            self._keys |= keys
+        return keys
+
+    def _spool_rows(self) -> Iterator[int]:
+        """Ordinals of the records to remove."""
+        columns = "ordinal, sha256, record, principal, request_id, attempt"
+        by_id = self._match.request_id is not None
+        where = "request_id = ?" if by_id else "? IS NULL"
+        decoder = msgspec.msgpack.Decoder(_Tagged)
+        path, wanted = self._directory / SPOOL_NAME, (self._match.request_id,)
+        for row in self._database.execute(f"SELECT {columns} FROM records WHERE {where} ORDER BY ordinal", wanted):
+            if by_id or self._match.has(unpack_fields(StoredRow(*row[:3]), decoder.decode, path).tags):
+                self._keys.add(row[3:])
+                yield row[0]
+
+    def _erase_feedback(self) -> int:
+        segments = {
+            file: found
+            for file in listed(self._directory, FEEDBACK.folder)
+            if (found := self._found_in(file, FEEDBACK))
+        }
+        for file, keys in segments.items():
+            self._rewrite(file, FEEDBACK, keys)
+        removed = []
+        for row in self._database.execute("SELECT ordinal, sha256, feedback FROM feedback"):
+            one = unpack_feedback(*row)
+            about = (one.principal, one.request_id, one.attempt)
+            if one.request_id == self._match.request_id or about in self._keys or self._match.has(one.tags):
+                removed.append((row[0],))
+        with self._database:
+            self._database.executemany("DELETE FROM feedback WHERE ordinal = ?", removed)
+        return len(removed) + sum(map(len, segments.values()))
+
+    def _rewrite(self, file: str, table: Table, keys: set[Key]) -> None:
+        path = self._directory / file
+        own = changes.is_registered(self._database, file)
+        with rewrite(path, table, keys) as version:
+            if own:
+                with self._database:
+                    changes.will_be(self._database, file, version)
+                    self._forget(keys, table)
+        if own:
+            with self._database:
+                changes.was_replaced(self._database, file)
+        self._rewritten.append(file)
+
+    def _forget(self, keys: set[Key], table: Table = RECORDS) -> None:
+        """Drops what was kept to recognise retries."""
+        if table is FEEDBACK:
+            statement = "DELETE FROM sealed_feedback WHERE principal = ? AND feedback_id = ? AND ordinal = ?"
+        else:
+            statement = "DELETE FROM sealed WHERE principal = ? AND request_id = ? AND attempt = ?"
+        self._database.executemany(statement, keys)
+
+    def _scrub(self) -> None:
+        """Free pages and the write-ahead log may hold what was deleted, also long ago by a sealing."""
+        self._database.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        self._database.execute("VACUUM")
+        self._database.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)

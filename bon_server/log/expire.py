@@ -1,0 +1,175 @@
+"""Retention: the oldest sealed files go, by age and by size, unless a snapshot pins them.
+
+    forget      request ids of their records: a retry after this samples again
+    expire      one transaction takes the files out of the log, and notes that it was on purpose
+    look        snapshots made meanwhile keep their files
+    remove      the files; what a crash leaves of them is no part of the log, and is removed the next time
+
+Feedback comes after what it is about, so a file of it goes when every record of its date and before has gone. What
+imports keep of their lines stays: expired lines are not imported again. The spool and segments of other writers are
+left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import apsw
+
+from bon_server.errors import LogError
+from bon_server.log import feedback_register, register
+from bon_server.log import register_changes as changes
+from bon_server.log.database import SPOOL_NAME, open_for_reading
+from bon_server.log.register import Segment
+from bon_server.log.segments import naming, open_parquet
+from bon_server.log.snapshot import read_snapshot, snapshot_files
+from bon_server.log.spool import Spool
+from bon_server.log.whole_file import sync_folder
+
+_FORGET_ROWS = 512
+_FORGET = "DELETE FROM sealed WHERE principal = ? AND request_id = ? AND attempt = ?"
+
+
+@dataclass(slots=True)
+class Expired:
+    """What a run removed."""
+
+    segments: int = 0
+    """Files, those of feedback included."""
+    records: int = 0
+    feedback: int = 0
+    """Observations."""
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much is kept; None: without limit."""
+
+    days: float | None
+    """Since the end of the day, UTC, on which the newest record of a file began."""
+    bytes: int | None
+    """Of sealed files."""
+
+
+def expire(spool: Spool, retention: Retention, now: datetime | None = None) -> Expired:
+    """Removes what need not be kept any more; blocks. Not while another thread seals.
+
+    now: for tests; None: the time of the system.
+
+    Raises `LogError` for a snapshot that cannot be read, since it may pin anything, OSError when a file cannot be
+    removed, and the `RequestError`s of `Spool.transaction`.
+    """
+    with closing(open_for_reading(spool.directory / SPOOL_NAME)) as reading:
+        with reading:
+            records, feedback = register.segments(reading), feedback_register.segments(reading)
+            oldest_us: int | None = reading.execute("SELECT min(created_at_us) FROM records").get
+        going = _choose(records, feedback, oldest_us, pinned(spool.directory), retention, now or datetime.now(UTC))
+        files = [one.file for one in going]
+        kept: set[str] = set()
+        for file in files:
+            _forget(spool, spool.directory / file)
+        if files:
+            spool.transaction(lambda database: changes.expire(database, files))
+            kept = pinned(spool.directory) & set(files)
+            spool.transaction(lambda database: changes.keep(database, sorted(kept)))
+        _remove(spool.directory, changes.expired(reading))
+    return _counted([one for one in going if one.file not in kept])
+
+
+def pinned(directory: Path) -> set[str]:
+    """Files that snapshots name. Raises `LogError` for a snapshot that cannot be read."""
+    return {one["file"] for path in snapshot_files(directory) for one in read_snapshot(path)["segments"]}
+
+
+def _choose(
+    records: Sequence[Segment],
+    feedback: Sequence[Segment],
+    oldest_us: int | None,
+    pinned: Collection[str],
+    retention: Retention,
+    now: datetime,
+) -> list[Segment]:
+    """What goes, oldest first."""
+    left = sorted(records, key=lambda one: (_date(one), one.first_ordinal))
+    left_feedback = sorted(feedback, key=_date)
+    spool_date = date.max if oldest_us is None else (datetime(1970, 1, 1) + timedelta(microseconds=oldest_us)).date()
+    going: list[Segment] = []
+    for one in [one for one in left if one.file not in pinned]:
+        size = sum(each.bytes for each in (*left, *left_feedback))
+        too_old = retention.days is not None and _end(one) + timedelta(days=retention.days) <= now
+        if not too_old and (retention.bytes is None or size <= retention.bytes):
+            break
+        left.remove(one)
+        oldest = min([spool_date, *map(_date, left[:1])])
+        unneeded = [each for each in left_feedback if _date(each) < oldest]
+        left_feedback = left_feedback[len(unneeded) :]
+        going += [one, *unneeded]
+    return going
+
+
+def _date(segment: Segment) -> date:
+    return date.fromisoformat(segment.file.split("date=")[1][:10])
+
+
+def _end(segment: Segment) -> datetime:
+    return datetime(*(_date(segment) + timedelta(days=1)).timetuple()[:3], tzinfo=UTC)
+
+
+def _forget(spool: Spool, path: Path) -> None:
+    """Drops the request ids of a file's records. Ids of a damaged file are dropped when their time is over."""
+    if path.parts[-4] != "segments":
+        return
+    try:
+        for some in _ids(path):
+            spool.transaction(partial(_delete_ids, ids=some))
+    except LogError:
+        return
+
+
+def _delete_ids(database: apsw.Connection, ids: Sequence[tuple[str, str, int]]) -> None:
+    database.executemany(_FORGET, ids)
+
+
+def _ids(path: Path) -> Iterator[list[tuple[str, str, int]]]:
+    with closing(open_parquet(path)) as parquet:
+        for group in range(parquet.metadata.num_row_groups):
+            with naming(path, f": row group {group}"):
+                table = parquet.read_row_group(group, columns=["principal", "request_id", "attempt"])
+                ids = list(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
+            for start in range(0, len(ids), _FORGET_ROWS):
+                yield ids[start : start + _FORGET_ROWS]
+
+
+def _remove(directory: Path, files: Sequence[str]) -> None:
+    for file in files:
+        path = directory / file
+        if path.exists():
+            path.unlink()
+            sync_folder(path.parent)
+            _remove_empty(path.parent)
+
+
+def _remove_empty(folder: Path) -> None:
+    """The folder of a writer, then of a date, when nothing is left in it."""
+    for each in (folder, folder.parent):
+        try:
+            each.rmdir()
+        except OSError:
+            return
+        sync_folder(each.parent)
+
+
+def _counted(gone: Sequence[Segment]) -> Expired:
+    observations = [one for one in gone if one.file.startswith("feedback/")]
+    return Expired(
+        segments=len(gone),
+        records=sum(one.rows for one in gone) - sum(one.rows for one in observations),
+        feedback=sum(one.rows for one in observations),
+        bytes=sum(one.bytes for one in gone),
+    )

@@ -1,0 +1,104 @@
+"""A sealed file without some of its rows, in place of the old one.
+
+The new one is written whole under a temporary name and synced; the caller notes how it looks; then it takes the old
+one's name, which also readers that list files see in one step. Row groups keep their order, schema and settings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from bon_server.log.register_changes import Version
+from bon_server.log.segments import Table, footer_sha256, naming, open_parquet, parquet_writer
+from bon_server.log.whole_file import sha256_of, sync_folder, temporary_name
+
+Key = tuple[str, str, int]
+"""Of a record: principal, request id, attempt. Of an observation: principal, feedback id, ordinal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What to erase: one of the two."""
+
+    request_id: str | None = None
+    """Every attempt, of every caller."""
+    tag: tuple[str, str] | None = None
+    """Key and value."""
+
+    def has(self, tags: Mapping[str, str]) -> bool:
+        """Whether the tag is among them."""
+        return self.tag is not None and tags.get(self.tag[0]) == self.tag[1]
+
+
+def matching_rows(path: Path, match: Match, about: Collection[Key]) -> Iterator[Key]:
+    """Keys of the rows of a segment to remove. about: records whose feedback goes too, when it is one of feedback.
+
+    Raises `LogError` when it cannot be read.
+    """
+    with closing(open_parquet(path)) as parquet:
+        for group in range(parquet.metadata.num_row_groups):
+            with naming(path, f": row group {group}"):
+                rows = _rows(parquet, group)
+            for row in rows:
+                key = (row["principal"], row["request_id"], row["attempt"])
+                tags = {entry["key"]: entry["value"] for entry in row["tags"] or ()}
+                if row["request_id"] == match.request_id or key in about or match.has(tags):
+                    yield _key(row)
+
+
+def _rows(parquet: Any, group: int) -> list[dict[str, Any]]:
+    wanted = [name for name in ("principal", "request_id", "attempt", "tags", "ordinal", "feedback_id")
+              if name in parquet.schema_arrow.names]  # fmt: skip
+    rows: list[dict[str, Any]] = parquet.read_row_group(group, columns=wanted).to_pylist()
+    return rows
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    if "feedback_id" in row:
+        return row["principal"], row["feedback_id"], row["ordinal"]
+    return row["principal"], row["request_id"], row["attempt"]
+
+
+@contextmanager
+def rewrite(path: Path, table: Table, keys: Collection[Key]) -> Iterator[Version]:
+    """Yields how the file will look without the rows of `keys`; at the good end of the block it does.
+
+    Raises `LogError` when it cannot be read, OSError when it cannot be written.
+    """
+    temporary = temporary_name(path)
+    try:
+        rows = _write_without(path, temporary, keys)
+        yield Version(rows, temporary.stat().st_size, sha256_of(temporary), footer_sha256(temporary))
+        temporary.rename(path)
+    except Exception:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _write_without(path: Path, temporary: Path, keys: Collection[Key]) -> int:
+    """Returns the rows that are left."""
+    left = 0
+    with (
+        closing(open_parquet(path)) as parquet,
+        os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file,
+        closing(parquet_writer(file, parquet.schema_arrow)) as writer,
+    ):
+        for group in range(parquet.metadata.num_row_groups):
+            with naming(path, f": row group {group}"):
+                keep = [_key(row) not in keys for row in _rows(parquet, group)]
+                kept = parquet.read_row_group(group).filter(pa.array(keep, pa.bool_()))
+            if kept.num_rows:
+                writer.write_table(kept)
+                left += kept.num_rows
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+    return left
