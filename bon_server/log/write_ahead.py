@@ -36,6 +36,11 @@ class WriteAheadLog:
         self._mover.pragma("synchronous", "FULL")
         self._mover.pragma("fullfsync", True)
 
+    @property
+    def errno(self) -> int:
+        """Of the last system call that failed while moving pages."""
+        return self._mover.system_errno
+
     def make_durable(self) -> None:
         """Syncs the file and its name.
 

@@ -159,10 +159,11 @@ class Writer:
                 _, left = self._wal.move()
             self._checkpoint_at_pages = left + CHECKPOINT_PAGES  # what a reader holds back is not tried again at once
             self.syncs["checkpoint"] += 1
-        except (apsw.BusyError, apsw.LockedError, apsw.FullError):
+        except (apsw.BusyError, apsw.LockedError):
             return  # the records are safe where they are; the next checkpoint moves them
         except apsw.Error as error:
-            self._fail(error)
+            if not _is_no_room(error, self._wal.errno):
+                self._fail(error)
 
     def close(self) -> None:
         """Syncs, checkpoints and closes."""
@@ -187,7 +188,7 @@ class Writer:
 
     def _give_up(self, error: Exception) -> RequestError:
         """Undoes the transaction and says what its waiters are told; remembers what is final."""
-        no_room = self._is_no_room(error)
+        no_room = _is_no_room(error, self._database.system_errno)
         try:
             if self._database.in_transaction:  # SQLite has mostly undone it by itself, but need not have
                 self._database.execute("ROLLBACK")
@@ -198,14 +199,6 @@ class Writer:
         if isinstance(error, apsw.BusyError | apsw.LockedError):
             return Unavailable("another program holds the log's database", RETRY_AFTER_MS)
         return self._fail(error)
-
-    def _is_no_room(self, error: Exception) -> bool:
-        """A write that failed for want of room; a sync that failed for the same is final all the same."""
-        if isinstance(error, apsw.FullError):
-            return True
-        code = getattr(error, "extendedresult", 0)
-        wrote = code == apsw.SQLITE_IOERR_WRITE and self._database.system_errno in NO_ROOM
-        return wrote or code == apsw.SQLITE_IOERR_SHMSIZE
 
     def _fail(self, error: Exception) -> RequestError:
         with self._failing:
@@ -223,3 +216,11 @@ class Writer:
         else:
             self._unsynced = True
         return apsw.SQLITE_OK
+
+
+def _is_no_room(error: Exception, system_errno: int) -> bool:
+    """A write that failed for want of room; a sync that failed for the same is final all the same."""
+    if isinstance(error, apsw.FullError):
+        return True
+    code = getattr(error, "extendedresult", 0)
+    return (code == apsw.SQLITE_IOERR_WRITE and system_errno in NO_ROOM) or code == apsw.SQLITE_IOERR_SHMSIZE

@@ -106,7 +106,7 @@ def _get(address: str, method: str = "GET", data: bytes | None = None) -> bytes:
 
 def ids(folder: Path) -> list[str]:
     """Request ids as DuckDB and Arrow find them in a folder of segments; both must agree."""
-    log = duckdb.read_parquet(str(folder / "segments/**/*.parquet"), hive_partitioning=True)
+    log = duckdb.connect().read_parquet(str(folder / "segments/**/*.parquet"), hive_partitioning=True)
     by_duckdb = sorted(row[0] for row in log.project("request_id").fetchall())
     # Arrow reads the whole folder: what lies beside the segments must not disturb it.
     dataset = pyarrow.dataset.dataset(folder / "segments", format="parquet", partitioning="hive")
