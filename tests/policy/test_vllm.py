@@ -21,7 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from bon_server.errors import InvalidRequest, SamplingFailed, UnsupportedOption
-from bon_server.types import Completion, FinishReason, LogprobKind, Message, Prompt, Sampling
+from bon_server.types import Completion, FinishReason, LogprobKind, Message, Milestone, Prompt, Sampling
 
 if TYPE_CHECKING:
     from bon_server.policy.vllm import VllmPolicy
@@ -32,6 +32,8 @@ PLAIN = Sampling(temperature=1.0, max_tokens=24)
 ENDLESS = Sampling(temperature=0.0, max_tokens=2000)
 """From the prompt (9, 9), the likeliest text of these weights goes on for 1,300 tokens."""
 END = 2
+STREAM_INTERVAL_TOKENS = 8
+"""As in `vllm_engine`, which must not be imported before the engine's settings are made."""
 
 
 @pytest.fixture(autouse=True)
@@ -189,6 +191,37 @@ async def test_abort_hands_over_the_partial_text(policy: VllmPolicy) -> None:
     assert policy.unfinished_requests() == 1
     await policy.abort(["b"])
     await tasks[1]
+
+
+async def test_a_milestone_is_passed_once_and_changes_nothing(policy: VllmPolicy, reference: Any) -> None:
+    """Watched or not, greedy or stopped by a text: the same tokens, text and end, and the log-probability of all."""
+    for sampling in (
+        replace(PLAIN, temperature=0.0, max_tokens=40),
+        replace(PLAIN, temperature=0.0, max_tokens=40, stop=(" ",)),
+        replace(PLAIN, temperature=0.8, max_tokens=40, seed=11),
+    ):
+        seen: list[str] = []
+        plain = await policy.sample("plain", (9, 9), sampling)
+        watched = await policy.sample("watched", (9, 9), sampling, Milestone(12, seen.append))
+        assert (watched.text, watched.token_ids) == (plain.text, plain.token_ids)
+        assert (watched.finish_reason, watched.stop_reason) == (plain.finish_reason, plain.stop_reason)
+        assert watched.logprob == pytest.approx(plain.logprob, abs=1e-3)
+        assert len(seen) == (len(plain.token_ids) > 12 + STREAM_INTERVAL_TOKENS), "a sample that ends early passes none"
+        assert all(plain.text.startswith(prefix) and prefix for prefix in seen)
+    watched = await policy.sample("long", (9, 9), replace(PLAIN, max_tokens=40), Milestone(12, seen.append))
+    expected = logprob_by_transformers(reference, (9, 9), watched.token_ids, PLAIN)
+    assert watched.logprob == pytest.approx(expected, abs=1e-3)
+
+
+async def test_a_watched_sample_can_be_aborted_and_hands_over_its_text(policy: VllmPolicy) -> None:
+    passed = asyncio.Event()
+    task = asyncio.create_task(policy.sample("a", (9, 9), ENDLESS, Milestone(16, lambda text: passed.set())))
+    await passed.wait()
+    await policy.abort(["a"])
+    partial = await task
+    assert partial.finish_reason is FinishReason.CANCELLED
+    assert 16 <= len(partial.token_ids) < 2000
+    assert partial.text
 
 
 async def test_abort_before_the_first_token(policy: VllmPolicy) -> None:
