@@ -13,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 STUBS := clients/python
 
-.PHONY: demo test check unit proto clean
+.PHONY: demo test test-long check unit proto clean
 
 demo: .venv/demo.installed  ## the main job, end to end, with a real model
 	$(BIN)/bon demo
@@ -21,8 +21,11 @@ demo: .venv/demo.installed  ## the main job, end to end, with a real model
 test: check  ## everything continuous integration checks
 	$(BIN)/python -m pytest
 
+test-long: .venv/test.installed  ## the tests that take minutes each: a thousand kills, all crash states, storms
+	$(BIN)/python -m pytest -m long
+
 unit: .venv/test.installed  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
 
 check: .venv/test.installed  ## format, lint and strict types
 	$(BIN)/ruff format --check .

@@ -31,6 +31,7 @@ EXPECTED = [
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_page_shows_what_it_says(tmp_path: Path) -> None:
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     script = "\n".join(blocks)

@@ -110,8 +110,8 @@ def _holds_a_prefix(state: CrashState, found: list[Record]) -> None:
     ("durability", "commits"),
     [
         (Durability.FSYNC, 6),
-        pytest.param(Durability.FSYNC, 20, marks=pytest.mark.slow),
-        pytest.param(Durability.GROUP, 6, marks=pytest.mark.slow),
+        pytest.param(Durability.FSYNC, 20, marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param(Durability.GROUP, 6, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_what_was_acknowledged_survives_every_power_cut(
@@ -122,7 +122,7 @@ def test_what_was_acknowledged_survives_every_power_cut(
     assert _in_each_state(operations, tmp_path / "log", fast_folder, _holds_the_promise) > 50 * commits
 
 
-@pytest.mark.parametrize("commits", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("commits", [4, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_durability_async_loses_only_the_newest(
     recorder: Path, tmp_path: Path, fast_folder: Path, commits: int
 ) -> None:

@@ -83,7 +83,9 @@ def _in_each_state(operations: list[Operation], old: Path, folder: Path, torn: b
     return met
 
 
-@pytest.mark.parametrize(("sealings", "torn"), [(1, False), pytest.param(1, True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("sealings", "torn"), [(1, False), pytest.param(1, True, marks=[pytest.mark.slow, pytest.mark.long])]
+)
 def test_nothing_is_lost_or_doubled_by_a_power_cut(
     recorder: Path, tmp_path: Path, fast_folder: Path, sealings: int, torn: bool
 ) -> None:

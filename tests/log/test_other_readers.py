@@ -80,6 +80,7 @@ def test_our_own_reader_sees_the_spool_too(log: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_ray_data(log: Path) -> None:
     import ray.data
@@ -89,6 +90,7 @@ def test_ray_data(log: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("pyspark") is None, reason="Spark is not installed")
 def test_spark(log: Path) -> None:
     from pyspark.sql import SparkSession

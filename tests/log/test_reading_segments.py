@@ -336,5 +336,6 @@ def test_a_reader_in_another_process_sees_everything_once_while_it_is_sealed(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_reader_holds_for_a_minute(tmp_path: Path) -> None:
     _storm(tmp_path, 60)

@@ -85,7 +85,7 @@ def test_a_full_disk_fails_commits_until_there_is_room(faults: Path, tmp_path: P
     assert _request_ids(tmp_path) == ["before", "after0", "after1", "after2"]
 
 
-@pytest.mark.parametrize("kills", [100, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [100, pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_kill_minus_nine_loses_nothing_that_was_acknowledged(tmp_path: Path, kills: int) -> None:
     command = [sys.executable, "-m", "tests.log.killed_writer", str(tmp_path / "log"), str(kills), "7"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600)
