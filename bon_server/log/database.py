@@ -37,8 +37,8 @@ Fields = TypeVar("Fields")
 SPOOL_NAME = "spool.sqlite"
 APPLICATION_ID = 0x426F4E53
 """`BoNS`, in SQLite's file header: tells a spool from another SQLite file."""
-LAYOUT_VERSION = 3
-"""1: records only. 2: with other tables. 3: with sealed feedback, rewriting, expired. Each is made by adding tables."""
+LAYOUT_VERSION = 2
+"""1: records only. 2: with the other tables; made of 1 by adding them."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BUSY_TIMEOUT_MS = 5_000

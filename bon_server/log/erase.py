@@ -27,7 +27,7 @@ import apsw
 import msgspec
 
 from bon_server.errors import ConfigError, LogError
-from bon_server.log import feedback_register, register
+from bon_server.log import register
 from bon_server.log import register_changes as changes
 from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_writing, unpack_fields
 from bon_server.log.feedback import unpack as unpack_feedback
@@ -120,7 +120,7 @@ class _Erasure:
             with self._database:
                 (changes.was_replaced if replaced else changes.was_not_replaced)(self._database, file)
         self._cancel(RECORDS, register.planned(self._database), "sealing")
-        self._cancel(FEEDBACK, feedback_register.planned(self._database), "feedback_sealing")
+        self._cancel(FEEDBACK, register.planned(self._database, register.FEEDBACK), "feedback_sealing")
 
     def _cancel(self, table: Table, plan: tuple[int, int] | None, noted_in: str) -> None:
         """Undoes a sealing that a crash interrupted: what it wrote may hold what is to be erased."""

@@ -22,7 +22,7 @@ from pathlib import Path
 import apsw
 
 from bon_server.errors import LogError
-from bon_server.log import feedback_register, register
+from bon_server.log import register
 from bon_server.log import register_changes as changes
 from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.register import Segment
@@ -67,7 +67,7 @@ def expire(spool: Spool, retention: Retention, now: datetime | None = None) -> E
     """
     with closing(open_for_reading(spool.directory / SPOOL_NAME)) as reading:
         with reading:
-            records, feedback = register.segments(reading), feedback_register.segments(reading)
+            records, feedback = register.segments(reading), register.segments(reading, ledger=register.FEEDBACK)
             oldest_us: int | None = reading.execute("SELECT min(created_at_us) FROM records").get
         going = _choose(records, feedback, oldest_us, pinned(spool.directory), retention, now or datetime.now(UTC))
         files = [one.file for one in going]

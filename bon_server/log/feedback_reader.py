@@ -17,7 +17,7 @@ from typing import Any, Self
 import apsw
 
 from bon_server.errors import LogError
-from bon_server.log import feedback_register, register
+from bon_server.log import register
 from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.feedback import Feedback, decode, encode, unpack
 from bon_server.log.feedback_columns import FEEDBACK, FEEDBACK_SCHEMA, from_batch
@@ -130,7 +130,7 @@ class FeedbackReader:
         made: list[Segment] = []
         with self._reading(), self._spool:
             rows = self._spool.execute(statement, values).fetchall()
-            made = feedback_register.segments(self._spool, after)
+            made = register.segments(self._spool, after, register.FEEDBACK)
         return rows, made
 
     def _start(self) -> apsw.Connection:

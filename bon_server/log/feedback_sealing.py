@@ -19,7 +19,8 @@ from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.feedback import Feedback, said, unpack
 from bon_server.log.feedback_columns import FEEDBACK, to_batch
 from bon_server.log.feedback_register import SealedFeedback
-from bon_server.log.sealed_file import registered
+from bon_server.log.register import FEEDBACK as LEDGER
+from bon_server.log.sealing_steps import last_ordinal, plan_next, registered, waiting_bytes
 from bon_server.log.segments import SegmentsWriter
 from bon_server.log.spool import Spool
 
@@ -44,8 +45,8 @@ def seal_feedback(spool: Spool, seal_bytes: int, replay_window_s: float) -> Feed
     result = FeedbackSealed()
     with closing(open_for_reading(spool.directory / SPOOL_NAME)) as reading:
         writer = register.writer_id(reading) or ""
-        until: int = reading.execute("SELECT coalesce(max(ordinal), 0) FROM feedback").get
-        while (first_last := _plan(spool, reading, until, seal_bytes)) is not None:
+        until = last_ordinal(reading, LEDGER)
+        while (first_last := plan_next(spool, reading, until, seal_bytes, LEDGER)) is not None:
             _seal_range(spool, reading, writer, first_last, replay_window_s, result)
     now_us = time.time_ns() // 1_000
     spool.transaction(lambda database: feedback_register.forget(database, now_us))
@@ -54,9 +55,7 @@ def seal_feedback(spool: Spool, seal_bytes: int, replay_window_s: float) -> Feed
 
 def feedback_waiting(reading: apsw.Connection) -> tuple[int, int | None]:
     """Bytes of the feedback that the next sealings take, and when the oldest came (microseconds since 1970)."""
-    after = feedback_register.sealed_through(reading)
-    sizes = "SELECT coalesce(sum(length(feedback)), 0) FROM feedback WHERE ordinal > ?"
-    size: int = reading.execute(sizes, (after,)).get
+    after, size = register.sealed_through(reading, LEDGER), waiting_bytes(reading, LEDGER)
     oldest = "SELECT ordinal, sha256, feedback FROM feedback WHERE ordinal > ? ORDER BY ordinal LIMIT 1"
     row = reading.execute(oldest, (after,)).fetchone()
     if row is None:
@@ -65,25 +64,6 @@ def feedback_waiting(reading: apsw.Connection) -> tuple[int, int | None]:
         return size, (unpack(*row).created_at - _EPOCH) // timedelta(microseconds=1)
     except LogError:
         return size, 0  # damaged: a sealing passes it by
-
-
-def _plan(spool: Spool, reading: apsw.Connection, until: int, seal_bytes: int) -> tuple[int, int] | None:
-    interrupted = feedback_register.planned(reading)
-    if interrupted is not None:
-        return interrupted
-    ordinals: list[int] = []
-    size = 0
-    rows = "SELECT ordinal, length(feedback) FROM feedback WHERE ordinal > ? AND ordinal <= ? ORDER BY ordinal"
-    for ordinal, length in reading.execute(rows, (feedback_register.sealed_through(reading), until)):
-        ordinals.append(ordinal)
-        size += length
-        if size >= seal_bytes:
-            break
-    if not ordinals:
-        return None
-    first, last = ordinals[0], ordinals[-1]
-    spool.transaction(lambda database: feedback_register.plan(database, first, last))
-    return first, last
 
 
 def _seal_range(
@@ -103,7 +83,7 @@ def _seal_range(
             if replay_window_s > 0:
                 spool.transaction(partial(feedback_register.remember, observations=_sealed(page, until_us)))
     made = [registered(spool.directory, file, rows, first_last, until_us) for file, rows in files.rows().items()]
-    spool.transaction(lambda database: feedback_register.complete(database, made, left))
+    spool.transaction(lambda database: register.complete(database, made, left, LEDGER))
     result.rows += sum(files.rows().values())
     result.files += files.rows()
     result.left += len(left)

@@ -20,11 +20,7 @@ from typing import NamedTuple
 
 import apsw
 
-REGISTER = """
-CREATE TABLE IF NOT EXISTS writer (id TEXT NOT NULL, sealed_through INTEGER NOT NULL) STRICT;
-INSERT INTO writer SELECT ?, 0 WHERE NOT EXISTS (SELECT 1 FROM writer);
-CREATE TABLE IF NOT EXISTS segments (
-    number INTEGER PRIMARY KEY,
+SEGMENT_COLUMNS = """
     file TEXT NOT NULL UNIQUE,
     first_ordinal INTEGER NOT NULL,
     last_ordinal INTEGER NOT NULL,
@@ -32,7 +28,14 @@ CREATE TABLE IF NOT EXISTS segments (
     bytes INTEGER NOT NULL,
     sha256 TEXT NOT NULL,
     footer_sha256 TEXT NOT NULL,
-    replayable_until_us INTEGER NOT NULL
+    replayable_until_us INTEGER NOT NULL"""
+"""Of every table that holds a `Segment`."""
+REGISTER = f"""
+CREATE TABLE IF NOT EXISTS writer (id TEXT NOT NULL, sealed_through INTEGER NOT NULL) STRICT;
+INSERT INTO writer SELECT ?, 0 WHERE NOT EXISTS (SELECT 1 FROM writer);
+CREATE TABLE IF NOT EXISTS segments (
+    number INTEGER PRIMARY KEY,
+{SEGMENT_COLUMNS}
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sealing (first_ordinal INTEGER NOT NULL, last_ordinal INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS sealed (
@@ -55,7 +58,26 @@ WHEN EXISTS (
 BEGIN SELECT RAISE(IGNORE); END;
 """
 """SQL that makes the tables; its one parameter is a new writer id."""
-_FIRST_LAYOUT = 2
+FIRST_LAYOUT = 2
+"""Of a spool's file that has the register."""
+
+
+class Ledger(NamedTuple):
+    """The tables in which the sealing of one table of the spool is noted."""
+
+    rows: str
+    """What is sealed, by `ordinal`."""
+    content: str
+    """Its column with the encoded row."""
+    segments: str
+    sealing: str
+    through: str
+    """The table that says how far it is sealed, in the column of the next."""
+    through_column: str
+
+
+RECORDS = Ledger("records", "record", "segments", "sealing", "writer", "sealed_through")
+FEEDBACK = Ledger("feedback", "feedback", "feedback_segments", "feedback_sealing", "feedback_sealed", "through")
 
 
 class Segment(NamedTuple):
@@ -97,54 +119,58 @@ def new_writer_id() -> str:
 
 def writer_id(database: apsw.Connection) -> str | None:
     """None: the file was made before there were segments, or its making was interrupted."""
-    if database.pragma("user_version") < _FIRST_LAYOUT:
+    if database.pragma("user_version") < FIRST_LAYOUT:
         return None
     name: str | None = database.execute("SELECT id FROM writer").get
     return name
 
 
-def segments(database: apsw.Connection, after: int = 0) -> list[Segment]:
+def segments(database: apsw.Connection, after: int = 0, ledger: Ledger = RECORDS) -> list[Segment]:
     """The registered segments in the order of sealing; only those whose sealings began after an ordinal."""
-    if database.pragma("user_version") < _FIRST_LAYOUT:
+    if database.pragma("user_version") < FIRST_LAYOUT:
         return []
-    columns = ", ".join(Segment._fields)
-    rows = database.execute(f"SELECT {columns} FROM segments WHERE first_ordinal > ? ORDER BY number", (after,))
-    return [Segment(*row) for row in rows]
+    statement = f"SELECT {', '.join(Segment._fields)} FROM {ledger.segments} WHERE first_ordinal > ? ORDER BY number"
+    return [Segment(*row) for row in database.execute(statement, (after,))]
 
 
-def sealed_through(database: apsw.Connection) -> int:
+def sealed_through(database: apsw.Connection, ledger: Ledger = RECORDS) -> int:
     """The last ordinal that was sealed; what is left below it in the spool could not be."""
-    return database.execute("SELECT sealed_through FROM writer").get or 0
+    return database.execute(f"SELECT {ledger.through_column} FROM {ledger.through}").get or 0
 
 
-def planned(database: apsw.Connection) -> tuple[int, int] | None:
+def planned(database: apsw.Connection, ledger: Ledger = RECORDS) -> tuple[int, int] | None:
     """First and last ordinal of a sealing that is under way, or that a crash interrupted."""
-    plan: tuple[int, int] | None = database.execute("SELECT first_ordinal, last_ordinal FROM sealing").fetchone()
+    if database.pragma("user_version") < FIRST_LAYOUT:
+        return None
+    plan: tuple[int, int] | None = database.execute(
+        f"SELECT first_ordinal, last_ordinal FROM {ledger.sealing}"
+    ).fetchone()
     return plan
 
 
-def plan(database: apsw.Connection, first_ordinal: int, last_ordinal: int) -> None:
+def plan(database: apsw.Connection, first_ordinal: int, last_ordinal: int, ledger: Ledger = RECORDS) -> None:
     """Notes what will be sealed next."""
-    database.execute("INSERT INTO sealing VALUES (?, ?)", (first_ordinal, last_ordinal))
+    database.execute(f"INSERT INTO {ledger.sealing} VALUES (?, ?)", (first_ordinal, last_ordinal))
+
+
+def complete(database: apsw.Connection, made: Sequence[Segment], left: Sequence[int], ledger: Ledger = RECORDS) -> None:
+    """Registers the segments of the plan and drops its rows from the spool, but for the `left` ordinals."""
+    columns, places = ", ".join(Segment._fields), ", ".join("?" for _ in Segment._fields)
+    database.executemany(f"INSERT INTO {ledger.segments} ({columns}) VALUES ({places})", made)
+    database.execute(
+        f"DELETE FROM {ledger.rows} WHERE ordinal BETWEEN (SELECT first_ordinal FROM {ledger.sealing})"
+        f" AND (SELECT last_ordinal FROM {ledger.sealing}) AND ordinal NOT IN (SELECT value FROM json_each(?))",
+        (str(list(left)),),
+    )
+    last = f"(SELECT last_ordinal FROM {ledger.sealing})"
+    database.execute(f"UPDATE {ledger.through} SET {ledger.through_column} = {last}")
+    database.execute(f"DELETE FROM {ledger.sealing}")
 
 
 def remember(database: apsw.Connection, records: Iterable[Sealed]) -> None:
     """Keeps request ids; says anew what is kept of them already."""
     places = ", ".join("?" for _ in Sealed._fields)
     database.executemany(f"INSERT OR REPLACE INTO sealed VALUES ({places})", records)
-
-
-def complete(database: apsw.Connection, made: Sequence[Segment], left: Sequence[int]) -> None:
-    """Registers the segments of the plan and drops its rows from the spool, but for the `left` ordinals."""
-    places = ", ".join("?" for _ in Segment._fields)
-    database.executemany(f"INSERT INTO segments ({', '.join(Segment._fields)}) VALUES ({places})", made)
-    database.execute(
-        "DELETE FROM records WHERE ordinal BETWEEN (SELECT first_ordinal FROM sealing)"
-        " AND (SELECT last_ordinal FROM sealing) AND ordinal NOT IN (SELECT value FROM json_each(?))",
-        (str(list(left)),),
-    )
-    database.execute("UPDATE writer SET sealed_through = (SELECT last_ordinal FROM sealing)")
-    database.execute("DELETE FROM sealing")
 
 
 def forget(database: apsw.Connection, now_us: int) -> None:

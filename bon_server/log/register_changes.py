@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import apsw
 
-from bon_server.log.register import Segment
+from bon_server.log.register import FEEDBACK, FIRST_LAYOUT, RECORDS, SEGMENT_COLUMNS, Segment
 
-CHANGES = """
+CHANGES = f"""
 CREATE TABLE IF NOT EXISTS rewriting (
     file TEXT PRIMARY KEY,
     rows INTEGER NOT NULL,
@@ -23,17 +23,9 @@ CREATE TABLE IF NOT EXISTS rewriting (
     footer_sha256 TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS expired (
-    file TEXT PRIMARY KEY,
-    first_ordinal INTEGER NOT NULL,
-    last_ordinal INTEGER NOT NULL,
-    rows INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    sha256 TEXT NOT NULL,
-    footer_sha256 TEXT NOT NULL,
-    replayable_until_us INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+{SEGMENT_COLUMNS}
+) STRICT;
 """
-_FIRST_LAYOUT = 3
 
 
 class Version(NamedTuple):
@@ -47,12 +39,12 @@ class Version(NamedTuple):
 
 
 def _table(file: str) -> str:
-    return "feedback_segments" if file.startswith("feedback/") else "segments"
+    return (FEEDBACK if file.startswith("feedback/") else RECORDS).segments
 
 
 def versions(database: apsw.Connection, file: str) -> list[Version] | None:
     """How a file may look now; None: it was removed on purpose."""
-    if database.pragma("user_version") < _FIRST_LAYOUT:
+    if database.pragma("user_version") < FIRST_LAYOUT:
         return []
     if database.execute("SELECT count(*) FROM expired WHERE file = ?", (file,)).get:
         return None
@@ -68,7 +60,7 @@ def is_registered(database: apsw.Connection, file: str) -> bool:
 
 def rewritings(database: apsw.Connection) -> dict[str, Version]:
     """Files that are about to be replaced, or just were."""
-    if database.pragma("user_version") < _FIRST_LAYOUT:
+    if database.pragma("user_version") < FIRST_LAYOUT:
         return {}
     columns = ", ".join(Version._fields)
     return {row[0]: Version(*row[1:]) for row in database.execute(f"SELECT file, {columns} FROM rewriting")}
@@ -115,6 +107,6 @@ def _move(database: apsw.Connection, file: str, source: str, target: str) -> Non
 
 def expired(database: apsw.Connection) -> list[str]:
     """Every file that was ever taken out of the log, sorted."""
-    if database.pragma("user_version") < _FIRST_LAYOUT:
+    if database.pragma("user_version") < FIRST_LAYOUT:
         return []
     return [row[0] for row in database.execute("SELECT file FROM expired ORDER BY file")]

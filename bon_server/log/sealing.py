@@ -33,8 +33,8 @@ from bon_server.log.columns import to_batch
 from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading, unpack
 from bon_server.log.feedback_sealing import feedback_waiting, seal_feedback
 from bon_server.log.record import Record, decode
-from bon_server.log.register import Sealed
-from bon_server.log.sealed_file import registered as _registered
+from bon_server.log.register import RECORDS, Sealed
+from bon_server.log.sealing_steps import last_ordinal, plan_next, registered, waiting_bytes
 from bon_server.log.segments import SegmentsWriter
 from bon_server.log.spool import Spool
 from bon_server.types import Kind
@@ -74,8 +74,8 @@ def seal(spool: Spool, seal_bytes: int, replay_window_s: float) -> SealResult:
     result = SealResult()
     with closing(open_for_reading(spool.directory / SPOOL_NAME)) as reading:
         writer = register.writer_id(reading) or ""
-        until = _last_ordinal(reading)
-        while (first_last := _plan(spool, reading, until, seal_bytes)) is not None:
+        until = last_ordinal(reading, RECORDS)
+        while (first_last := plan_next(spool, reading, until, seal_bytes, RECORDS)) is not None:
             _seal_range(spool, reading, writer, first_last, replay_window_s, result)
         now_us = time.time_ns() // 1_000
         spool.transaction(lambda database: register.forget(database, now_us))
@@ -89,36 +89,10 @@ def seal(spool: Spool, seal_bytes: int, replay_window_s: float) -> SealResult:
 def waiting(reading: apsw.Connection) -> tuple[int, int | None]:
     """Bytes of what the next sealings take, feedback included, and when its oldest began (microseconds since 1970)."""
     after = register.sealed_through(reading)
-    size: int = reading.execute("SELECT coalesce(sum(length(record)), 0) FROM records WHERE ordinal > ?", (after,)).get
     oldest = "SELECT created_at_us FROM records WHERE ordinal > ? ORDER BY ordinal LIMIT 1"
     feedback_size, feedback_oldest = feedback_waiting(reading)
     times = [time for time in (reading.execute(oldest, (after,)).get, feedback_oldest) if time is not None]
-    return size + feedback_size, min(times, default=None)
-
-
-def _last_ordinal(reading: apsw.Connection) -> int:
-    last: int = reading.execute("SELECT coalesce(max(ordinal), 0) FROM records").get
-    return last
-
-
-def _plan(spool: Spool, reading: apsw.Connection, until: int, seal_bytes: int) -> tuple[int, int] | None:
-    """The range to seal next: that of an interrupted sealing first. None: nothing up to `until` is left to do."""
-    interrupted = register.planned(reading)
-    if interrupted is not None:
-        return interrupted
-    ordinals: list[int] = []
-    size = 0
-    rows = "SELECT ordinal, length(record) FROM records WHERE ordinal > ? AND ordinal <= ? ORDER BY ordinal"
-    for ordinal, length in reading.execute(rows, (register.sealed_through(reading), until)):
-        ordinals.append(ordinal)
-        size += length
-        if size >= seal_bytes:
-            break
-    if not ordinals:
-        return None
-    first, last = ordinals[0], ordinals[-1]
-    spool.transaction(lambda database: register.plan(database, first, last))
-    return first, last
+    return waiting_bytes(reading, RECORDS) + feedback_size, min(times, default=None)
 
 
 def _seal_range(
@@ -137,7 +111,7 @@ def _seal_range(
             for date, fitting, batch in _by_date(records, left):
                 files.add(date, batch)
                 remembered += [_sealed(record, until_us) for record in fitting]
-    made = [_registered(spool.directory, file, rows, first_last, until_us) for file, rows in files.rows().items()]
+    made = [registered(spool.directory, file, rows, first_last, until_us) for file, rows in files.rows().items()]
     _remember(spool, [one for one in remembered if replay_window_s > 0 or one.keep_until_us is None])
     spool.transaction(lambda database: register.complete(database, made, left))
     result.records += sum(files.rows().values())

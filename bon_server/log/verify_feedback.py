@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 
 from bon_server.errors import LogError
-from bon_server.log import feedback_register, register
+from bon_server.log import register
 from bon_server.log import register_changes as changes
 from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.feedback import Feedback, unpack
@@ -48,8 +48,8 @@ def read_register(directory: Path) -> Registered:
             database.execute("BEGIN")
             return Registered(
                 register.writer_id(database) or "",
-                {one.file: one for one in feedback_register.segments(database)},
-                feedback_register.planned(database),
+                {one.file: one for one in register.segments(database, ledger=register.FEEDBACK)},
+                register.planned(database, register.FEEDBACK),
                 changes.rewritings(database),
                 frozenset(changes.expired(database)),
             )

@@ -188,7 +188,7 @@ def test_segments_of_other_writers_and_copies_without_register(log: Path) -> Non
 
 def test_an_interrupted_sealing_does_not_keep_it(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Spool.open(log)) as spool, monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealing._registered", _crash)
+        patch.setattr("bon_server.log.sealing.registered", _crash)
         with pytest.raises(_Crash):
             seal(spool)
     files = set(listed(log))

@@ -164,7 +164,7 @@ def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             target = {
                 "planned": "bon_server.log.sealing.SegmentsWriter",
-                "written": "bon_server.log.sealing._registered",
+                "written": "bon_server.log.sealing.registered",
                 "remembered": "bon_server.log.sealing.register.complete",
             }.get(where)
             if target is not None:
@@ -239,7 +239,7 @@ def test_a_file_that_does_not_read_back_keeps_its_rows_in_the_spool(
         return open_parquet(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealed_file.open_parquet", damaging)
+        patch.setattr("bon_server.log.sealing_steps.open_parquet", damaging)
         with pytest.raises(LogError, match="parquet"):
             seal(spool)
     assert in_spool(tmp_path) == list(range(1, 21))

@@ -222,7 +222,7 @@ async def test_a_log_of_an_earlier_version_has_none(run: Run) -> None:
     await running.server.drain(1)
     await running.server.stop()
     database = apsw.Connection(str(running.log / "spool.sqlite"))
-    database.execute("DROP TABLE feedback; DROP TABLE imported; PRAGMA user_version = 2")
+    database.execute("DROP TABLE feedback; DROP TABLE imported; PRAGMA user_version = 1")
     database.close()
     assert log_stats(running.log)["feedback"] == 0
     running = await run()
