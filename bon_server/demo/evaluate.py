@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import time
@@ -17,6 +16,7 @@ from bon_server.demo.problems import TASKS, Split, is_right, last_number, proble
 from bon_server.demo.samples import Sampled, SamplingPlan, sample
 from bon_server.demo.scoring import score
 from bon_server.demo.statistics import Bools, Floats, figures
+from bon_server.log.whole_file import sha256_of
 
 COUNTS: dict[Split, dict[str, int]] = {
     "development": {"chain_sum": 50, "basic_arithmetic": 40, "products": 10},
@@ -77,8 +77,7 @@ def verdicts(sampled: list[Sampled]) -> Bools:
 
 def revision(model: Path) -> str:
     """Returns the sha256 of a model's weight file, in hex."""
-    with (model / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(model / "model.safetensors")
 
 
 def surroundings() -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The demo reward model: the first layers of the policy itself, with the small adapter trained here merged in.
 
 SmolLM2 writes numbers digit by digit, one token each, so that even few of its layers can be taught to check a sum.
-(An encoder of the same cost, all-MiniLM-L6-v2, learned the form of right answers but hardly the arithmetic.)
+(all-MiniLM-L6-v2, an encoder that was tried first, learned the form of right answers but hardly the arithmetic.)
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -14,9 +13,10 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bon_server.demo.whole_directory import build_whole
+from bon_server.log.whole_file import sha256_of
 
 LAYERS = 8
-"""Of the policy's 30: enough to check a sum, at a quarter of the cost of reading with all of them."""
+"""Of the policy's 30: enough to check a sum, and about a quarter of their work."""
 ADAPTER = Path(__file__).parent / "trained" / "reward_smollm2"
 """Low-rank updates (LoRA) and the head, as `peft` saves them."""
 PAD_TOKEN = "<|endoftext|>"  # the policy's own, <|im_end|>, ends every completion: the score would be taken before it
@@ -44,8 +44,8 @@ def build_reward(directory: Path, policy: Path, adapter: Path = ADAPTER) -> Path
     """
     stamp = {
         "model": f"first {LAYERS} layers of the policy, and adapter",
-        "policy_sha256": _digest(policy / "model.safetensors"),
-        "adapter_sha256": _digest(adapter / "adapter_model.safetensors"),
+        "policy_sha256": sha256_of(policy / "model.safetensors"),
+        "adapter_sha256": sha256_of(adapter / "adapter_model.safetensors"),
     }
     return build_whole(directory, stamp, lambda fresh: _write(fresh, policy, adapter))
 
@@ -78,8 +78,3 @@ def _write(directory: Path, policy: Path, adapter: Path) -> None:
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

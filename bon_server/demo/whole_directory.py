@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bon_server.log.whole_file import sync_folder
+
 STAMP_FILE = "demo_model.json"
 
 
@@ -33,7 +35,7 @@ def build_whole(directory: Path, stamp: Mapping[str, str], write: Callable[[Path
         if directory.exists() and any(directory.iterdir()):
             directory.rename(Path(scratch) / "old")
         fresh.rename(directory)
-    _sync_folder(directory.parent)
+    sync_folder(directory.parent)
     return directory
 
 
@@ -52,12 +54,4 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)

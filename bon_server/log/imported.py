@@ -14,11 +14,7 @@ import apsw
 from bon_server.log.database import Row, row_of
 from bon_server.log.record import Record
 from bon_server.log.spool import Spool
-
-_INSERT = (
-    f"INSERT INTO records ({', '.join(Row._fields)}) VALUES ({', '.join('?' * len(Row._fields))})"
-    " ON CONFLICT DO NOTHING RETURNING ordinal"
-)
+from bon_server.log.writer import INSERT_RECORD
 
 
 class ImportedLine(NamedTuple):
@@ -43,6 +39,7 @@ def append(spool: Spool, records: Sequence[tuple[Record, Sequence[ImportedLine]]
 
     Raises as `Spool.append` does.
     """
+    spool.check()
     rows = [(row_of(record), lines) for record, lines in records]
 
     def insert(database: apsw.Connection) -> list[int | None]:
@@ -52,7 +49,7 @@ def append(spool: Spool, records: Sequence[tuple[Record, Sequence[ImportedLine]]
 
 
 def _insert(database: apsw.Connection, row: Row, lines: Sequence[ImportedLine]) -> int | None:
-    ordinal: int | None = database.execute(_INSERT, row).get
+    ordinal: int | None = database.execute(INSERT_RECORD, row).get
     if ordinal is not None:
         database.executemany("INSERT INTO imported VALUES (?, ?)", lines)
     return ordinal

@@ -32,7 +32,7 @@ RETRY_AFTER_MS = 1_000
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Failed writes that mean a full disk, a used-up quota, a limit on the size of files."""
 
-_INSERT = (
+INSERT_RECORD = (
     "INSERT INTO records (principal, request_id, attempt, kind, outcome, created_at_us, sha256, record)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING ordinal"
 )
@@ -91,7 +91,7 @@ class Writer:
 
         Raises as `transaction` does.
         """
-        return self.transaction(lambda database: [database.execute(_INSERT, row).get for row in rows])
+        return self.transaction(lambda database: [database.execute(INSERT_RECORD, row).get for row in rows])
 
     def transaction(self, change: Callable[[apsw.Connection], Result]) -> Result:
         """Runs `change` in a transaction of its own and returns its result when that is on disk (`async`: written).

@@ -51,7 +51,7 @@ class Classifier:
         tokenizer = load_tokenizer(files.directory)
         classifier = cls(files, _load_model(files, config), tokenizer)
         classifier._try_out()
-        if classifier._decoder and _wants_shared_prompts(config, classifier._model.device):
+        if classifier._decoder and _wants_shared_prompts(config, classifier._model):
             classifier._share_prompts()
         return classifier
 
@@ -157,7 +157,10 @@ class Classifier:
         return free
 
 
-def _wants_shared_prompts(config: RewardConfig, device: torch.device) -> bool:
+def _wants_shared_prompts(config: RewardConfig, model: Any) -> bool:
+    if getattr(model.config.get_text_config(), "sliding_window", None) is not None:
+        return False  # what is kept of a long prompt depends on what follows it; a short trial would not show it
+    device = model.device
     return device.type == "cpu" if config.share_prompts is None else config.share_prompts
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from bon_server.types import Prompt
+
+PROMPTS_KEPT = 64
+"""Tokenised, for what their completions share; more than are scored at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class PairTokenizer:
     def __init__(self, tokenizer: Any, decoder: bool) -> None:
         self._tokenizer = tokenizer
         self._tokenize = self._for_decoder if decoder else self._for_encoder
-        self._latest: tuple[Prompt, list[int]] | None = None
+        self._opened = lru_cache(PROMPTS_KEPT)(self._without_completion)
 
     def __call__(self, prompt: Prompt, completion: str) -> TokenPair:
         """Raises what the template or the tokenizer raise; nothing is known of those."""
@@ -51,10 +55,11 @@ class PairTokenizer:
 
     def _for_decoder(self, prompt: Prompt, completion: str) -> TokenPair:
         ids = self._continued(prompt, completion)
-        if self._latest is None or self._latest[0] != prompt:
-            self._latest = prompt, self._continued(prompt, "")
         # The last token must be computed anew in any case: the score is taken there.
-        return TokenPair(ids, None, min(_common(ids, self._latest[1]), len(ids) - 1))
+        return TokenPair(ids, None, min(_common(ids, self._opened(prompt)), len(ids) - 1))
+
+    def _without_completion(self, prompt: Prompt) -> list[int]:
+        return self._continued(prompt, "")
 
     def _continued(self, prompt: Prompt, completion: str) -> list[int]:
         if prompt.messages is None:

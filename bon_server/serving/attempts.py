@@ -164,7 +164,8 @@ class Attempts:
             if logged is not None:
                 await self._spool.commit(logged)
             ended_ns = time.monotonic_ns()
-        self._spread = self._spread.after([c.reward for c in answer.candidates if c.reward is not None])
+        if request.sampling is not None:  # completions that a caller brings say nothing of the policy's
+            self._spread = self._spread.after([c.reward for c in answer.candidates if c.reward is not None])
         if logged is not None:
             self._observe(record)
         if answer.error is not None:

@@ -12,6 +12,7 @@ from bon_server.selection import soft
 from bon_server.types import Budget, CandidateStatus, Outcome, SelectionReason, SelectionRule
 from tests.serving.conftest import Run
 
+ALL = pb.CANDIDATE_VIEW_ALL
 PACED = "synthetic:tokens_per_s=400,tokens=60"
 
 
@@ -33,7 +34,7 @@ async def test_a_reward_that_is_high_enough_ends_the_sampling(run: Run) -> None:
 
 
 async def test_an_adaptive_number_of_candidates(run: Run) -> None:
-    """Rewards are uniform over [-1, 1): a price of 0.05 is not met by 16 more candidates, and 1e-9 always is."""
+    """Rewards are uniform over [-1, 1): one more can never gain 5, and is always expected to gain more than 1e-9."""
     running = await run()
     dear = await running.ask(request_id="dear", n=16, budget=pb.Budget(price_per_candidate=5.0, min_n=3))
     assert dear.selection_reason == pb.SELECTION_REASON_ADAPTIVE
@@ -60,23 +61,36 @@ async def test_the_lowest_prefixes_are_pruned_and_logged_as_such(run: Run) -> No
 
 
 async def test_a_soft_choice_can_be_checked_from_the_log(run: Run) -> None:
+    """Candidates and rewards are the same each time, so that only the seed of the choice decides: no chance is left."""
+    running = await run()
+    winners = set()
+    for seed in range(20):
+        selection = pb.Selection(rule=pb.SELECTION_RULE_SOFT, temperature=0.5, seed=seed)
+        answer = await running.ask(
+            request_id=f"r{seed}", n=6, selection=selection, sampling=pb.SamplingParams(seed=5), view=ALL
+        )
+        assert answer.selection_reason == pb.SELECTION_REASON_SOFT
+        record = running.record(f"r{seed}")
+        assert (record.rule, record.selection_temperature, record.selection_seed) == (SelectionRule.SOFT, 0.5, seed)
+        rewards = [candidate.reward for candidate in record.candidates]
+        assert record.selected_index == soft(rewards, 0.5, seed) == answer.best.index
+        assert not answer.HasField("kl")
+        winners.add(answer.best.index)
+    assert len(winners) > 2
+
+
+async def test_the_server_draws_and_logs_the_seed_of_a_soft_choice(run: Run) -> None:
     running = await run()
     selection = pb.Selection(rule=pb.SELECTION_RULE_SOFT, temperature=0.5)
-    winners = set()
-    for name in "abcdefgh":
+    seeds = set()
+    for name in "ab":
         answer = await running.ask(request_id=name, n=6, selection=selection)
-        assert answer.selection_reason == pb.SELECTION_REASON_SOFT
         record = running.record(name)
-        assert (record.rule, record.selection_temperature) == (SelectionRule.SOFT, 0.5)
         assert record.selection_seed is not None
         rewards = [candidate.reward for candidate in record.candidates]
-        assert record.selected_index == soft(rewards, 0.5, record.selection_seed) == answer.best.index
-        winners.add(rewards.index(max(r for r in rewards if r is not None)) == answer.best.index)
-        assert not answer.HasField("kl")
-    assert winners == {True, False}, "with one chance in 10,000 of all eight being alike"
-    seeded = pb.Selection(rule=pb.SELECTION_RULE_SOFT, temperature=0.5, seed=9)
-    await running.ask(request_id="seeded", selection=seeded)
-    assert running.record("seeded").selection_seed == 9
+        assert soft(rewards, 0.5, record.selection_seed) == answer.best.index
+        seeds.add(record.selection_seed)
+    assert len(seeds) == 2, "63 random bits"
 
 
 @pytest.mark.parametrize("budget", [{"stop_at_reward": math.inf}, {"price_per_candidate": -1.0}])
