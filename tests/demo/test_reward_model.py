@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 from bon_server.demo import reward_model
 from bon_server.demo.branches import branch_rewards
@@ -24,12 +24,23 @@ BATCH = [
 
 @pytest.fixture
 def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny policy of two layers, of which the reward model takes one."""
-    monkeypatch.setattr(reward_model, "LAYERS", 1)
-    return tiny_models.save_policy(tmp_path / "policy")
+    """A tiny policy of three layers, of which the reward model takes two.
+
+    One would not do: the last token's vector is zero, being the padding token's, and so would be its query. Queries are
+    made small: with wide ones attention is all on one token, and neither a wrong position nor a wrong mask would show.
+    """
+    monkeypatch.setattr(reward_model, "LAYERS", 2)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny_models.llama_config(num_hidden_layers=3))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.mul_(0.2)
+    model.save_pretrained(tmp_path / "policy")
+    tiny_models.byte_tokenizer().save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
 
 
-def trained(policy: Path, scale: float = 0.1) -> tuple[PeftModel, Any]:
+def trained(policy: Path, scale: float = 0.05) -> tuple[PeftModel, Any]:
     """An adapter as training may leave it, and its tokenizer."""
     torch.manual_seed(0)
     backbone, tokenizer = load_backbone(policy)
@@ -85,7 +96,7 @@ def test_gradients_are_those_of_the_conversations_one_by_one(policy: Path) -> No
     for parameter, gradient in zip(adapter, together, strict=True):
         assert parameter.grad is not None
         assert torch.allclose(parameter.grad, gradient, rtol=1e-3, atol=1e-4)
-    assert sum(bool(gradient.abs().max() > 0) for gradient in together) > len(adapter) / 2
+    assert all(bool(gradient.abs().max() > 0) for gradient in together)
 
 
 def test_another_adapter_makes_another_model(policy: Path, tmp_path: Path) -> None:

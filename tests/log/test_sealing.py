@@ -17,7 +17,7 @@ from bon_server.errors import InternalError, LogError, LogFull, RequestIdReused
 from bon_server.log import register, sealing
 from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.register import Segment
-from bon_server.log.segments import listed, open_parquet, place_of
+from bon_server.log.segments import SegmentsWriter, listed, open_parquet, place_of
 from bon_server.log.spool import Spool
 from bon_server.types import Kind, Outcome
 from tests.log.records import record, scored
@@ -241,6 +241,19 @@ def test_a_file_that_does_not_read_back_keeps_its_rows_in_the_spool(
     with monkeypatch.context() as patch:
         patch.setattr("bon_server.log.sealing_steps.open_parquet", damaging)
         with pytest.raises(LogError, match="parquet"):
+            seal(spool)
+    assert in_spool(tmp_path) == list(range(1, 21))
+    assert seal(spool).records == 20
+
+
+def test_a_file_with_too_few_rows_keeps_them_in_the_spool(
+    tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.append([record(f"r{i}") for i in range(20)])
+    rows = SegmentsWriter.rows
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentsWriter, "rows", lambda self: {file: count + 1 for file, count in rows(self).items()})
+        with pytest.raises(LogError, match="written with 21 rows and has 20"):
             seal(spool)
     assert in_spool(tmp_path) == list(range(1, 21))
     assert seal(spool).records == 20
