@@ -1,0 +1,51 @@
+"""`bon`: one function per verb. Each parses its words, calls what does the work, and prints.
+
+Exit codes: 0 done, 1 failed, 2 usage. With `--json` one JSON document and nothing else goes to stdout.
+"""
+
+from __future__ import annotations
+
+import bon
+import grpc
+import typer
+
+from bon_server import __version__
+from bon_server.cli import asking, demo, log, offline, serving
+from bon_server.cli.show import fail
+from bon_server.errors import BonError, ConfigError
+
+app = typer.Typer(
+    help="Best-of-N over gRPC, with a log of every scored candidate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serving.serve)
+app.command()(asking.ask)
+app.command()(asking.harvest)
+app.add_typer(log.app, name="log")
+app.command()(offline.select)
+app.command()(serving.doctor)
+app.add_typer(demo.app, name="demo")
+
+
+def main() -> None:
+    """Entry point. Turns expected errors into one sentence on stderr and an exit code."""
+    try:
+        app()
+    except ConfigError as error:
+        fail(str(error), 2)
+    except BonError as error:
+        fail(str(error), 1)
+    except grpc.RpcError as error:
+        fail(bon.describe(error), 1)
+    except OSError as error:
+        fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        fail("interrupted", 1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)  # noqa: T201

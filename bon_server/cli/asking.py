@@ -1,0 +1,77 @@
+"""Verbs of a client: `bon ask`, `bon harvest`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import bon
+import typer
+from rich.console import Console
+
+from bon_server.cli.options import DEFAULT_TARGET, AsJson, Candidates, MaxTokens, Raw, Seed, Target, Temperature, TopP
+from bon_server.cli.show import given, print_result
+
+
+def ask(
+    prompt: Annotated[str, typer.Argument(help="The question: one user message of a chat.")],
+    n: Candidates = None,
+    target: Target = DEFAULT_TARGET,
+    show_all: Annotated[bool, typer.Option("--all", help="Whole texts; with --json all candidates.")] = False,
+    as_json: AsJson = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    raw: Raw = False,
+    timeout: Annotated[float, typer.Option(help="Deadline in seconds; the best so far is taken then.")] = 120.0,
+    stream: Annotated[bool, typer.Option("--stream", help="Show candidates as they are scored.")] = False,
+    stop_at_reward: Annotated[float | None, typer.Option(help="Stop at the first candidate this good.")] = None,
+    price: Annotated[float | None, typer.Option(help="Adaptive N: price of a candidate, in units of reward.")] = None,
+) -> None:
+    """Ask one question and show the best answer."""
+    from bon_server import ask as asking
+
+    options = given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    options |= given(stop_at_reward=stop_at_reward, price_per_candidate=price)
+    options["view"] = "all" if show_all or not as_json else "winner"
+    question = bon.Text(prompt) if raw else prompt
+    if stream:
+        console = Console(stderr=as_json)
+        answer = asking.ask_streamed(question, target=target, timeout_s=timeout, console=console, **options)
+    else:
+        answer = asking.ask(question, target=target, timeout_s=timeout, **options)
+    if as_json:
+        print(asking.as_json(answer))  # noqa: T201
+    else:
+        Console().print(asking.as_table(answer, whole_texts=show_all))
+
+
+def harvest(
+    file: Annotated[Path, typer.Argument(help='JSON lines {"prompt", "reward_context"?, "tags"?, "id"?}.')],
+    n: Candidates = None,
+    target: Target = DEFAULT_TARGET,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
+    as_json: AsJson = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    raw: Raw = False,
+    patience: Annotated[float, typer.Option(help="Seconds to wait for a server that is full or away.")] = 300.0,
+    out: Annotated[Path | None, typer.Option(help="Write the best answers here as JSON lines, as they come.")] = None,
+) -> None:
+    """Send many prompts through a server; safe to run again after a crash.
+
+    A line without an id gets one that depends on the line, its occurrence and the options, so the same command asks for
+    the same records again. A line with an id is asked for under exactly that id.
+    """
+    from bon_server.harvest.lines import Run
+    from bon_server.harvest.progress import run_harvest
+
+    options = given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    result = run_harvest(file, Run(options, raw), target=target, concurrency=concurrency, patience_s=patience, out=out)
+    print_result(dataclasses.asdict(result), as_json)
+    if result.failed or result.stopped:
+        raise typer.Exit(1)

@@ -1,0 +1,210 @@
+"""Verbs of the log: `bon log ...`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bon_server.cli.options import AsJson, ConfigFile, LogDir, Raw, Settings, SkipDamaged
+from bon_server.cli.show import fail, on_damage, print_result, progress
+from bon_server.config import load, parse_assignments
+from bon_server.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bon_server.log.spool import Spool
+
+app = typer.Typer(help="Look into a log, or put records into it.", no_args_is_help=True)
+
+
+@app.command("stats")
+def log_stats(log: LogDir, skip_damaged: SkipDamaged = False, as_json: AsJson = False) -> None:
+    """Count what a log holds."""
+    from bon_server.log.stats import log_stats as count
+
+    print_result(dict(count(log, on_damage(skip_damaged))), as_json)
+
+
+@app.command("seal")
+def log_seal(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = []) -> None:  # noqa: B006 -- typer copies it
+    """Move what is in the spool into segments, Parquet files that any engine reads; not while a server writes."""
+    from bon_server.log.sealing import seal
+
+    chosen = load(config, flags=parse_assignments(settings)).log
+    with _writing(log) as spool:
+        result = seal(spool, chosen.seal_bytes, chosen.replay_window_s)
+    print_result(dataclasses.asdict(result), as_json)
+    if result.left:
+        fail(f"{result.left} records could not be sealed and stay in the spool; see bon log verify", 1)
+
+
+@app.command("publish")
+def log_publish(
+    log: LogDir,
+    to: Annotated[str, typer.Option(help="s3://bucket/prefix, gs://..., az://account/container/... or file:///folder")],
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to try again while the store fails.")] = 30.0,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    settings: Settings = [],  # noqa: B006 -- typer copies it
+) -> None:
+    """Copy the sealed segments that are not there yet to a store; not while a server writes."""
+    from bon_server.log.publisher import publish_all
+
+    chosen = load(config, flags={**parse_assignments(settings), "log.publish": to}).log
+    with _writing(log) as spool:
+        result = publish_all(spool, chosen, patience)
+    print_result(dataclasses.asdict(result), as_json)
+    if result.failure is not None:
+        fail(result.failure, 1)
+
+
+@app.command("snapshot")
+def log_snapshot(
+    name: Annotated[str, typer.Argument(help="Letters, digits, '.', '_' and '-'.")],
+    log: LogDir,
+    as_json: AsJson = False,
+) -> None:
+    """Pin the segments there are, with their digests, under a name. What is not sealed yet is not part of it."""
+    from bon_server.log.snapshot import make_snapshot
+
+    snapshot = make_snapshot(log, name)
+    if as_json:
+        print(json.dumps(snapshot))  # noqa: T201
+    else:
+        rows = sum(segment["rows"] for segment in snapshot["segments"])
+        print_result({"name": name, "segments": len(snapshot["segments"]), "records": rows}, as_json=False)
+
+
+@app.command("verify")
+def log_verify(log: LogDir, as_json: AsJson = False) -> None:
+    """Read everything, and name what is wrong by kind, file and row; exit 1 when anything is."""
+    from bon_server.log.verify import verify
+
+    report = verify(log)
+    if as_json:
+        print(json.dumps(report))  # noqa: T201
+    else:
+        table = Table("kind", "file", "row", "detail", box=None)
+        for problem in [*report["problems"], *report["notes"]]:
+            table.add_row(problem["kind"], problem["file"], str(problem.get("row", "")), problem["detail"])
+        problems = len(report["problems"]) + report["unlisted"]
+        counts = f"{report['records']} records, {report['segments']} segments, {problems} problems"
+        Console().print(table, counts)
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command("erase")
+def log_erase(
+    log: LogDir,
+    request_id: Annotated[str | None, typer.Option(help="Remove every attempt at this request.")] = None,
+    tag: Annotated[str | None, typer.Option(help="key=value: remove what has this tag.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove records and their feedback from every file of a log, for good; not while a server writes."""
+    from bon_server.log.erase import erase
+    from bon_server.log.rewrite import Match
+
+    key, separator, value = (tag or "").partition("=")
+    if tag is not None and not separator:
+        raise ConfigError(f"--tag {tag!r} given; allowed is key=value")
+    result = erase(log, Match(request_id, None if tag is None else (key, value)))
+    print_result(dict(result), as_json)
+
+
+@app.command("expire")
+def log_expire(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = []) -> None:  # noqa: B006 -- typer copies it
+    """Remove the oldest sealed files by log.retain_days and log.retain_bytes, as a server does by itself."""
+    from bon_server.log.expire import Retention, expire
+
+    chosen = load(config, flags=parse_assignments(settings)).log
+    retention = Retention(chosen.retain_days, chosen.retain_bytes)
+    if retention == Retention(None, None):
+        raise ConfigError("log.retain_days and log.retain_bytes are unset: give --set log.retain_days=DAYS")
+    with _writing(log) as spool:
+        result = expire(spool, retention)
+    print_result(dataclasses.asdict(result), as_json)
+
+
+@app.command("records")
+def log_records(
+    log: LogDir,
+    request_id: Annotated[str | None, typer.Option(help="Only this request.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    feedback: Annotated[bool, typer.Option("--feedback", help="Join what was observed: the key feedback.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="One line per candidate, with its request's columns.")] = False,
+    skip_damaged: SkipDamaged = False,
+) -> None:
+    """Print records as JSON lines, in commit order, also while a server writes them."""
+    from itertools import islice
+
+    from bon_server.log.feedback import to_json_with
+    from bon_server.log.feedback_reader import FeedbackReader
+    from bon_server.log.reader import LogReader, Where
+    from bon_server.log.record import to_json, to_long_json
+
+    report = on_damage(skip_damaged)
+    with LogReader(log, report) as reader, FeedbackReader(log, report) as observed:
+        for record in islice(reader.records(Where(request_id=request_id)), limit):
+            lines = to_long_json(record) if long else [to_json(record)]
+            if feedback:
+                lines = [to_json_with(record, observed.of(record))]
+            for line in lines:
+                sys.stdout.buffer.write(line + b"\n")
+
+
+@app.command("import")
+def log_import(
+    files: Annotated[list[Path], typer.Argument(help="Files to import: JSON lines or Parquet.")],
+    log: LogDir,
+    file_format: Annotated[str, typer.Option("--format", help="Format of the files: see docs.")] = "grouped",
+    reward_model: Annotated[
+        str | None, typer.Option(help="Source of the rewards. Default: as the files say, or a digest of them.")
+    ] = None,
+    reward_column: Annotated[
+        list[str] | None,
+        typer.Option(help="Column that is the reward, as NAME or NAME=WEIGHT; repeated: their weighted sum."),
+    ] = None,
+    rejected: Annotated[
+        Path | None, typer.Option(help="Report on lines that cannot be imported. Default: a file in LOG/rejected.")
+    ] = None,
+    raw: Raw = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put other people's scored samples into a log; importing a file twice adds nothing.
+
+    Lines that cannot be imported are counted and written, with number and reason, to a report. Exit code 1 when there
+    are only such lines.
+    """
+    from bon_server.offline.importers import import_files
+    from bon_server.offline.imports.options import ImportOptions, parse_columns
+
+    columns = parse_columns(reward_column) if reward_column else None
+    options = ImportOptions(tuple(files), log, file_format, reward_model, raw, columns, rejected)
+    with progress("importing", sum(file.stat().st_size for file in files)) as advance:
+        result = import_files(options, advance)
+    print_result(dataclasses.asdict(result), as_json)
+    if result.rejected:
+        print(f"bon: {result.rejected} lines were rejected, see {result.rejected_file}", file=sys.stderr)  # noqa: T201
+    if result.rejected and result.rejected == result.lines:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _writing(log: Path) -> Iterator[Spool]:
+    """The spool of a log that exists, with the writer's lock."""
+    from bon_server.log.database import SPOOL_NAME
+    from bon_server.log.spool import Spool
+
+    if not (log / SPOOL_NAME).is_file():
+        fail(f"{log} holds no log: {SPOOL_NAME} is missing", 1)
+    with closing(Spool.open(log)) as spool:
+        yield spool

@@ -1,0 +1,25 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Target = Annotated[str, typer.Option(help="Address of the server.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+SkipDamaged = Annotated[
+    bool, typer.Option("--skip-damaged", help="Leave out what cannot be read, naming it on stderr.")
+]
+LogDir = Annotated[Path, typer.Option("--log", help="Folder of the log.")]
+Candidates = Annotated[int | None, typer.Option("-n", min=1, help="Candidates per prompt. Default: the server's.")]
+Temperature = Annotated[float | None, typer.Option(help="Softmax temperature. Default: the server's.")]
+TopP = Annotated[float | None, typer.Option(help="Nucleus sampling share. Default: the server's.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest completion. Default: the server's.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of candidate 0; candidate i uses seed + i. Default: random.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Prompts are texts to be continued, not user messages of a chat.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="TOML file; see bon_server/config.py for its keys.")]
+Settings = Annotated[list[str], typer.Option("--set", help="Any other setting, as section.key=value. May be repeated.")]
+
+DEFAULT_TARGET = "127.0.0.1:50051"
