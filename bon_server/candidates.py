@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
 
 from bon_server.errors import SamplingFailed
-from bon_server.selection import lowest
+from bon_server.pruning import Pruning
 from bon_server.stopping import Spread, early_reason, first_wave, reached, worth_one_more
 from bon_server.types import (
     Candidate,
@@ -109,9 +109,8 @@ class Candidates:
         self._sampled: dict[int, Candidate] = {}
         self._rewards: list[float] = []
         self._scores: dict[str, asyncio.Future[Score]] = {}
-        self._prefixes: dict[int, str] = {}
-        self._pruning: asyncio.Task[None] | None = None
-        self._pruned: set[int] = set()
+        self._first_wave = range(first_wave(request.budget, request.n))
+        self._pruning = self._make_pruning()
         self._stopped = False
         self.scoring_spans_ns: list[tuple[int, int]] = []
         self.settled: asyncio.Future[SelectionReason | None] = asyncio.get_running_loop().create_future()
@@ -119,7 +118,7 @@ class Candidates:
 
     def start(self) -> None:
         """Starts the candidates, all or the first wave."""
-        for _ in range(first_wave(self._request.budget, self._request.n)):
+        for _ in self._first_wave:
             self._start_one()
 
     def ends(self) -> tuple[Candidate, ...]:
@@ -129,7 +128,7 @@ class Candidates:
     @property
     def busy(self) -> bool:
         """Whether something still runs."""
-        return self._running > 0 or (self._pruning is not None and not self._pruning.done())
+        return self._running > 0 or bool(self._comparisons)
 
     def reward_model_tokens(self) -> int:
         """Tokens the reward model read for the scores that arrived."""
@@ -144,10 +143,9 @@ class Candidates:
             tasks[index].cancel()
         for score in self._scores.values():
             score.cancel()
-        pruning = [] if self._pruning is None else [self._pruning]
-        aborting = asyncio.create_task(self._policy.abort([self._sample_key(index) for index in sampling]))
+        aborting = asyncio.create_task(self._abort(sampling))
         await asyncio.wait((aborting, *(tasks[index] for index in sampling)), timeout=STOP_GRACE_S)
-        last: list[asyncio.Future[Any]] = [aborting, *pruning, *tasks, *self._scores.values()]
+        last: list[asyncio.Future[Any]] = [aborting, *self._comparisons, *tasks, *self._scores.values()]
         for one in last:
             one.cancel()
             one.add_done_callback(_mark_seen)
@@ -172,13 +170,19 @@ class Candidates:
             self._rewards.append(reward)
         if reached(request.budget, reward):
             self.settled.set_result(SelectionReason.THRESHOLD)
-        elif len(self._tasks) < request.n and self._worth_one_more():
+        else:
+            self._fill_the_wave()
+            if self._running == 0:
+                self.settled.set_result(early_reason(request.budget, len(self._tasks), request.n))
+
+    def _fill_the_wave(self) -> None:
+        """Starts what may take the places of those that have ended."""
+        while self._running < len(self._first_wave) and len(self._tasks) < self._request.n and self._worth_one_more():
             self._start_one()
-        elif self._running == 0:
-            self.settled.set_result(early_reason(request.budget, len(self._tasks), request.n))
 
     def _worth_one_more(self) -> bool:
-        return worth_one_more(self._request.budget, self._rewards, self._spread, self._running)
+        pruned = 0 if self._pruning is None else len(self._pruning.pruned)
+        return worth_one_more(self._request.budget, self._rewards, self._spread, self._running, pruned)
 
     def _fail(self, failure: BaseException | None) -> None:
         if failure is not None and not self.settled.done() and not self._stopped:
@@ -187,7 +191,8 @@ class Candidates:
     async def _candidate(self, index: int) -> Candidate:
         candidate = await self._sample(index)
         self._sampled[index] = candidate
-        self._prune_once_all_passed()
+        if self._pruning is not None and not self._stopped:
+            self._pruning.ended(index)
         if candidate.status is CandidateStatus.UNSCORED:
             candidate = await self._score(candidate)
         self._on_end(candidate)
@@ -228,7 +233,7 @@ class Candidates:
             return self._as_candidate(index, completion, CandidateStatus.FAILED, error=str(failure))
         if completion.finish_reason is not FinishReason.CANCELLED:
             return self._as_candidate(index, completion, CandidateStatus.UNSCORED)
-        if index in self._pruned:
+        if self._pruning is not None and index in self._pruning.pruned:
             completion = replace(completion, finish_reason=FinishReason.PRUNED)
             return self._as_candidate(index, completion, CandidateStatus.PRUNED)
         return self._as_candidate(index, completion, CandidateStatus.CANCELLED)
@@ -260,33 +265,26 @@ class Candidates:
         self.scoring_spans_ns.append((began_ns, self._elapsed_ns()))
         return score
 
+    def _make_pruning(self) -> Pruning | None:
+        fraction = self._request.budget.prune_fraction
+        return (
+            None if fraction is None else Pruning(fraction, self._first_wave, self._score_of, self._abort, self._fail)
+        )
+
+    @property
+    def _comparisons(self) -> set[asyncio.Task[None]]:
+        return set() if self._pruning is None else self._pruning.tasks
+
     def _milestone(self, index: int) -> Milestone | None:
         tokens = self._request.budget.prune_after_tokens
         return None if tokens is None else Milestone(tokens, partial(self._passed, index))
 
     def _passed(self, index: int, prefix: str) -> None:
-        self._prefixes[index] = prefix
-        self._prune_once_all_passed()
+        if self._pruning is not None and not self._stopped:
+            self._pruning.passed(index, prefix)
 
-    def _prune_once_all_passed(self) -> None:
-        """Prefixes are compared only when every candidate has one or has ended, so that all are equally long."""
-        if self._request.budget.prune_fraction is None or self._pruning is not None or self._stopped:
-            return
-        if all(index in self._prefixes or index in self._sampled for index in range(len(self._tasks))):
-            self._pruning = asyncio.create_task(self._prune(self._request.budget.prune_fraction))
-            self._pruning.add_done_callback(lambda task: None if task.cancelled() else self._fail(task.exception()))
-
-    async def _prune(self, fraction: float) -> None:
-        """Ends the share of the running candidates whose prefixes score lowest.
-
-        This is speculative rejection (Sun et al., 2024), once and with guards: at least one goes on; a prefix without
-        a finite score is not compared but kept; what has ended meanwhile stays as it is.
-        """
-        running = [index for index in self._prefixes if index not in self._sampled]
-        scores = await asyncio.gather(*(self._score_of(self._prefixes[index]) for index in running))
-        positions = lowest([score.reward for score in scores], fraction)
-        self._pruned = {running[position] for position in positions if running[position] not in self._sampled}
-        await self._policy.abort([self._sample_key(index) for index in self._pruned])
+    async def _abort(self, indices: Collection[int]) -> None:
+        await self._policy.abort([self._sample_key(index) for index in indices])
 
     def _as_candidate(
         self, index: int, completion: Completion, status: CandidateStatus, error: str | None = None

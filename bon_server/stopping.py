@@ -59,17 +59,18 @@ def reached(budget: Budget, reward: float | None) -> bool:
     return budget.stop_at_reward is not None and reward is not None and reward >= budget.stop_at_reward
 
 
-def worth_one_more(budget: Budget, rewards: Sequence[float], spread: Spread, running: int) -> bool:
+def worth_one_more(budget: Budget, rewards: Sequence[float], spread: Spread, running: int, pruned: int = 0) -> bool:
     """Whether one more candidate is expected to gain more than its price.
 
     rewards: the finite rewards of the candidates that have ended. running: candidates that have not; while too little
-    is known to say, what they bring is waited for.
+    is known to say, what they bring is waited for. pruned: candidates that gained nothing, as the next
+    one may.
     """
     if budget.price_per_candidate is None:
         return True
     if len(rewards) < max(1, budget.min_n or 0):
         return len(rewards) + running < max(1, budget.min_n or 0)
-    gain = expected_gain(rewards, spread)
+    gain = expected_gain(rewards, spread) * len(rewards) / (len(rewards) + pruned)
     return gain > budget.price_per_candidate if math.isfinite(gain) else running == 0
 
 

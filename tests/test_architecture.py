@@ -17,6 +17,7 @@ LAYERS = [
     ["errors"],
     ["config", "specs"],
     ["selection", "estimators", "stopping"],
+    ["pruning"],
     ["tokenizer", "weights"],
     ["policy", "reward", "log"],
     ["candidates"],

@@ -673,6 +673,24 @@ def test_prefixes_without_a_finite_reward_are_not_pruned() -> None:
     assert statuses(answer) == ["scored", "pruned", "scored", "scored"]
 
 
+def test_an_adaptive_request_compares_later_prefixes_with_all_before() -> None:
+    """Prefixes are the candidates' indices, whose rewards these are; the low ones end only by being pruned."""
+    rewards = [5.0, 1.0, 4.0, 2.0, 0.0, 6.0, 0.5, 7.0]
+
+    async def script(index: int) -> Completion:
+        return says(str(index)) if rewards[index] >= 4 else await forever()
+
+    async def later(index: int) -> Completion:
+        await asyncio.sleep(0.01)
+        return await script(index)
+
+    request = on_a_budget(8, price_per_candidate=1e-9, prune_fraction=0.6, prune_after_tokens=1)
+    policy = ScriptedPolicy(later)
+    answer = ask(request, policy, ScriptedReward(rewards_of(rewards)))
+    assert statuses(answer) == ["scored" if reward >= 4 else "pruned" for reward in rewards]
+    assert (answer.selected_index, answer.reason) == (7, SelectionReason.ARGMAX)
+
+
 def test_a_reward_model_that_fails_on_a_prefix_fails_the_request() -> None:
     async def fails(text: str) -> Score:
         raise RewardFailed("broken")

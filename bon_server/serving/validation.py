@@ -210,8 +210,6 @@ def _check_pruning(found: Violations, budget: pb.Budget) -> None:
         found.unless(some, "budget.prune_after_tokens", f"{budget.prune_after_tokens} is not at least 1")
     missing = "prune_after_tokens" if share else "prune_fraction"
     found.unless(share == tokens, f"budget.{missing}", "missing; pruning needs both its share and its length")
-    both = share and budget.HasField("price_per_candidate")
-    found.unless(not both, "budget.prune_fraction", "given with price_per_candidate; only one of them may be")
 
 
 def check_labels(found: Violations, reward_context: Mapping[str, str], tags: Mapping[str, str]) -> None:

@@ -157,12 +157,6 @@ CASES: dict[str, Case] = {
     "pruning at once": Case(
         ask(budget={"prune_fraction": 0.5, "prune_after_tokens": 0}), "budget.prune_after_tokens", "0", "at least 1"
     ),
-    "pruning and a price": Case(
-        ask(budget={"prune_fraction": 0.5, "prune_after_tokens": 8, "price_per_candidate": 1}),
-        "budget.prune_fraction",
-        "given",
-        "only one",
-    ),
     "unknown view": Case(ask(view=3), "view", "3", "0 to 2"),
     "unknown log policy": Case(ask(log_policy=4), "log_policy", "4", "0 to 3"),
     "score nothing": Case(score(completions=[]), "completions", "0", f"1 to {MAX_N}"),

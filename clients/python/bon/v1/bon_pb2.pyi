@@ -567,8 +567,9 @@ class Budget(_message.Message):
     min_n: _builtins.int
     """Adaptive N never stops below this many scored candidates. Default: the first wave, of at least 4."""
     prune_fraction: _builtins.float
-    """Share of the running candidates to prune, once, by the scores of their prefixes, in (0, 1), rounded down; one at
-    least goes on. Needs prune_after_tokens; not together with price_per_candidate.
+    """Share of the candidates to prune by the scores of their prefixes, in (0, 1), rounded down; one at least goes on.
+    All are compared once, when each has come so far; with price_per_candidate this is the first wave, and those that
+    start later are compared with all before them. Needs prune_after_tokens.
     """
     prune_after_tokens: _builtins.int
     """Prune once every running candidate has this many tokens, at least 1."""
