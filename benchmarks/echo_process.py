@@ -5,11 +5,11 @@ Run as `python -m benchmarks.echo_process PORT RESPONSE_FILE`.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 
 import grpc
+import uvloop
 
 SERVICE = "benchmarks.Echo"
 METHOD = f"/{SERVICE}/Echo"
@@ -30,4 +30,4 @@ async def serve(port: int, response: bytes) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), Path(sys.argv[2]).read_bytes()))
+    uvloop.run(serve(int(sys.argv[1]), Path(sys.argv[2]).read_bytes()))

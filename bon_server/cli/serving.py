@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import logging
@@ -51,7 +50,9 @@ def serve(
         **parse_assignments(settings),
     }
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    raise typer.Exit(asyncio.run(_serve(load(config, flags=flags))))
+    import uvloop  # an event loop that takes a tenth less of a busy server's time; vLLM's own server runs on it too
+
+    raise typer.Exit(uvloop.run(_serve(load(config, flags=flags))))
 
 
 async def _serve(config: Config) -> int:

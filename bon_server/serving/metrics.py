@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from bon_server.log.record import Record
@@ -51,8 +53,9 @@ class Metrics:
 
     def committed(self, record: Record) -> None:
         """A record is on disk."""
+        for status, count in Counts(candidate.status.value for candidate in record.candidates).items():
+            self._candidates.labels(status).inc(count)
         for candidate in record.candidates:
-            self._candidates.labels(candidate.status.value).inc()
             if candidate.reward is not None:
                 self._rewards.observe(candidate.reward)
 
