@@ -66,7 +66,7 @@ def worth_one_more(budget: Budget, rewards: Sequence[float], spread: Spread, run
     is known to say, what they bring is waited for. pruned: candidates that gained nothing, as the next
     one may.
     """
-    if budget.price_per_candidate is None:
+    if not budget.price_per_candidate:
         return True
     if len(rewards) < max(1, budget.min_n or 0):
         return len(rewards) + running < max(1, budget.min_n or 0)

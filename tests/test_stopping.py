@@ -22,6 +22,7 @@ from bon_server.stopping import (
 from bon_server.types import Budget, SelectionReason
 
 ADAPTIVE = Budget(price_per_candidate=0.1, min_n=2)
+FREE = Budget(price_per_candidate=0.0)
 finite = st.floats(-100, 100)
 
 
@@ -119,3 +120,17 @@ def test_a_reward_is_reached_when_it_is_as_high() -> None:
 def test_an_adaptive_request_that_took_all_has_no_early_reason() -> None:
     assert early_reason(ADAPTIVE, 16, 16) is None
     assert early_reason(ADAPTIVE, 15, 16) is SelectionReason.ADAPTIVE
+
+
+def test_what_costs_nothing_is_sampled_a_wave_at_a_time() -> None:
+    assert first_wave(FREE, 40) == SMALLEST_WAVE
+    assert worth_one_more(FREE, [], NOTHING_KNOWN, running=3)
+    assert worth_one_more(FREE, [1.0, 1.0], NOTHING_KNOWN, running=3)
+
+
+def test_pruned_candidates_make_the_next_one_less_worth() -> None:
+    rewards = [0.3, -1.2, 0.8, 0.1, 0.5]
+    gain = expected_gain(rewards, NOTHING_KNOWN)
+    budget = Budget(price_per_candidate=0.75 * gain)
+    assert worth_one_more(budget, rewards, NOTHING_KNOWN, running=1)
+    assert not worth_one_more(budget, rewards, NOTHING_KNOWN, running=1, pruned=5)

@@ -191,8 +191,8 @@ def _check_budget(found: Violations, budget: pb.Budget, n: int) -> None:
     threshold, price = budget.stop_at_reward, budget.price_per_candidate
     found.unless(math.isfinite(threshold), "budget.stop_at_reward", f"{threshold} is not finite")
     if budget.HasField("price_per_candidate"):
-        positive = math.isfinite(price) and price > 0
-        found.unless(positive, "budget.price_per_candidate", f"{price} is not finite and above 0")
+        valid = math.isfinite(price) and price >= 0
+        found.unless(valid, "budget.price_per_candidate", f"{price} is not finite and at least 0")
     if budget.HasField("min_n"):
         adaptive = budget.HasField("price_per_candidate")
         found.unless(adaptive, "budget.min_n", "given, but only an adaptive n (price_per_candidate) takes it")

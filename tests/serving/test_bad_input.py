@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
     "infinite price": Case(
         ask(budget={"price_per_candidate": INFINITY}), "budget.price_per_candidate", "inf", "finite"
     ),
-    "price of nothing": Case(ask(budget={"price_per_candidate": 0.0}), "budget.price_per_candidate", "0", "above 0"),
+    "negative price": Case(ask(budget={"price_per_candidate": -0.1}), "budget.price_per_candidate", "-0.1", "at least"),
     "min_n without price": Case(ask(budget={"min_n": 2}), "budget.min_n", "given", "price_per_candidate"),
     "min_n of none": Case(ask(budget={"price_per_candidate": 1, "min_n": 0}), "budget.min_n", "0", "from 1 to"),
     "min_n above n": Case(ask(n=4, budget={"price_per_candidate": 1, "min_n": 5}), "budget.min_n", "5", "1 to n = 4"),

@@ -559,10 +559,12 @@ class Budget(_message.Message):
     PRUNE_FRACTION_FIELD_NUMBER: _builtins.int
     PRUNE_AFTER_TOKENS_FIELD_NUMBER: _builtins.int
     stop_at_reward: _builtins.float
-    """Stop as soon as a candidate has at least this reward. All n are sampled at once; the others are then cancelled."""
+    """Stop as soon as a candidate has at least this reward. All n are sampled at once, for the shortest wait, and the
+    others are then cancelled; with a price_per_candidate of 0 a wave at a time, for the fewest tokens.
+    """
     price_per_candidate: _builtins.float
     """Adaptive N: start with a wave, and one more for each that ends while its expected gain over the best so far is
-    above this price (in units of reward, above 0). Rewards of a prompt are taken as normally distributed.
+    above this price (in units of reward, at least 0). Rewards of a prompt are taken as normally distributed.
     """
     min_n: _builtins.int
     """Adaptive N never stops below this many scored candidates. Default: the first wave, of at least 4."""
