@@ -18,6 +18,7 @@ LAYERS = [
     ["config", "specs"],
     ["selection", "estimators", "stopping"],
     ["tokenizer", "weights"],
+    ["engine"],
     ["policy", "reward", "log"],
     ["candidates"],
     ["best_of_n"],
