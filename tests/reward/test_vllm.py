@@ -1,0 +1,183 @@
+"""Reward models on a real pooling engine: the rewards of transformers, shared prompts, what is withdrawn, death."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import random
+import signal
+import warnings
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from bon_server.config import RewardConfig
+from bon_server.errors import Unavailable
+from bon_server.reward.ensemble import EnsembleReward
+from bon_server.reward.function import FunctionReward
+from bon_server.reward.pairs import TokenPair
+from bon_server.reward.transformers import TransformersReward
+from bon_server.types import CandidateStatus, Message, Prompt, Score
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from bon_server.reward.vllm import VllmReward
+
+pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+CHAT = Prompt(messages=(Message("user", "What is 3 + 4?"),))
+LONG_CHAT = Prompt(messages=(Message("system", "Be brief. " * 40), Message("user", "What is 3 + 4?")))
+LETTERS = "abcdefghij 0123456789"
+
+
+def completions(count: int, longest: int) -> list[str]:
+    """Ragged lengths, the empty completion among them."""
+    draw = random.Random(0)
+    return ["", *("".join(draw.choices(LETTERS, k=draw.randint(1, longest))) for _ in range(count - 1))]
+
+
+async def started(directory: Path) -> tuple[VllmReward, int]:
+    """The model on its engine, in little memory, with the engine's process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of vLLM, while it is imported
+        from bon_server.reward.vllm import VllmReward
+    earlier = set(multiprocessing.active_children())
+    config = RewardConfig(kv_cache_bytes=32 << 20, batch_tokens=512)
+    model = await VllmReward.start(str(directory), "test", config)
+    (process,) = set(multiprocessing.active_children()) - earlier
+    assert process.pid is not None
+    return model, process.pid
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def on_decoder(decoder: Path) -> AsyncIterator[VllmReward]:
+    """A decoder on its engine."""
+    model, _ = await started(decoder)
+    yield model
+    await model.close()
+
+
+async def scores(model: VllmReward | TransformersReward, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+    return await asyncio.gather(*(model.score(prompt, text, {}) for text in texts))
+
+
+async def by_transformers(directory: Path, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+    model = await TransformersReward.start(str(directory), "test", RewardConfig())
+    found = await scores(model, prompt, texts)
+    await model.close()
+    return found
+
+
+def assert_same(found: Sequence[Score], expected: Sequence[Score]) -> None:
+    rewards = [score.reward for score in expected if score.reward is not None]
+    assert max(rewards) - min(rewards) > 0.1
+    assert [score.reward for score in found] == pytest.approx([score.reward for score in expected], abs=1e-4)
+    assert [(score.status, score.tokens) for score in found] == [(score.status, score.tokens) for score in expected]
+
+
+@pytest.mark.parametrize("prompt", [CHAT, LONG_CHAT, Prompt(text="Once upon")], ids=["chat", "long", "text"])
+async def test_a_decoder_gives_the_rewards_of_transformers(
+    prompt: Prompt, on_decoder: VllmReward, decoder: Path
+) -> None:
+    texts = completions(40, 90)
+    expected = await by_transformers(decoder, prompt, texts)
+    assert_same(await scores(on_decoder, prompt, texts), expected)
+    backwards = await scores(on_decoder, prompt, texts[::-1])  # by now the prompt comes out of the cache
+    assert_same(backwards[::-1], expected)
+    one_by_one = [await on_decoder.score(prompt, text, {}) for text in texts[:6]]
+    assert_same(one_by_one, expected[:6])
+
+
+async def test_a_sequence_that_ends_in_the_padding_token_is_scored_at_its_end(
+    on_decoder: VllmReward, decoder: Path
+) -> None:
+    reference: Any = AutoModelForSequenceClassification.from_pretrained(decoder, dtype=torch.float32).eval()
+    reference.config.pad_token_id = None
+    sequences = [[10, 11, 2], [10, 11, 12, 13, 14, 2, 2], [2]]
+    expected = [float(reference(torch.tensor([ids])).logits[0, 0].detach()) for ids in sequences]
+    found = await asyncio.gather(*(on_decoder._logit(TokenPair(ids, None)) for ids in sequences))
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+async def test_what_fills_the_context_is_scored_and_what_does_not_fit_is_marked(
+    on_decoder: VllmReward, decoder: Path
+) -> None:
+    (empty,) = await scores(on_decoder, CHAT, [""])
+    fits = "a" * (2048 - empty.tokens)
+    found = await scores(on_decoder, CHAT, [fits, fits + "a", "a"])
+    assert_same(found, await by_transformers(decoder, CHAT, [fits, fits + "a", "a"]))
+    assert [score.status for score in found][1] is CandidateStatus.TOO_LONG
+    assert found[0].tokens == 2048
+
+
+async def test_texts_that_cannot_be_read_fail_alone(on_decoder: VllmReward) -> None:
+    found = await scores(on_decoder, CHAT, ["\ud800", "\x00", "שלום", "<|im_end|>"])
+    assert [score.status.value for score in found] == ["failed", "scored", "scored", "scored"]
+    assert "tokenising failed" in (found[0].error or "")
+
+
+async def test_a_score_that_is_withdrawn_leaves_the_engine(on_decoder: VllmReward) -> None:
+    waiting = [asyncio.ensure_future(on_decoder.score(CHAT, "ab" * 900 + text, {})) for text in completions(64, 50)]
+    await until(lambda: on_decoder.unfinished_requests() > 30)
+    for one in waiting:
+        one.cancel()
+    await asyncio.wait(waiting)
+    assert on_decoder.unfinished_requests() == 0
+    assert on_decoder.healthy
+    assert (await on_decoder.score(CHAT, "a", {})).status is CandidateStatus.SCORED
+
+
+async def test_a_reward_that_is_not_finite_is_marked(on_decoder: VllmReward, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nan(pair: TokenPair) -> float:
+        return float("nan")
+
+    monkeypatch.setattr(on_decoder, "_logit", nan)
+    score = await on_decoder.score(CHAT, "a", {})
+    assert (score.status, score.reward) == (CandidateStatus.NON_FINITE, None)
+    assert score.tokens > 0
+
+
+async def test_an_ensemble_with_a_function(on_decoder: VllmReward) -> None:
+    length = FunctionReward(lambda prompt, completion, context: float(len(completion)), "length", "1", "length")
+    both = EnsembleReward({"model": on_decoder, "length": length}, RewardConfig())
+    alone, together = await on_decoder.score(CHAT, "abc", {}), await both.score(CHAT, "abc", {})
+    assert alone.reward is not None
+    assert together.rewards == {"model": pytest.approx(alone.reward, abs=1e-4), "length": 3.0}
+    assert together.reward == pytest.approx((alone.reward + 3.0) / 2, abs=1e-4)
+    assert together.tokens == alone.tokens
+    assert both.healthy
+    await length.close()
+
+
+async def test_what_the_banner_says(on_decoder: VllmReward) -> None:
+    facts = on_decoder.facts
+    assert (facts["engine"], facts["dtype"], facts["kind"]) == ("vllm", "float32", "decoder")
+    assert int(facts["kv_cache_tokens"]) > int(facts["context_tokens"]) == 2048
+
+
+async def test_an_encoder_reads_text_pairs_and_dies(encoder: Path) -> None:
+    """One engine for both: starting one takes long."""
+    model, process = await started(encoder)
+    texts = [*completions(30, 60), "ab " * 300]
+    found = await scores(model, CHAT, texts)
+    assert_same(found, await by_transformers(encoder, CHAT, texts))
+    assert found[-1].status is CandidateStatus.TOO_LONG
+    running = [asyncio.ensure_future(model.score(CHAT, text, {})) for text in completions(60, 60)]
+    await until(lambda: model.unfinished_requests() > 0)
+    os.kill(process, signal.SIGKILL)
+    outcomes = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), 30)
+    assert all(isinstance(outcome, Score | Unavailable) for outcome in outcomes)
+    assert any(isinstance(outcome, Unavailable) for outcome in outcomes)
+    assert not model.healthy
+    with pytest.raises(Unavailable, match="died"):
+        await model.score(CHAT, "a", {})
+    await asyncio.wait_for(model.close(), 10)
+    with pytest.raises(Unavailable, match="closed"):
+        await model.score(CHAT, "a", {})
+    assert process not in {child.pid for child in multiprocessing.active_children()}
