@@ -7,14 +7,18 @@ import multiprocessing
 import os
 import random
 import signal
+import socketserver
 import warnings
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 import pytest_asyncio
 import torch
+from bon.v1.bon_pb2_grpc import BestOfNServiceStub
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers import AutoModelForSequenceClassification
 
 from bon_server.config import RewardConfig
@@ -23,7 +27,12 @@ from bon_server.reward.ensemble import EnsembleReward
 from bon_server.reward.function import FunctionReward
 from bon_server.reward.pairs import TokenPair
 from bon_server.reward.transformers import TransformersReward
+from bon_server.serving.health import FOLLOW_S
+from bon_server.serving.models import RunningReward
+from bon_server.serving.server import Server
 from bon_server.types import CandidateStatus, Message, Prompt, Score
+from tests.conftest import synthetic_config
+from tests.serving.running import question, refusal
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -42,28 +51,19 @@ def completions(count: int, longest: int) -> list[str]:
     return ["", *("".join(draw.choices(LETTERS, k=draw.randint(1, longest))) for _ in range(count - 1))]
 
 
-async def started(directory: Path) -> tuple[VllmReward, int]:
-    """The model on its engine, in little memory, with the engine's process."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def on_decoder(decoder: Path) -> AsyncIterator[VllmReward]:
+    """A decoder on its engine, in little memory and small steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of vLLM, while it is imported
         from bon_server.reward.vllm import VllmReward
-    earlier = set(multiprocessing.active_children())
     config = RewardConfig(kv_cache_bytes=32 << 20, batch_tokens=512)
-    model = await VllmReward.start(str(directory), "test", config)
-    (process,) = set(multiprocessing.active_children()) - earlier
-    assert process.pid is not None
-    return model, process.pid
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def on_decoder(decoder: Path) -> AsyncIterator[VllmReward]:
-    """A decoder on its engine."""
-    model, _ = await started(decoder)
+    model = await VllmReward.start(str(decoder), "test", config)
     yield model
     await model.close()
 
 
-async def scores(model: VllmReward | TransformersReward, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+async def scores(model: RunningReward, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
     return await asyncio.gather(*(model.score(prompt, text, {}) for text in texts))
 
 
@@ -161,23 +161,39 @@ async def test_what_the_banner_says(on_decoder: VllmReward) -> None:
     assert int(facts["kv_cache_tokens"]) > int(facts["context_tokens"]) == 2048
 
 
-async def test_an_encoder_reads_text_pairs_and_dies(encoder: Path) -> None:
-    """One engine for both: starting one takes long."""
-    model, process = await started(encoder)
+async def test_a_server_scores_with_an_encoder_until_its_engine_dies(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One engine for all of this: starting one takes long."""
+    monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
+    earlier = set(multiprocessing.active_children())
+    server = await Server.start(synthetic_config(tmp_path / "log", **{"reward.models": [f"vllm:{encoder}"]}))
+    (process,) = set(multiprocessing.active_children()) - earlier
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = BestOfNServiceStub(channel)
+        answer = await stub.Generate(question(n=4))
+        assert answer.n_scored == 4
+        assert answer.usage.reward_model_tokens > 0
+        await check_encoder(server.reward_model, encoder)
+        os.kill(process.pid or 0, signal.SIGKILL)
+        refused = await refusal(stub.Generate(question(n=4), timeout=30))
+        assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "the reward model's engine died")
+        await until(lambda: server.broken is not None)
+        assert "reward model" in str(server.broken)
+        await asyncio.sleep(2 * FOLLOW_S)
+        status = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert status.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    with pytest.raises(Unavailable, match="died"):
+        await server.reward_model.score(CHAT, "a", {})
+    await server.drain(0)
+    await asyncio.wait_for(server.stop(), 20)
+    with pytest.raises(Unavailable, match="closed"):
+        await server.reward_model.score(CHAT, "a", {})
+    assert not set(multiprocessing.active_children()) - earlier
+
+
+async def check_encoder(model: RunningReward, encoder: Path) -> None:
     texts = [*completions(30, 60), "ab " * 300]
     found = await scores(model, CHAT, texts)
     assert_same(found, await by_transformers(encoder, CHAT, texts))
     assert found[-1].status is CandidateStatus.TOO_LONG
-    running = [asyncio.ensure_future(model.score(CHAT, text, {})) for text in completions(60, 60)]
-    await until(lambda: model.unfinished_requests() > 0)
-    os.kill(process, signal.SIGKILL)
-    outcomes = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), 30)
-    assert all(isinstance(outcome, Score | Unavailable) for outcome in outcomes)
-    assert any(isinstance(outcome, Unavailable) for outcome in outcomes)
-    assert not model.healthy
-    with pytest.raises(Unavailable, match="died"):
-        await model.score(CHAT, "a", {})
-    await asyncio.wait_for(model.close(), 10)
-    with pytest.raises(Unavailable, match="closed"):
-        await model.score(CHAT, "a", {})
-    assert process not in {child.pid for child in multiprocessing.active_children()}
