@@ -17,6 +17,7 @@ import grpc
 import pytest
 import pytest_asyncio
 import torch
+from bon.v1 import bon_pb2 as pb
 from bon.v1.bon_pb2_grpc import BestOfNServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers import AutoModelForSequenceClassification
@@ -168,15 +169,28 @@ async def test_a_server_scores_with_an_encoder_until_its_engine_dies(
     monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
     earlier = set(multiprocessing.active_children())
     server = await Server.start(synthetic_config(tmp_path / "log", **{"reward.models": [f"vllm:{encoder}"]}))
-    (process,) = set(multiprocessing.active_children()) - earlier
+    try:
+        (process,) = set(multiprocessing.active_children()) - earlier
+        await check_encoder(server.reward_model, encoder)
+        await check_death(server, process.pid or 0)
+    finally:
+        await server.drain(0)
+        await asyncio.wait_for(server.stop(), 20)
+    with pytest.raises(Unavailable, match="closed"):
+        await server.reward_model.score(CHAT, "a", {})
+    assert not set(multiprocessing.active_children()) - earlier
+
+
+async def check_death(server: Server, engine_pid: int) -> None:
+    """Callers, health and the server's own watch learn of it."""
+    request = question(n=4, sampling=pb.SamplingParams(seed=0, max_tokens=8))
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = BestOfNServiceStub(channel)
-        answer = await stub.Generate(question(n=4))
+        answer = await stub.Generate(request)
         assert answer.n_scored == 4
         assert answer.usage.reward_model_tokens > 0
-        await check_encoder(server.reward_model, encoder)
-        os.kill(process.pid or 0, signal.SIGKILL)
-        refused = await refusal(stub.Generate(question(n=4), timeout=30))
+        os.kill(engine_pid, signal.SIGKILL)
+        refused = await refusal(stub.Generate(request, timeout=30))
         assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "the reward model's engine died")
         await until(lambda: server.broken is not None)
         assert "reward model" in str(server.broken)
@@ -185,11 +199,6 @@ async def test_a_server_scores_with_an_encoder_until_its_engine_dies(
         assert status.status == health_pb2.HealthCheckResponse.NOT_SERVING
     with pytest.raises(Unavailable, match="died"):
         await server.reward_model.score(CHAT, "a", {})
-    await server.drain(0)
-    await asyncio.wait_for(server.stop(), 20)
-    with pytest.raises(Unavailable, match="closed"):
-        await server.reward_model.score(CHAT, "a", {})
-    assert not set(multiprocessing.active_children()) - earlier
 
 
 async def check_encoder(model: RunningReward, encoder: Path) -> None:
