@@ -19,7 +19,7 @@ import pytest_asyncio
 import torch
 from bon.v1 import bon_pb2 as pb
 from bon.v1.bon_pb2_grpc import BestOfNServiceStub
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import REGISTRY
 from transformers import AutoModelForSequenceClassification
 
 from bon_server.config import RewardConfig
@@ -33,7 +33,7 @@ from bon_server.serving.models import RunningReward
 from bon_server.serving.server import Server
 from bon_server.types import CandidateStatus, Message, Prompt, Score
 from tests.conftest import synthetic_config
-from tests.serving.running import question, refusal
+from tests.serving.running import Running, question, refusal
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -162,6 +162,12 @@ async def test_what_the_banner_says(on_decoder: VllmReward) -> None:
     assert int(facts["kv_cache_tokens"]) > int(facts["context_tokens"]) == 2048
 
 
+async def test_engines_register_no_metrics(on_decoder: VllmReward) -> None:
+    """A second engine would take those of the first away."""
+    assert on_decoder.healthy
+    assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("vllm")]
+
+
 async def test_a_server_scores_with_an_encoder_until_its_engine_dies(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,8 +201,7 @@ async def check_death(server: Server, engine_pid: int) -> None:
         await until(lambda: server.broken is not None)
         assert "reward model" in str(server.broken)
         await asyncio.sleep(2 * FOLLOW_S)
-        status = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
-        assert status.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await Running(server, channel, Path()).health() == "NOT_SERVING"
     with pytest.raises(Unavailable, match="died"):
         await server.reward_model.score(CHAT, "a", {})
 
