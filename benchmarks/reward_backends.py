@@ -1,10 +1,10 @@
 """Which backend should score: transformers in the server's process, or a vLLM engine of its own.
 
-    python benchmarks/reward_backends.py --policy DIR --reward vllm:DIR [--policy-cpus 0 --reward-cpus 1] [--out FILE]
+    python benchmarks/reward_backends.py --policy DIR --arm all/all/DIR --arm all/all/vllm:DIR --arm 0/1/vllm:DIR
 
-Samples 16 answers to each question with the policy, and has them scored by one reward model: alone, with short and
-with long prompts; overlapped with the sampling, as the server does it; and staged, all samples first. The last line of
-stdout is JSON.
+Samples 16 answers to each question with the policy, and has them scored by the reward model of each arm in turn: alone,
+after short and after long prompts; overlapped with the sampling, as the server does it; and staged, all samples first.
+The last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
@@ -115,72 +117,115 @@ class Runs:
         return Prompt(messages=(Message("system", f"{self._passes}. {system}"), Message("user", question.prompt)))
 
 
-async def measure(policy: PolicyConfig, reward: RewardConfig, repetitions: int, questions_each: int) -> dict[str, Any]:
-    """One reward model on one backend."""
-    running_policy = await start_policy(policy)
-    running_reward = await start_reward(reward)
-    runs, questions = Runs(running_policy, running_reward), Questions(repetitions * questions_each + 1)
-    try:
+@dataclass(frozen=True)
+class Arm:
+    """One reward model on one backend, and the CPUs that it and the policy compute on."""
+
+    policy_cpus: str
+    reward_cpus: str
+    reward: str
+    """As for `bon serve --reward`."""
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """`all/all/vllm:DIR`: policy's CPUs, reward model's CPUs, reward model."""
+        return cls(*text.split("/", 2))
+
+    @property
+    def name(self) -> str:
+        """Without the place of the model."""
+        backend = "vllm" if self.reward.startswith("vllm:") else "transformers"
+        return f"{Path(self.reward).name} {backend} policy:{self.policy_cpus} reward:{self.reward_cpus}"
+
+
+async def measure(policy: str, arms: Sequence[Arm], repetitions: int, questions_each: int) -> dict[str, Any]:
+    """All arms loaded beside each other, one asked at a time, each question by all of them in turn."""
+    async with AsyncExitStack() as started:
+        policies: dict[str, RunningPolicy] = {}
+        for cpus in dict.fromkeys(arm.policy_cpus for arm in arms):
+            policies[cpus] = await start_policy(PolicyConfig(model=policy, cpus=cpus))
+            started.push_async_callback(policies[cpus].close)
+        runs: dict[str, Runs] = {}
+        for arm in arms:
+            reward_model = await start_reward(RewardConfig(models=(arm.reward,), cpus=arm.reward_cpus))
+            started.push_async_callback(reward_model.close)
+            runs[arm.name] = Runs(policies[arm.policy_cpus], reward_model)
+        questions = Questions(repetitions * questions_each + 1)
         (first,) = questions.take(1)
-        await runs.overlapped(first)
-        await runs.staged(first)
+        for each in runs.values():
+            await each.overlapped(first)
+            await each.staged(first)
         idle = await asyncio.to_thread(quiet)
         figures = [await _repetition(runs, questions.take(questions_each)) for _ in range(repetitions)]
-        return {
-            "facts": dict(running_reward.facts),
-            "idle": idle.as_json(),
-            **{name: spread([each[name] for each in figures]) for name in figures[0]},
-        }
-    finally:
-        await running_reward.close()
-        await running_policy.close()
+    return {"idle": idle.as_json(), "arms": {name: _spreads([each[name] for each in figures]) for name in runs}}
 
 
-async def _repetition(runs: Runs, questions: Sequence[Question]) -> dict[str, float]:
-    overlapped, staged = [], []
+async def _repetition(runs: dict[str, Runs], questions: Sequence[Question]) -> dict[str, dict[str, float]]:
+    passes: dict[str, list[Pass]] = {name: [] for name in runs}
+    names = list(runs)
     for turn, question in enumerate(questions):
-        for which in ("overlapped", "staged") if turn % 2 else ("staged", "overlapped"):
-            if which == "staged":
-                staged.append(await runs.staged(question))
-            else:
-                overlapped.append(await runs.overlapped(question))
-    texts = [await runs.sample(question) for question in questions]
-    short = [await runs.alone(question, texts[place], "") for place, question in enumerate(questions)]
-    long = [await runs.alone(question, texts[place], LONG_SYSTEM) for place, question in enumerate(questions)]
+        texts = await runs[names[0]].sample(question)
+        for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
+            passes[name].append(await _one(runs[name], question, texts, overlapped_first=turn % 2 == 0))
+        print(f"{question.seed}: done", file=sys.stderr, flush=True)  # noqa: T201
+    first = passes[names[0]]
+    return {name: _figures(each, first) for name, each in passes.items()}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One question in one arm."""
+
+    overlapped: dict[str, float]
+    staged: dict[str, float]
+    short_s: float
+    long_s: float
+    long_tokens: int
+
+
+async def _one(runs: Runs, question: Question, texts: Sequence[str], *, overlapped_first: bool) -> Pass:
+    overlapped = await runs.overlapped(question) if overlapped_first else None
+    staged = await runs.staged(question)
+    short_s, _ = await runs.alone(question, texts, "")
+    long_s, long_tokens = await runs.alone(question, texts, LONG_SYSTEM)
+    return Pass(overlapped or await runs.overlapped(question), staged, short_s, long_s, long_tokens)
+
+
+def _figures(passes: Sequence[Pass], first: Sequence[Pass]) -> dict[str, float]:
+    """`..._over_first`: times divided by those of the first arm for the same questions."""
+    overlapped_s = sum(each.overlapped["s"] for each in passes)
     return {
-        "overlapped_over_staged": sum(each["s"] for each in overlapped) / sum(each["s"] for each in staged),
-        "overlapped_s": mean(each["s"] for each in overlapped),
-        "staged_s": mean(each["s"] for each in staged),
-        "staged_score_s": mean(each["score_s"] for each in staged),
-        "tail_share": mean(each["tail_share"] for each in overlapped),
-        "overlap_ratio": mean(each["overlap"] for each in overlapped),
-        "sampled_tokens": mean(each["tokens"] for each in overlapped),
-        "scores_per_s_short": N * len(questions) / sum(seconds for seconds, _ in short),
-        "scores_per_s_long": N * len(questions) / sum(seconds for seconds, _ in long),
-        "tokens_per_score_short": mean(tokens for _, tokens in short) / N,
-        "tokens_per_score_long": mean(tokens for _, tokens in long) / N,
+        "overlapped_over_staged": overlapped_s / sum(each.staged["s"] for each in passes),
+        "overlapped_over_first": overlapped_s / sum(each.overlapped["s"] for each in first),
+        "overlapped_s": mean(each.overlapped["s"] for each in passes),
+        "staged_score_s": mean(each.staged["score_s"] for each in passes),
+        "tail_share": mean(each.overlapped["tail_share"] for each in passes),
+        "overlap_ratio": mean(each.overlapped["overlap"] for each in passes),
+        "sampled_tokens": mean(each.overlapped["tokens"] for each in passes),
+        "scores_per_s_short": N * len(passes) / sum(each.short_s for each in passes),
+        "scores_per_s_long": N * len(passes) / sum(each.long_s for each in passes),
+        "tokens_per_score_long": mean(each.long_tokens for each in passes) / N,
     }
+
+
+def _spreads(figures: Sequence[dict[str, float]]) -> dict[str, Any]:
+    return {name: spread([each[name] for each in figures]) for name in figures[0]}
 
 
 def main() -> None:
     """Parses, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", required=True, help="directory or hub id")
-    parser.add_argument("--reward", required=True, help="as for bon serve: MODEL or vllm:MODEL")
-    parser.add_argument("--policy-cpus", default="all")
-    parser.add_argument("--reward-cpus", default="all")
+    parser.add_argument("--arm", required=True, action="append", help="POLICY_CPUS/REWARD_CPUS/REWARD, may be repeated")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--questions", type=int, default=3, help="of each repetition")
     parser.add_argument("--out", type=Path, help="also write the document here")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    policy = PolicyConfig(model=given.policy, cpus=given.policy_cpus)
-    reward = RewardConfig(models=(given.reward,), cpus=given.reward_cpus)
     document = {
-        "reward": "/".join(given.reward.rsplit("/", 1)[-1:]),
-        "backend": "vllm" if given.reward.startswith("vllm:") else "transformers",
-        "cpus": {"policy": given.policy_cpus, "reward": given.reward_cpus},
-        **asyncio.run(measure(policy, reward, given.repetitions, given.questions)),
+        **asyncio.run(measure(given.policy, [Arm.parse(arm) for arm in given.arm], given.repetitions, given.questions)),
+        "repetitions": given.repetitions,
+        "questions_each": given.questions,
         "machine": machine(Path()),
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
