@@ -73,13 +73,13 @@ class Runs:
         return {"s": ended - began, "sample_s": sampled - began, "score_s": ended - sampled}
 
     async def alone(self, question: Question, texts: Sequence[str], system: str) -> tuple[float, int]:
-        """Seconds and tokens for the scores of 16 answers, with nothing else to do."""
+        """Seconds and tokens for the scores of these answers, with nothing else to do."""
         began = time.perf_counter()
         tokens = await self._score(self._fresh_prompt(question, system), texts)
         return time.perf_counter() - began, tokens
 
     async def sample(self, question: Question) -> list[str]:
-        """Texts of 16 answers."""
+        """Different texts of 16 answers: the server scores equal ones once."""
         request = await self._request(question)
         sampling = request.sampling
         assert sampling is not None
@@ -91,7 +91,7 @@ class Runs:
             )
             for index in range(N)
         )
-        return [completion.text for completion in await asyncio.gather(*samples)]
+        return list(dict.fromkeys(completion.text for completion in await asyncio.gather(*samples)))
 
     async def _score(self, prompt: Prompt, texts: Sequence[str]) -> int:
         scores = await asyncio.gather(*(self._reward_model.score(prompt, text, {}) for text in texts))
@@ -178,6 +178,8 @@ class Pass:
 
     overlapped: dict[str, float]
     staged: dict[str, float]
+    texts: int
+    """Scored for each of the next two."""
     short_s: float
     long_s: float
     long_tokens: int
@@ -188,7 +190,7 @@ async def _one(runs: Runs, question: Question, texts: Sequence[str], *, overlapp
     staged = await runs.staged(question)
     short_s, _ = await runs.alone(question, texts, "")
     long_s, long_tokens = await runs.alone(question, texts, LONG_SYSTEM)
-    return Pass(overlapped or await runs.overlapped(question), staged, short_s, long_s, long_tokens)
+    return Pass(overlapped or await runs.overlapped(question), staged, len(texts), short_s, long_s, long_tokens)
 
 
 def _figures(passes: Sequence[Pass], first: Sequence[Pass]) -> dict[str, float]:
@@ -202,9 +204,9 @@ def _figures(passes: Sequence[Pass], first: Sequence[Pass]) -> dict[str, float]:
         "tail_share": mean(each.overlapped["tail_share"] for each in passes),
         "overlap_ratio": mean(each.overlapped["overlap"] for each in passes),
         "sampled_tokens": mean(each.overlapped["tokens"] for each in passes),
-        "scores_per_s_short": N * len(passes) / sum(each.short_s for each in passes),
-        "scores_per_s_long": N * len(passes) / sum(each.long_s for each in passes),
-        "tokens_per_score_long": mean(each.long_tokens for each in passes) / N,
+        "scores_per_s_short": sum(each.texts for each in passes) / sum(each.short_s for each in passes),
+        "scores_per_s_long": sum(each.texts for each in passes) / sum(each.long_s for each in passes),
+        "tokens_per_score_long": sum(each.long_tokens for each in passes) / sum(each.texts for each in passes),
     }
 
 
