@@ -80,7 +80,7 @@ class RewardModel(Protocol):
         """The reward of one completion. `prompt` is text or messages, never token ids.
 
         What concerns this completion alone (too long, not finite, its reward function raised) is a `Score` with that
-        status; a failure of the model itself raises `RewardFailed`.
+        status; a failure of the model itself raises `RewardFailed`, and `Unavailable` when its engine is dead.
         """
 
 

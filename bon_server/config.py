@@ -71,19 +71,31 @@ class RewardConfig:
     """The model or function that scores."""
 
     models: tuple[str, ...] = ()
-    """Directory, hub id, `function:module:name` or `synthetic[:key=value,...]`; `name=` in front names it."""
+    """Directory or hub id (transformers), `vllm:` and one of these (a vLLM engine of its own),
+    `function:module:name` or `synthetic[:key=value,...]`; `name=` in front names it."""
     revision: str | None = None
     """Hub revision; None: the hub's default branch."""
     dtype: str = "float32"
     """`float32`, `bfloat16` or `float16`. Half precision quantises rewards and makes ties."""
     device: str = "auto"
-    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`."""
+    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`. Not used with `vllm:`, which computes where the policy
+    does."""
+    context_tokens: Positive | None = None
+    """Longest prompt plus completion; longer ones get no reward. None: the model's own. Less needs less memory."""
     batch_tokens: Positive = 4096
-    """Padded tokens in one forward pass."""
+    """Tokens in one forward pass, padding included."""
     threads: Annotated[int, Meta(ge=0)] = 0
-    """CPU only: threads of a forward pass; 0: torch's default."""
+    """CPU only, transformers only: threads of a forward pass; 0: torch's default."""
     share_prompts: bool | None = None
-    """Whether a decoder runs a prompt once for all its completions. None: on a CPU, where large batches gain little."""
+    """Whether a decoder runs a prompt once for all its completions. None: on a CPU, where large batches gain little.
+    With `vllm:` it always does, in blocks."""
+    kv_cache_bytes: Positive | None = None
+    """`vllm:` only: memory for attention keys and values, of each such model; it must hold one input of
+    `context_tokens`. None: on a CPU 1 GiB, on a GPU what `gpu_memory_share` leaves. Encoders keep none."""
+    gpu_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    """`vllm:` only: share of a GPU's memory that each such engine may take. Not used on a CPU."""
+    cpus: str = "all"
+    """`vllm:` only: CPUs the engine computes on, `all` or a list as in `policy.cpus`. Not used on a GPU."""
     combine: str = "mean"
     """Several models: the reward is their weighted `mean`, their `min`, or `mean-minus-k-std`."""
     weights: Mapping[str, float] = field(default_factory=dict)

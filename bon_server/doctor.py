@@ -16,9 +16,11 @@ from bon_server import __version__
 from bon_server.config import Config
 from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
+from bon_server.serving.memory import host_room
+from bon_server.serving.memory_plan import is_model, memory_plan
+from bon_server.serving.models import model_of, split_name
 
 GIB = 1 << 30
-CPU_KV_CACHE_BYTES = 1 * GIB
 LITTLE_ROOM_BYTES = 1 * GIB
 
 
@@ -90,13 +92,27 @@ def _cpu(config: Config) -> Iterator[Finding]:
 
 
 def _memory(config: Config) -> Iterator[Finding]:
-    cache_bytes = config.policy.kv_cache_bytes or CPU_KV_CACHE_BYTES
-    total, free = (os.sysconf("SC_PAGE_SIZE") * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
-    yield Finding(
-        "memory",
-        total > cache_bytes,
-        f"{total / GIB:.1f} GiB, {free / GIB:.1f} free; the key-value cache takes {cache_bytes / GIB:.1f}",
-    )
+    room = host_room()
+    free = f"{room.free_bytes / GIB:.1f} of the {room.where}'s {room.total_bytes / GIB:.1f} GiB are free"
+    yield Finding("memory", room.free_bytes > GIB, free)
+    specs = (config.policy.model, *(split_name(entry)[1] for entry in config.reward.models))
+    models = [model_of(spec) for spec in specs if is_model(spec)]
+    elsewhere = [model for model in models if not Path(model).expanduser().is_dir()]
+    if elsewhere:
+        yield Finding("memory plan", True, f"not made: {elsewhere[0]} is no directory here, and nothing is fetched")
+    elif models:
+        yield from _memory_plan(config)
+
+
+def _memory_plan(config: Config) -> Iterator[Finding]:
+    if not (_has("torch") and _has("transformers")):
+        return  # said above
+    try:
+        plan = memory_plan(config)
+    except BonError as error:
+        yield Finding("memory plan", False, str(error))
+    else:
+        yield Finding("memory plan", plan is None or plan.fits, f"GiB: {plan}")
 
 
 def _ports(config: Config) -> Iterator[Finding]:

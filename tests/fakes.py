@@ -121,6 +121,7 @@ class ScriptedReward:
     """How often each text was scored."""
     running: int = 0
     """Scores being computed."""
+    healthy: bool = True
 
     async def score(self, prompt: Prompt, completion: str, context: Mapping[str, str]) -> Score:
         """What the script says."""

@@ -19,6 +19,7 @@ LAYERS = [
     ["selection", "estimators", "stopping"],
     ["pruning"],
     ["tokenizer", "weights"],
+    ["engine"],
     ["policy", "reward", "log"],
     ["candidates"],
     ["best_of_n"],

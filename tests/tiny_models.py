@@ -90,7 +90,7 @@ def save_encoder_reward(directory: Path, num_labels: int = 1, context_tokens: in
     torch.manual_seed(2)
     config = BertConfig(
         vocab_size=300,
-        hidden_size=32,
+        hidden_size=64,  # vLLM's attention on CPUs wants 32 or more for each head
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,

@@ -22,7 +22,10 @@ def serve(
     policy: Annotated[str | None, typer.Option(help="Directory, hub id or synthetic[:key=value,...].")] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="Directory, hub id, function:module:name or synthetic[:...]; name=... in front names it."),
+        typer.Option(
+            help="Directory or hub id, vllm: and one of these, function:module:name or synthetic[:...]; "
+            "name=... in front names it."
+        ),
     ] = None,
     log: Annotated[Path | None, typer.Option(help="Folder of the log; made when missing.")] = None,
     publish: Annotated[
@@ -67,6 +70,10 @@ async def _serve(config: Config) -> int:
 
 
 def doctor(
+    policy: Annotated[str | None, typer.Option(help="Policy whose memory to plan, as for bon serve.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="Reward model whose memory to plan, as for bon serve; may be repeated.")
+    ] = None,
     log: Annotated[Path | None, typer.Option(help="Log folder to check too.")] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -75,7 +82,8 @@ def doctor(
     """Check this machine; exit 1 when something needs attention."""
     from bon_server.doctor import examine
 
-    findings = examine(load(config, flags={"log.directory": text(log), **parse_assignments(settings)}))
+    flags = {"policy.model": policy, "reward.models": reward or None, "log.directory": text(log)}
+    findings = examine(load(config, flags={**flags, **parse_assignments(settings)}))
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings]))  # noqa: T201
     else:

@@ -30,14 +30,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Classifier:
     """A loaded model with its tokenizer. Not for use by two threads at a time."""
 
-    def __init__(self, files: ModelFiles, model: Any, tokenizer: Any) -> None:
+    def __init__(self, files: ModelFiles, model: Any, tokenizer: Any, context_tokens: int | None = None) -> None:
         self.files = files
         self._model = model
         self._tokenizer = tokenizer
         self._decoder = is_decoder(model.config)
         self.tokenize = PairTokenizer(tokenizer, self._decoder)
         self.vocabulary_size: int = model.get_input_embeddings().num_embeddings
-        self.context_tokens = _context_tokens(files, model, tokenizer)
+        own_tokens = _context_tokens(files, model, tokenizer)
+        self.context_tokens = min(own_tokens, context_tokens or own_tokens)
         self._states: PromptStates | None = None
         if self._decoder and not tokenizer.chat_template:
             raise StartupError(f"reward model {files.id}: its tokenizer has no chat template to render prompts with")
@@ -49,7 +50,7 @@ class Classifier:
         """Blocks for seconds. Raises StartupError."""
         files = find_model(model, config.revision)
         tokenizer = load_tokenizer(files.directory)
-        classifier = cls(files, _load_model(files, config), tokenizer)
+        classifier = cls(files, _load_model(files, config), tokenizer, config.context_tokens)
         classifier._try_out()
         if classifier._decoder and _wants_shared_prompts(config, classifier._model):
             classifier._share_prompts()

@@ -35,6 +35,10 @@ class Part(Protocol):
     def facts(self) -> Mapping[str, str | int]:
         """For the start-up banner."""
 
+    @property
+    def healthy(self) -> bool:
+        """False once it can score no more."""
+
     def score(self, prompt: Prompt, completion: str, context: Mapping[str, str]) -> Awaitable[Score]:
         """The reward of one completion."""
 
@@ -74,6 +78,11 @@ class EnsembleReward:
         digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
         self.refs = (*(ref for part in parts.values() for ref in part.refs), ModelRef(NAME, config.combine, digest))
         self.facts: Mapping[str, str | int] = {name: _listed(part.facts) for name, part in parts.items()}
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all of them can score."""
+        return all(part.healthy for part in self._parts.values())
 
     async def score(self, prompt: Prompt, completion: str, context: Mapping[str, str]) -> Score:
         """See `RewardModel.score`: `rewards` has the finite parts by name."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from bon_server.types import Prompt
+from bon_server.types import CandidateStatus, Prompt, Score
+
+logger = logging.getLogger(__name__)
 
 PROMPTS_KEPT = 64
 """Tokenised, for what their completions share; more than are scored at the same time."""
@@ -72,6 +76,41 @@ class PairTokenizer:
     def _ids(self, text: str, special_tokens: bool) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
         return ids
+
+
+class Unreadable(Exception):
+    """A pair that a reward model cannot read."""
+
+    def __init__(self, score: Score) -> None:
+        super().__init__(score.status.value)
+        self.score = score
+        """What becomes of the completion: TOO_LONG, or FAILED with the kind of the failure."""
+
+
+def read_pair(
+    tokenize: PairTokenizer, prompt: Prompt, completion: str, context_tokens: int, vocabulary_size: int
+) -> TokenPair:
+    """Tokenises a pair for a model of these sizes. Raises Unreadable."""
+    try:
+        pair = tokenize(prompt, completion)
+    except Exception as error:
+        # A template or a tokenizer may raise anything about one text.
+        logger.warning("tokenising for the reward model failed (%s)", type(error).__name__)
+        failed = Score(CandidateStatus.FAILED, error=f"tokenising failed: {type(error).__name__}")
+        raise Unreadable(failed) from error
+    if len(pair.ids) > context_tokens:
+        raise Unreadable(Score(CandidateStatus.TOO_LONG))
+    if not pair.ids or max(pair.ids) >= vocabulary_size:
+        problem = "no tokens" if not pair.ids else "a token outside the reward model's vocabulary"
+        raise Unreadable(Score(CandidateStatus.FAILED, error=problem))
+    return pair
+
+
+def scored(reward: float, tokens: int) -> Score:
+    """What a raw logit is: a reward if it is finite. tokens: how many the model read for it."""
+    if not math.isfinite(reward):
+        return Score(CandidateStatus.NON_FINITE, tokens=tokens)
+    return Score(CandidateStatus.SCORED, reward, tokens=tokens)
 
 
 def _common(some: Sequence[int], others: Sequence[int]) -> int:

@@ -35,6 +35,7 @@ class SyntheticReward:
         self._options = options
         self.refs = (ModelRef(name, "synthetic", f"{zlib.crc32(repr(options).encode()):08x}"),)
         self.facts: dict[str, str | int] = {"model": "none"}
+        self.healthy = True
 
     @classmethod
     def from_spec(cls, spec: str, name: str = "default") -> SyntheticReward:

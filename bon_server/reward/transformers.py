@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from bon_server.config import RewardConfig
 from bon_server.errors import RewardFailed
 from bon_server.reward.batching import next_batch
 from bon_server.reward.classifier import Classifier, is_out_of_memory
-from bon_server.reward.pairs import TokenPair
-from bon_server.types import CandidateStatus, ModelRef, Prompt, Score
+from bon_server.reward.pairs import TokenPair, Unreadable, read_pair, scored
+from bon_server.types import ModelRef, Prompt, Score
 
 logger = logging.getLogger(__name__)
 
@@ -133,20 +132,14 @@ class TransformersReward:
 
     def _tokenize(self, job: _Job) -> bool:
         """Whether there is something to compute; otherwise the job is settled."""
+        classifier = self._classifier
         try:
-            pair = self._classifier.tokenize(job.prompt, job.completion)
-        except Exception as error:  # noqa: BLE001 - a template or a tokenizer may raise anything about one text
-            logger.warning("tokenising for the reward model failed (%s)", type(error).__name__)
-            _settle([job], [Score(CandidateStatus.FAILED, error=f"tokenising failed: {type(error).__name__}")])
+            job.pair = read_pair(
+                classifier.tokenize, job.prompt, job.completion, classifier.context_tokens, classifier.vocabulary_size
+            )
+        except Unreadable as unreadable:
+            _settle([job], [unreadable.score])
             return False
-        if len(pair.ids) > self._classifier.context_tokens:
-            _settle([job], [Score(CandidateStatus.TOO_LONG)])
-            return False
-        if not pair.ids or max(pair.ids) >= self._classifier.vocabulary_size:
-            problem = "no tokens" if not pair.ids else "a token outside the reward model's vocabulary"
-            _settle([job], [Score(CandidateStatus.FAILED, error=problem)])
-            return False
-        job.pair = pair
         return True
 
     def _outcomes(self, pairs: Sequence[TokenPair]) -> list[Score | RewardFailed]:
@@ -156,13 +149,7 @@ class TransformersReward:
             kind = "out of memory" if is_out_of_memory(error) else type(error).__name__
             logger.exception("scoring a batch of %d failed", len(pairs))
             return [RewardFailed(f"the forward pass failed: {kind}") for _ in pairs]
-        return [_score(reward, len(pair.ids)) for reward, pair in zip(rewards, pairs, strict=True)]
-
-
-def _score(reward: float, tokens: int) -> Score:
-    if not math.isfinite(reward):
-        return Score(CandidateStatus.NON_FINITE, tokens=tokens)
-    return Score(CandidateStatus.SCORED, reward, tokens=tokens)
+        return [scored(reward, len(pair.ids)) for reward, pair in zip(rewards, pairs, strict=True)]
 
 
 def _settle(jobs: Sequence[_Job], outcomes: Sequence[Score | RewardFailed]) -> None:

@@ -9,21 +9,29 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 
 from bon_server.log.spool import Spool
-from bon_server.serving.models import RunningPolicy
+from bon_server.serving.models import RunningPolicy, RunningReward
 
 logger = logging.getLogger(__name__)
 
 FOLLOW_S = 0.25
-"""How often the engine and the log are looked at."""
+"""How often the engines and the log are looked at."""
 
 
 class Health:
-    """Follows the engine and the log from `start` until `stop_serving`."""
+    """Follows the engines and the log from `start` until `stop_serving`."""
 
-    def __init__(self, servicer: HealthServicer, names: tuple[str, ...], policy: RunningPolicy, spool: Spool) -> None:
+    def __init__(
+        self,
+        servicer: HealthServicer,
+        names: tuple[str, ...],
+        policy: RunningPolicy,
+        reward_model: RunningReward,
+        spool: Spool,
+    ) -> None:
         self._servicer = servicer
         self._names = names
         self._policy = policy
+        self._reward_model = reward_model
         self._spool = spool
         self._following: asyncio.Task[None] | None = None
 
@@ -32,6 +40,8 @@ class Health:
         """Why the server cannot go on; None while it can."""
         if not self._policy.healthy:
             return "the policy's engine died"
+        if not self._reward_model.healthy:
+            return "the reward model can score no more"
         return None if self._spool.failure is None else str(self._spool.failure)
 
     async def start(self) -> None:

@@ -37,12 +37,16 @@ class RunningPolicy(Policy, Started, Protocol):
 class RunningReward(RewardModel, Started, Protocol):
     """A reward model with its lifecycle."""
 
+    @property
+    def healthy(self) -> bool:
+        """False once it can score no more."""
+
 
 async def start_policy(config: PolicyConfig) -> RunningPolicy:
     """Loads the policy. Raises `ConfigError` or `StartupError`."""
     if not config.model:
         raise ConfigError("policy.model is empty: give --policy a directory, a hub id or `synthetic`")
-    if _is_kind(config.model, "synthetic"):
+    if is_kind(config.model, "synthetic"):
         return SyntheticPolicy.from_spec(config.model)
     # Importing vLLM takes many seconds; a wrong path can be told at once.
     await asyncio.to_thread(find_model, config.model, config.revision)
@@ -58,16 +62,15 @@ async def check_reward(config: RewardConfig) -> None:
     """
     if not config.models:
         raise ConfigError(
-            "reward.models is empty: give --reward a directory, a hub id, `function:module:name` or `synthetic`"
+            "reward.models is empty: give --reward a directory, a hub id, `vllm:` and one of these, "
+            "`function:module:name` or `synthetic`"
         )
     named = [split_name(entry) for entry in config.models]
     if len(named) > 1:
         check_ensemble([name for name, _ in named], config)
     for _, spec in named:
-        if _is_kind(spec, "vllm"):
-            raise ConfigError(f"reward.models {spec!r}: pooling engines are not available in this version")
-        if not _is_kind(spec, "synthetic") and not _is_kind(spec, "function"):
-            await asyncio.to_thread(find_model, spec, config.revision)
+        if not is_kind(spec, "synthetic") and not is_kind(spec, "function"):
+            await asyncio.to_thread(find_model, model_of(spec), config.revision)
 
 
 async def start_reward(config: RewardConfig) -> RunningReward:
@@ -86,12 +89,16 @@ async def start_reward(config: RewardConfig) -> RunningReward:
 
 
 async def _start_one(name: str, spec: str, config: RewardConfig) -> RunningReward:
-    if _is_kind(spec, "synthetic"):
+    if is_kind(spec, "synthetic"):
         return SyntheticReward.from_spec(spec, name)
-    if _is_kind(spec, "function"):
+    if is_kind(spec, "function"):
         from bon_server.reward.function import FunctionReward
 
         return FunctionReward.from_spec(spec, name)
+    if is_kind(spec, "vllm"):
+        from bon_server.reward.vllm import VllmReward
+
+        return await VllmReward.start(model_of(spec), name, config)
     from bon_server.reward.transformers import TransformersReward
 
     return await TransformersReward.start(spec, name, config)
@@ -108,5 +115,11 @@ def split_name(entry: str) -> tuple[str, str]:
     return "default", entry
 
 
-def _is_kind(spec: str, kind: str) -> bool:
+def model_of(spec: str) -> str:
+    """`vllm:org/model` and `org/model` → `org/model`."""
+    return spec.removeprefix("vllm:")
+
+
+def is_kind(spec: str, kind: str) -> bool:
+    """Whether it is `kind` or `kind:...`."""
     return spec == kind or spec.startswith(f"{kind}:")

@@ -31,6 +31,7 @@ from bon_server.serving.content import Redact, load_redact
 from bon_server.serving.grpc_services import add_health, add_reflection
 from bon_server.serving.health import Health
 from bon_server.serving.log_metrics import LogCollector
+from bon_server.serving.memory_plan import memory_plan
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.models import RunningPolicy, RunningReward, check_reward, start_policy, start_reward
 from bon_server.serving.service import SERVICE, Service
@@ -38,9 +39,9 @@ from bon_server.serving.service import SERVICE, Service
 logger = logging.getLogger(__name__)
 
 WATCH_S = 0.25
-"""How often the engine and the log are asked whether they still work."""
+"""How often the engines and the log are asked whether they still work."""
 BROKEN_GRACE_S = 1.0
-"""How long running calls may take once the engine or the log is broken."""
+"""How long running calls may take once an engine or the log is broken."""
 FLUSH_S = 2.0
 """How long answers that are ready may take to reach their callers while shutting down."""
 LAST_BYTES_S = 0.2
@@ -84,6 +85,7 @@ class Server:
             # Closed before the publisher, which then still has what it seals.
             resources.push_async_callback(asyncio.to_thread, Sealer(spool, config.log).close)
             await check_reward(config.reward)
+            await asyncio.to_thread(_plan_memory, config)
             policy = await start_policy(config.policy)
             resources.push_async_callback(policy.close)
             reward_model = await start_reward(config.reward)
@@ -109,7 +111,7 @@ class Server:
         attempts = Attempts(policy, reward_model, spool, admission, metrics.committed, redact)
         metrics.in_flight.set_function(lambda: attempts.running)
         server = grpc.aio.server(options=_channel_options(limits))
-        following = Health(add_health(server), ("", SERVICE), policy, spool)
+        following = Health(add_health(server), ("", SERVICE), policy, reward_model, spool)
         service = Service(config, policy, reward_model, spool, attempts, metrics, redact)
         server.add_generic_rpc_handlers((service.handlers(),))
         add_reflection(server, (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
@@ -209,6 +211,14 @@ def write_ready_file(server: Server) -> None:
     facts = {"address": server.address, "metrics_address": server.metrics_address, "pid": os.getpid()}
     temporary.write_text(json.dumps(facts) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def _plan_memory(config: Config) -> None:
+    """Says what the models will take, and refuses what does not fit. Raises StartupError."""
+    plan = memory_plan(config)
+    if plan is not None:
+        logger.info("memory, in GiB: %s", plan)
+        plan.check()
 
 
 def _channel_options(limits: LimitsConfig) -> list[tuple[str, int]]:

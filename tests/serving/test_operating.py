@@ -126,7 +126,7 @@ BAD_STARTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no reward": ({"reward.models": []}, ConfigError, "reward.models"),
     "two rewards of one name": ({"reward.models": ["synthetic", "synthetic"]}, ConfigError, "'default'"),
     "combination": ({"reward.models": ["a=synthetic", "synthetic"], "reward.combine": "max"}, ConfigError, "'max'"),
-    "pooling engine": ({"reward.models": ["vllm:m"]}, ConfigError, "vllm:m"),
+    "no such pooling model": ({"reward.models": ["vllm:/no/such/model"]}, StartupError, "/no/such/model"),
     "no such function": ({"reward.models": ["function:nowhere:f"]}, StartupError, "nowhere"),
     "no log": ({"log.directory": ""}, ConfigError, "log.directory"),
     "port of nobody": ({"listen.host": "203.0.113.1"}, StartupError, "203.0.113.1"),

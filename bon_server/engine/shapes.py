@@ -10,14 +10,14 @@ from bon_server.errors import StartupError
 from bon_server.weights import ModelFiles
 
 
-def check_shapes(files: ModelFiles) -> None:
+def check_shapes(files: ModelFiles, head: str = "CausalLM") -> None:
     """Compares the tensors that both sides know by the same name; others are left to vLLM, as are quantised models.
 
     Takes no memory for weights. Raises StartupError.
     """
     if "quantization_config" in files.config:
         return
-    for name, expected in _expected_shapes(files).items():
+    for name, expected in expected_shapes(files, head).items():
         found = files.shapes.get(name, expected)
         if found != expected:
             raise StartupError(
@@ -26,15 +26,20 @@ def check_shapes(files: ModelFiles) -> None:
             )
 
 
-def _expected_shapes(files: ModelFiles) -> dict[str, tuple[int, ...]]:
-    """By transformers, which does not know all kinds of models that vLLM does: then there is nothing to compare."""
+def expected_shapes(files: ModelFiles, head: str) -> dict[str, tuple[int, ...]]:
+    """Of the weights by name, from config.json. head: `CausalLM` or `SequenceClassification`.
+
+    By transformers, which does not know all kinds of models that vLLM does: then there is nothing to compare.
+    """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     try:
-        config = AutoConfig.from_pretrained(files.directory, trust_remote_code=False, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            files.directory, trust_remote_code=False, local_files_only=True
+        )
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = getattr(transformers, f"AutoModelFor{head}").from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError):
         return {}
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

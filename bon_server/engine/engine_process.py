@@ -9,7 +9,7 @@ from __future__ import annotations
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from bon_server.policy.child_process import live_and_die_with_parent
+from bon_server.engine.child_process import live_and_die_with_parent
 
 
 class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]

@@ -1,0 +1,47 @@
+"""What `bon doctor` says of the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bon_server.config import load
+from bon_server.doctor import Finding, examine
+from bon_server.serving import memory_plan
+from bon_server.serving.memory import Room
+
+GIB = 1 << 30
+
+
+def found(check: str, **settings: object) -> list[Finding]:
+    config = load(None, {}, {"listen.port": 0, "listen.metrics_port": 0} | settings)
+    return [finding for finding in examine(config) if finding.check == check]
+
+
+def test_without_models_there_is_no_plan() -> None:
+    assert not found("memory plan", **{"policy.model": "synthetic", "reward.models": ["synthetic"]})
+    (memory,) = found("memory")
+    assert memory.ok and "GiB are free" in memory.detail
+
+
+def test_nothing_is_fetched_for_a_plan() -> None:
+    (plan,) = found("memory plan", **{"policy.model": "owner/name"})
+    assert plan.ok and "owner/name" in plan.detail
+
+
+def test_the_plan_of_models_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import tiny_models
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    policy = tiny_models.save_policy(tmp_path / "policy")
+    reward = tiny_models.save_decoder_reward(tmp_path / "reward")
+    settings = {"policy.model": str(policy), "reward.models": [f"vllm:{reward}"]}
+    (plan,) = found("memory plan", **settings)
+    assert "policy" in plan.detail and "reward model default" in plan.detail and "key-value cache 1.00" in plan.detail
+    monkeypatch.setattr(memory_plan, "host_room", lambda: Room("machine", GIB, GIB))
+    (plan,) = found("memory plan", **settings)
+    assert not plan.ok and "too little" in plan.detail
+    (reward / "model.safetensors").write_bytes(b"")
+    (plan,) = found("memory plan", **settings)
+    assert not plan.ok and "damaged" in plan.detail
