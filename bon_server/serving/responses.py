@@ -119,6 +119,9 @@ def to_sampling(sampling: Sampling) -> pb.SamplingParams:
         seed=sampling.seed,
         stop=sampling.stop,
         stop_token_ids=sampling.stop_token_ids,
+        json_schema=sampling.json_schema,
+        regex=sampling.regex,
+        choice=None if sampling.choice is None else pb.Choice(choices=sampling.choice),
     )
 
 
