@@ -63,7 +63,7 @@ class PolicyConfig:
     cpus: str = "all"
     """CPUs the engine computes on: `all` this process may use, or a list such as `0-3,8`. Not used on a GPU."""
     constraint_trial_ms: Positive = 250
-    """Processor time that compiling a constraint and trying it on 64 tokens may take, in milliseconds, before it is refused."""
+    """Processor time that compiling a constraint and trying it on 64 tokens may take; beyond it is refused."""
     seed: int | None = None
     """Seed of the engine for candidates without one. None: random, so that a restart samples anew."""
 

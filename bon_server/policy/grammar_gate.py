@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import OrderedDict
@@ -16,6 +17,8 @@ from bon_server.policy.grammar import grammar_of
 from bon_server.policy.prompts import invalid
 from bon_server.types import Sampling
 
+logger = logging.getLogger(__name__)
+
 REMEMBERED = 1024
 MAX_WAITING = 32
 """New constraints that wait to be tried; beyond this a request is refused at once."""
@@ -26,7 +29,10 @@ FIELDS = ("json_schema", "regex", "choice")
 
 
 class GrammarGate:
-    """Says which constraints an engine may be given. The process is started with the first constraint."""
+    """Says which constraints an engine may be given. The process is started with the first constraint.
+
+    tokenizer: of transformers, with one of `tokenizers` behind it; None: constraints are not available.
+    """
 
     def __init__(self, tokenizer: Any, vocabulary_size: int, trial_ms: int) -> None:
         self._tokenizer = tokenizer
@@ -36,12 +42,17 @@ class GrammarGate:
         self._one_at_a_time = asyncio.Lock()
         self._trials: OrderedDict[str, asyncio.Task[str | None]] = OrderedDict()
 
+    @property
+    def available(self) -> bool:
+        """Whether there can be constraints at all."""
+        return hasattr(self._tokenizer, "backend_tokenizer")
+
     async def check(self, sampling: Sampling) -> None:
         """Raises `InvalidRequest` for one that is wrong or costs too much, `Unavailable` when too many wait."""
         field = next((name for name in FIELDS if getattr(sampling, name) is not None), None)
         if field is None:
             return
-        if not hasattr(self._tokenizer, "backend_tokenizer"):
+        if not self.available:
             raise UnsupportedOption(f"sampling.{field} is not available with the tokenizer of this policy")
         try:
             grammar = grammar_of(sampling)
@@ -89,6 +100,7 @@ class GrammarGate:
                     problem: str | None = json.loads(answer)
                     return problem
             except (TimeoutError, ConnectionError, ValueError) as error:
+                logger.warning("the process that tries constraints has ended or hangs (%s)", type(error).__name__)
                 await self._end()
                 raise Unavailable("constraints cannot be checked at the moment", RETRY_MS) from error
             except asyncio.CancelledError:

@@ -40,6 +40,7 @@ from vllm.inputs import tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class VllmPolicy:
         self._vocabulary_size: int = self._vllm_config.model_config.get_vocab_size()
         self._context_tokens: int = self._vllm_config.model_config.max_model_len
         self._encoder = PromptEncoder(tokenizer, self._vocabulary_size, self._context_tokens)
-        self._gate = GrammarGate(tokenizer, self._vocabulary_size, constraint_trial_ms)
+        can_follow = GuidanceBackend.is_tokenizer_supported(engine.get_tokenizer())
+        self._gate = GrammarGate(tokenizer if can_follow else None, self._vocabulary_size, constraint_trial_ms)
         self._ref = PolicyRef(files.id, files.revision, chat_template_hash(tokenizer))
         self._weights_bytes = files.weights_bytes
         self._closed = False
@@ -75,8 +77,9 @@ class VllmPolicy:
         tokenizer = await asyncio.to_thread(load_tokenizer, files.directory)
         policy = cls(await start_engine(config, files), files, tokenizer, config.constraint_trial_ms)
         try:
-            # The first request with log-probabilities is slow, and must not be a caller's.
-            await policy.sample("warm-up", [0], Sampling(temperature=1.0, max_tokens=2, top_p=0.9))
+            # The first request with log-probabilities is slow, or with a constraint, and must not be a caller's.
+            choice = ("warm up",) if policy._gate.available else None
+            await policy.sample("warm-up", [0], Sampling(temperature=1.0, max_tokens=2, top_p=0.9, choice=choice))
         except BaseException as error:
             await policy.close()
             if isinstance(error, SamplingFailed | Unavailable):
@@ -136,12 +139,12 @@ class VllmPolicy:
             if not 0 <= token_id < self._vocabulary_size:
                 allowed = f"allowed are 0 to {self._vocabulary_size - 1}"
                 raise invalid(f"sampling.stop_token_ids[{place}]", f"{token_id}; {allowed}")
+        await self._gate.check(sampling)
         try:
             _engine_sampling(sampling)
         except (VLLMError, ValueError, TypeError, OverflowError) as error:
             field: str | None = getattr(error, "parameter", None)
             raise invalid(f"sampling.{field}" if field else "sampling", "the engine refuses this value") from error
-        await self._gate.check(sampling)
 
     async def sample(
         self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling, milestone: Milestone | None = None
