@@ -100,7 +100,7 @@ def harvest(
 
 def _constraint(json_schema: Path | None, regex: str | None, choice: list[str] | None) -> dict[str, Any]:
     """The one that is given, as an option of the client."""
-    chosen = given(json_schema=json_schema, regex=regex, choice=choice or None)
+    chosen: dict[str, Any] = given(json_schema=json_schema, regex=regex, choice=choice or None)
     if len(chosen) > 1:
         raise typer.BadParameter("at most one of --json-schema, --regex and --choice can be given")
     if json_schema is not None:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import llguidance
 
 from bon_server.types import Sampling
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 MAX_LEXER_STATES = 10_000
 """Of one grammar. A state takes 1 to 2 kB, and grammars are kept; usual ones have less than a thousand."""
-WHITESPACE = r"( |\n {0,32})?"
+WHITESPACE = r" |\n {0,32}"
 """Between the parts of a JSON text: none, a space, or a line's indentation. Left free, models pad without end."""
-JSON_OPTIONS = {"whitespace_pattern": WHITESPACE, "lenient": False}
+JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": WHITESPACE, "lenient": False}
 """Override what a schema may say itself under `x-guidance`: with `lenient` it would be ignored in part."""
 
 

@@ -31,13 +31,13 @@ NICENESS = 10
 TOO_COMPLEX = "it is too complex: compiling it and trying it out takes more than is allowed here"
 EMPTY = "nothing can satisfy it"
 REASONS = {
-    r"too many|too large|too complex|TooComplex|fuel|panic|limit": TOO_COMPLEX,
-    r"NoExtension|[Uu]nsatisfiable": EMPTY,
     r"not present in a registry": "a $ref leads out of the schema, and only local ones (#/...) are followed",
     r"Pointer|\$ref": "a $ref leads nowhere",
     r"[Cc]ircular": "a $ref in a circle stands beside other keywords",
     r"Invalid type": "a type is none of JSON Schema's",
-    r"look-?around": "look-around, word boundaries and anchors inside are not available",
+    r"lookaround": "look-around, word boundaries and anchors inside are not available",
+    r"NoExtension|[Uu]nsatisfiable": EMPTY,
+    r"too many|too large|TooComplex|fuel|panic": TOO_COMPLEX,
 }
 """What the library says, as a pattern, and what the caller is told: nothing of the constraint, which is content."""
 KEYWORDS = re.compile(r"not|if|then|else|uniqueItems|contains|minContains|maxContains|propertyNames|minProperties|"
@@ -102,11 +102,10 @@ def _reason(error: str) -> str:
     if unimplemented:
         named = [key for key in re.findall(r'"([^"]*)"', unimplemented[1]) if KEYWORDS.fullmatch(key)]
         return f"not available here: {', '.join(named) or 'a keyword that it uses'}"
-    for pattern, reason in REASONS.items():
-        if re.search(pattern, error):
-            return reason
     syntax = re.search(r"^error: ([a-z, -]+)$", error, re.MULTILINE)
-    return syntax[1] if syntax else "it cannot be compiled"
+    if syntax:
+        return syntax[1]
+    return next((told for said, told in REASONS.items() if re.search(said, error)), "it cannot be compiled")
 
 
 if __name__ == "__main__":

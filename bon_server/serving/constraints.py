@@ -18,15 +18,15 @@ def constraint_problems(sampling: pb.SamplingParams, limits: LimitsConfig) -> It
     """What is wrong with the constraint, if there is one, without repeating any of it."""
     form = sampling.WhichOneof("constraint")
     if form == "json_schema":
-        problem = _schema_problem(sampling.json_schema, limits)
+        field, problem = "sampling.json_schema", _schema_problem(sampling.json_schema, limits)
     elif form == "regex":
-        problem = _regex_problem(sampling.regex, limits)
+        field, problem = "sampling.regex", _regex_problem(sampling.regex, limits)
     elif form == "choice":
-        form, problem = "choice.choices", _choice_problem(sampling.choice.choices, limits)
+        field, problem = "sampling.choice.choices", _choice_problem(sampling.choice.choices, limits)
     else:
         return
     if problem is not None:
-        yield f"sampling.{form}", problem
+        yield field, problem
 
 
 def _schema_problem(text: str, limits: LimitsConfig) -> str | None:

@@ -142,7 +142,7 @@ def logprob_by_transformers(
     from bon_server.policy.grammar import grammar_of
     from tests.tiny_models import byte_tokenizer
 
-    matcher = llguidance.LLMatcher(from_tokenizer(byte_tokenizer(), 259), grammar_of(sampling))
+    matcher = llguidance.LLMatcher(from_tokenizer(byte_tokenizer(), 259), str(grammar_of(sampling)))
     with torch.inference_mode():
         logits = model(torch.tensor([[*prompt, *sampled]])).logits[0, len(prompt) - 1 : -1].double()
     total = 0.0
