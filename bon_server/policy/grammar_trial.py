@@ -24,7 +24,7 @@ from bon_server.policy.grammar import limits
 
 TRIED_TOKENS = 64
 """Drawn at random from what the grammar allows: some are cheap to compile and then slow, or stuck, at every token."""
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = 2 << 30
 NICENESS = 10
 """Those who sample have precedence."""
 
