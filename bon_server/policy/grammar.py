@@ -18,8 +18,8 @@ from bon_server.types import Sampling
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-MAX_LEXER_STATES = 10_000
-"""Of one grammar. A state takes 1 to 2 kB, and grammars are kept; usual ones have less than a thousand."""
+MAX_LEXER_STATES = 50_000
+"""Of one grammar, all candidates together. A state takes 1 to 2 kB; usual grammars have less than a thousand."""
 WHITESPACE = r" |\n {0,32}"
 """Between the parts of a JSON text: none, a space, or a line's indentation. Left free, models pad without end."""
 JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": WHITESPACE, "lenient": False}

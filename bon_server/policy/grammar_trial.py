@@ -35,6 +35,8 @@ REASONS = {
     r"Pointer|\$ref": "a $ref leads nowhere",
     r"[Cc]ircular": "a $ref in a circle stands beside other keywords",
     r"Invalid type": "a type is none of JSON Schema's",
+    r"Unknown format": "a format is not available here",
+    r"^Expected|must be|multiple ?[oO]f": "a keyword has a value that it cannot have",
     r"lookaround": "look-around, word boundaries and anchors inside are not available",
     r"NoExtension|[Uu]nsatisfiable": EMPTY,
     r"too many|too large|TooComplex|fuel|panic": TOO_COMPLEX,
@@ -105,7 +107,8 @@ def _reason(error: str) -> str:
     syntax = re.search(r"^error: ([a-z, -]+)$", error, re.MULTILINE)
     if syntax:
         return syntax[1]
-    return next((told for said, told in REASONS.items() if re.search(said, error)), "it cannot be compiled")
+    first_line = error.partition("\n")[0]  # then comes the state of the parser, grammar included
+    return next((told for said, told in REASONS.items() if re.search(said, first_line)), "it cannot be compiled")
 
 
 if __name__ == "__main__":

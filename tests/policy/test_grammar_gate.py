@@ -8,12 +8,16 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from itertools import product
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from bon_server.errors import InvalidRequest, Unavailable, UnsupportedOption
 from bon_server.policy import grammar_gate
@@ -30,9 +34,22 @@ TRIAL_MS = 400
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gate() -> AsyncIterator[GrammarGate]:
     """One for all cases: that it goes on is part of what is tested."""
-    gate = GrammarGate(byte_tokenizer(), 259, TRIAL_MS)
+    tokenizer = long_tokenizer()
+    gate = GrammarGate(tokenizer, len(tokenizer), TRIAL_MS)
     yield gate
     await gate.close()
+
+
+def long_tokenizer() -> Any:
+    """The byte tokenizer with all words of one to three small letters: what is slow is so because tokens are long."""
+    tokenizer = byte_tokenizer()
+    model = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = model["model"]["vocab"]
+    words = ("".join(letters) for length in (2, 3) for letters in product(ascii_lowercase, repeat=length))
+    vocabulary |= {word: len(vocabulary) + place for place, word in enumerate(words)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(model)), eos_token=tokenizer.eos_token
+    )
 
 
 def constraint(form: str, value: Any) -> Sampling:
@@ -57,11 +74,15 @@ GOOD: dict[str, tuple[str, Any]] = {
     "whole text anchored": ("regex", "^abc$"),
     "anything": ("json_schema", {}),
     "object": ("json_schema", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}),
-    "annotations": ("json_schema", {"$schema": "http://json-schema.org/schema#", "title": "t", "type": "string"}),
+    "annotations": (
+        "json_schema",
+        {"$schema": "http://json-schema.org/draft-07/schema#", "title": "t", "type": "string"},
+    ),
     "tree": (
         "json_schema",
         {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}},
     ),
+    "unknown keyword": ("json_schema", {SECRET: 1, "type": "string"}),
     "itself or a text": ("json_schema", {"anyOf": [{"$ref": "#"}, {"type": "string"}]}),
     "200 required": (
         "json_schema",
@@ -89,7 +110,8 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "unknown type": ("json_schema", {"type": SECRET}, "none of JSON Schema's"),
     "not": ("json_schema", {"not": {"const": SECRET}}, "not available here: not"),
     "unique items": ("json_schema", {"type": "array", "uniqueItems": True}, "not available here: uniqueItems"),
-    "unknown keyword": ("json_schema", {SECRET: 1, "type": "string"}, "not available here: a keyword"),
+    "unknown format": ("json_schema", {"type": "string", "format": SECRET}, "a format is not available"),
+    "wrong value": ("json_schema", {"type": "string", "minLength": SECRET}, "a value that it cannot have"),
     "lenient": ("json_schema", {"x-guidance": {"lenient": True}, "not": {}}, "not available here: not"),
     "two types at once": ("json_schema", {"allOf": [{"type": "string"}, {"type": "integer"}]}, "nothing can satisfy"),
     "combinations": (
