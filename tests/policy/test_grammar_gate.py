@@ -76,7 +76,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "object": ("json_schema", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}),
     "annotations": (
         "json_schema",
-        {"$schema": "http://json-schema.org/draft-07/schema#", "title": "t", "type": "string"},
+        {"$schema": "http://json-schema.org/draft-07/schema#", "title": "t"},
     ),
     "tree": (
         "json_schema",
