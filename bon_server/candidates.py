@@ -53,7 +53,7 @@ class Policy(Protocol):
     async def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Tokenises off the event loop. Raises `InvalidRequest` for what cannot be a prompt here."""
 
-    def check(self, sampling: Sampling) -> None:
+    async def check(self, sampling: Sampling) -> None:
         """Raises `UnsupportedOption` or `InvalidRequest` for parameters that this policy must not be given."""
 
     async def sample(

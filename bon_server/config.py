@@ -62,6 +62,8 @@ class PolicyConfig:
     """GPUs that the model is split over (tensor parallelism). Not used on a CPU."""
     cpus: str = "all"
     """CPUs the engine computes on: `all` this process may use, or a list such as `0-3,8`. Not used on a GPU."""
+    constraint_trial_ms: Positive = 250
+    """Processor time that compiling a constraint and trying it on 64 tokens may take; beyond it is refused."""
     seed: int | None = None
     """Seed of the engine for candidates without one. None: random, so that a restart samples anew."""
 
@@ -116,6 +118,16 @@ class LimitsConfig:
     """Largest gRPC message, both ways."""
     max_metadata_bytes: Positive = 16 << 10
     """Largest gRPC metadata."""
+    max_constraint_bytes: Positive = 64 << 10
+    """Largest JSON schema, or all choices together."""
+    max_schema_depth: Positive = 32
+    """How deeply a JSON schema may nest objects and lists."""
+    max_schema_values: Positive = 4096
+    """Most values in a JSON schema, of whatever kind."""
+    max_regex_bytes: Positive = 4096
+    """Longest regular expression."""
+    max_choices: Positive = 1024
+    """Most choices of one request."""
     max_candidates_in_flight: Positive = 512
     """Candidates being sampled or scored at once, over all callers."""
     max_candidates_queued: Annotated[int, Meta(ge=0)] = 2048

@@ -139,6 +139,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     json_schema: str | None = None
+    """What the completion has to be, in one of three forms; JSON schemas are kept as the text that was sent."""
     regex: str | None = None
     choice: tuple[str, ...] | None = None
 

@@ -71,7 +71,7 @@ class ScriptedPolicy:
             await self.prepare()
         return EncodedPrompt(tuple((prompt.text or "prompt").encode()), prompt.text or "prompt")
 
-    def check(self, sampling: Sampling) -> None:
+    async def check(self, sampling: Sampling) -> None:
         """Anything goes."""
 
     async def sample(

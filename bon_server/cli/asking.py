@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import bon
 import typer
 from rich.console import Console
 
-from bon_server.cli.options import DEFAULT_TARGET, AsJson, Candidates, MaxTokens, Raw, Seed, Target, Temperature, TopP
+from bon_server.cli.options import (
+    DEFAULT_TARGET,
+    AsJson,
+    Candidates,
+    Choice,
+    JsonSchema,
+    MaxTokens,
+    Raw,
+    Regex,
+    Seed,
+    Target,
+    Temperature,
+    TopP,
+)
 from bon_server.cli.show import given, print_result
 
 
@@ -24,6 +37,9 @@ def ask(
     top_p: TopP = None,
     max_tokens: MaxTokens = None,
     seed: Seed = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
     raw: Raw = False,
     timeout: Annotated[float, typer.Option(help="Deadline in seconds; the best so far is taken then.")] = 120.0,
     stream: Annotated[bool, typer.Option("--stream", help="Show candidates as they are scored.")] = False,
@@ -35,6 +51,7 @@ def ask(
 
     options = given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     options |= given(stop_at_reward=stop_at_reward, price_per_candidate=price)
+    options |= _constraint(json_schema, regex, choice)
     options["view"] = "all" if show_all or not as_json else "winner"
     question = bon.Text(prompt) if raw else prompt
     if stream:
@@ -58,6 +75,9 @@ def harvest(
     top_p: TopP = None,
     max_tokens: MaxTokens = None,
     seed: Seed = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
     raw: Raw = False,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a server that is full or away.")] = 300.0,
     out: Annotated[Path | None, typer.Option(help="Write the best answers here as JSON lines, as they come.")] = None,
@@ -71,7 +91,21 @@ def harvest(
     from bon_server.harvest.progress import run_harvest
 
     options = given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    options |= _constraint(json_schema, regex, choice)
     result = run_harvest(file, Run(options, raw), target=target, concurrency=concurrency, patience_s=patience, out=out)
     print_result(dataclasses.asdict(result), as_json)
     if result.failed or result.stopped:
         raise typer.Exit(1)
+
+
+def _constraint(json_schema: Path | None, regex: str | None, choice: list[str] | None) -> dict[str, Any]:
+    """The one that is given, as an option of the client."""
+    chosen: dict[str, Any] = given(json_schema=json_schema, regex=regex, choice=choice or None)
+    if len(chosen) > 1:
+        raise typer.BadParameter("at most one of --json-schema, --regex and --choice can be given")
+    if json_schema is not None:
+        try:
+            chosen["json_schema"] = json_schema.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise typer.BadParameter(f"--json-schema {str(json_schema)!r} is not UTF-8") from None
+    return chosen

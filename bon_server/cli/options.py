@@ -19,6 +19,11 @@ TopP = Annotated[float | None, typer.Option(help="Nucleus sampling share. Defaul
 MaxTokens = Annotated[int | None, typer.Option(help="Longest completion. Default: the server's.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of candidate 0; candidate i uses seed + i. Default: random.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Prompts are texts to be continued, not user messages of a chat.")]
+JsonSchema = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="File with a JSON schema that completions satisfy.")
+]
+Regex = Annotated[str | None, typer.Option(help="Regular expression that whole completions match.")]
+Choice = Annotated[list[str] | None, typer.Option(help="A completion that is allowed; repeat it, and no other is.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="TOML file; see bon_server/config.py for its keys.")]
 Settings = Annotated[list[str], typer.Option("--set", help="Any other setting, as section.key=value. May be repeated.")]
 

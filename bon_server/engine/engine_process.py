@@ -10,6 +10,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from bon_server.engine.child_process import live_and_die_with_parent
+from bon_server.engine.shared_grammars import use_shared_grammars
 
 
 class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]
@@ -17,6 +18,7 @@ class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]
 
     def _init_executor(self) -> None:
         live_and_die_with_parent()
+        use_shared_grammars()
         super()._init_executor()
 
 
@@ -25,4 +27,5 @@ class ProcessPerGpuExecutor(MultiprocExecutor):  # type: ignore[misc]
 
     def _init_executor(self) -> None:
         live_and_die_with_parent()
+        use_shared_grammars()
         super()._init_executor()

@@ -7,8 +7,9 @@ import math
 import random
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import Annotated
 
@@ -27,6 +28,8 @@ of on one only or other our out over own people reward right say score see she s
 there these they think this time to two up use was way we well what when which who will with work would year you"""
 
 Share = Annotated[float, Meta(ge=0, le=1)]
+_Drawn = tuple[int, Callable[[int], tuple[str, tuple[int, ...]]]]
+"""Tokens of a whole completion; text and token ids of its first so many."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class _Tape:
 
 
 class SyntheticPolicy:
-    """Same seed, prompt and parameters: same text. Without a seed: a new draw each time.
+    """Same seed, prompt and parameters: same text. Without a seed: a new draw each time. A choice is kept to.
 
     Lengths are exponential around the mean, so that candidates end at different times as those of a model do.
     """
@@ -95,9 +98,9 @@ class SyntheticPolicy:
             text = "".join(f"{message.role}: {message.content}\n" for message in prompt.messages or ())
         return EncodedPrompt(tuple(text.encode()), text)
 
-    def check(self, sampling: Sampling) -> None:
-        """Constraints need a model."""
-        for name in ("json_schema", "regex", "choice"):
+    async def check(self, sampling: Sampling) -> None:
+        """Constraints need a model, but for a choice."""
+        for name in ("json_schema", "regex"):
             if getattr(sampling, name) is not None:
                 raise UnsupportedOption(f"sampling.{name}: the synthetic policy has no constrained decoding")
 
@@ -110,15 +113,15 @@ class SyntheticPolicy:
         if dice.random() < self._options.fail_rate:
             raise SamplingFailed("synthetic failure")
         hangs = dice.random() < self._options.hang_rate
-        wanted = 1 + int(-math.log(1.0 - dice.random()) * (self._options.tokens - 1))
+        draw = self._from_tape if sampling.choice is None else _from_choices
+        wanted, text_of = draw(sampling, dice)
         tokens = min(wanted, sampling.max_tokens)
-        start = dice.randrange(len(self._tape.token_ids) - sampling.max_tokens)
         first = tokens if milestone is None else min(tokens, milestone.tokens)
         produced = await self._wait(key, first, hangs and first == tokens)
         if milestone is not None and produced == first < tokens:
-            milestone.passed(self._tape.slice(start, produced)[0])
+            milestone.passed(text_of(produced)[0])
             produced += await self._wait(key, tokens - produced, hangs)
-        text, token_ids = self._tape.slice(start, produced)
+        text, token_ids = text_of(produced)
         completion = Completion(text, token_ids, self._finish_reason(produced, tokens, wanted), seed=sampling.seed)
         return _cut_at_stop(completion, sampling.stop)
 
@@ -130,6 +133,11 @@ class SyntheticPolicy:
 
     async def close(self) -> None:
         """Nothing to release."""
+
+    def _from_tape(self, sampling: Sampling, dice: random.Random) -> _Drawn:
+        wanted = 1 + int(-math.log(1.0 - dice.random()) * (self._options.tokens - 1))
+        start = dice.randrange(len(self._tape.token_ids) - sampling.max_tokens)
+        return wanted, partial(self._tape.slice, start)
 
     async def _wait(self, key: str, tokens: int, hangs: bool) -> int:
         """Sleeps as long as `tokens` take; returns how many were produced before an abort."""
@@ -169,6 +177,12 @@ class SyntheticPolicy:
         if produced < tokens:
             return FinishReason.CANCELLED
         return FinishReason.STOP if tokens == wanted else FinishReason.LENGTH
+
+
+def _from_choices(sampling: Sampling, dice: random.Random) -> _Drawn:
+    assert sampling.choice is not None
+    spelled = dice.choice(sampling.choice).encode()  # its bytes are its tokens
+    return len(spelled), lambda tokens: (spelled[:tokens].decode(errors="ignore"), tuple(spelled[:tokens]))
 
 
 def _cut_at_stop(completion: Completion, stops: Sequence[str]) -> Completion:

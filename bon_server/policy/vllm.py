@@ -15,7 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from bon_server.config import PolicyConfig
+from bon_server.engine.grammar import grammar_of
 from bon_server.errors import SamplingFailed, StartupError, Unavailable, UnsupportedOption
+from bon_server.policy.grammar_gate import GrammarGate
 from bon_server.policy.prompts import PromptEncoder, invalid
 from bon_server.tokenizer import chat_template_hash, load_tokenizer
 from bon_server.types import (
@@ -36,8 +38,9 @@ from bon_server.policy.vllm_engine import end_engine, on_cpu, start_engine  # is
 from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.inputs import tokens_input
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +55,14 @@ FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abo
 class VllmPolicy:
     """A `Policy` on one vLLM engine, which runs in a process of its own. Made by `start`."""
 
-    def __init__(self, engine: Any, files: ModelFiles, tokenizer: Any) -> None:
+    def __init__(self, engine: Any, files: ModelFiles, tokenizer: Any, constraint_trial_ms: int) -> None:
         self._engine = engine
         self._vllm_config = engine.vllm_config
         self._vocabulary_size: int = self._vllm_config.model_config.get_vocab_size()
         self._context_tokens: int = self._vllm_config.model_config.max_model_len
         self._encoder = PromptEncoder(tokenizer, self._vocabulary_size, self._context_tokens)
+        can_follow = GuidanceBackend.is_tokenizer_supported(engine.get_tokenizer())
+        self._gate = GrammarGate(tokenizer if can_follow else None, self._vocabulary_size, constraint_trial_ms)
         self._ref = PolicyRef(files.id, files.revision, chat_template_hash(tokenizer))
         self._weights_bytes = files.weights_bytes
         self._closed = False
@@ -70,10 +75,11 @@ class VllmPolicy:
         """
         files = await asyncio.to_thread(find_model, config.model, config.revision)
         tokenizer = await asyncio.to_thread(load_tokenizer, files.directory)
-        policy = cls(await start_engine(config, files), files, tokenizer)
+        policy = cls(await start_engine(config, files), files, tokenizer, config.constraint_trial_ms)
         try:
-            # The first request with log-probabilities is slow, and must not be a caller's.
-            await policy.sample("warm-up", [0], Sampling(temperature=1.0, max_tokens=2, top_p=0.9))
+            # The first request with log-probabilities is slow, or with a constraint, and must not be a caller's.
+            choice = ("warm up",) if policy._gate.available else None
+            await policy.sample("warm-up", [0], Sampling(temperature=1.0, max_tokens=2, top_p=0.9, choice=choice))
         except BaseException as error:
             await policy.close()
             if isinstance(error, SamplingFailed | Unavailable):
@@ -118,11 +124,8 @@ class VllmPolicy:
         """Tokenises off the event loop. See `PromptEncoder` for which special tokens are added."""
         return await self._encoder.encode(prompt)
 
-    def check(self, sampling: Sampling) -> None:
+    async def check(self, sampling: Sampling) -> None:
         """Refuses what this engine cannot do, and what would make it die or do something else than asked."""
-        for name in ("json_schema", "regex", "choice"):
-            if getattr(sampling, name) is not None:
-                raise UnsupportedOption(f"sampling.{name} is not available yet")
         if sampling.seed is not None and on_cpu() and self._vllm_config.scheduler_config.enable_chunked_prefill:
             raise UnsupportedOption("sampling.seed is not available for this kind of model on a CPU")
         if 0 < sampling.temperature < LOWEST_TEMPERATURE:
@@ -136,6 +139,7 @@ class VllmPolicy:
             if not 0 <= token_id < self._vocabulary_size:
                 allowed = f"allowed are 0 to {self._vocabulary_size - 1}"
                 raise invalid(f"sampling.stop_token_ids[{place}]", f"{token_id}; {allowed}")
+        await self._gate.check(sampling)
         try:
             _engine_sampling(sampling)
         except (VLLMError, ValueError, TypeError, OverflowError) as error:
@@ -183,6 +187,7 @@ class VllmPolicy:
             return
         self._closed = True
         self._encoder.close()
+        await self._gate.close()
         engine, self._engine = self._engine, None
         await end_engine(engine)
 
@@ -203,11 +208,21 @@ def _engine_sampling(sampling: Sampling) -> Any:
         seed=None if sampling.seed is None else sampling.seed % 2**64,
         stop=list(sampling.stop),
         stop_token_ids=list(sampling.stop_token_ids),
+        structured_outputs=_constraint(sampling),
         logprobs=0,
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,
     )
+
+
+def _constraint(sampling: Sampling) -> Any:
+    grammar = grammar_of(sampling)
+    if grammar is None:
+        return None
+    constraint = StructuredOutputsParams(grammar=grammar)
+    constraint._backend = "guidance"  # what vLLM's own check would set, see `vllm_engine`
+    return constraint
 
 
 async def _in_pieces(outputs: AsyncGenerator[Any, None], sampling: Sampling, milestone: Milestone) -> Completion:

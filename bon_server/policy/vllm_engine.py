@@ -52,9 +52,12 @@ def _start(config: PolicyConfig, files: ModelFiles) -> Any:
             scheduler = engine_config.scheduler_config
             room_tokens = engine_config.model_config.max_model_len + scheduler.max_num_seqs
             scheduler.max_num_batched_tokens = max(scheduler.max_num_batched_tokens, room_tokens)
-        return AsyncLLM.from_vllm_config(engine_config, disable_log_stats=True)
+        engine = AsyncLLM.from_vllm_config(engine_config, disable_log_stats=True)
     except Exception as error:  # any library below the engine can raise anything here
         raise StartupError(f"policy {config.model}: vLLM cannot start it: {why(error)}") from error
+    # Constraints are checked before (`grammar_gate`). vLLM would check them for each candidate, on the event loop.
+    engine.input_processor.structured_outputs_config = None
+    return engine
 
 
 def _engine_args(config: PolicyConfig, files: ModelFiles) -> Any:

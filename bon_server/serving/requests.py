@@ -51,7 +51,7 @@ async def to_generate(
     encoded = await policy.encode(prompt)
     room = _room_for_completion(message, len(encoded.token_ids), policy.context_tokens, limits)
     sampling = _to_sampling(message.sampling, defaults, room)
-    policy.check(sampling)
+    await policy.check(sampling)
     n = message.n if message.HasField("n") else (defaults.n if sampling.temperature > 0 else 1)
     return Request(
         request_id=message.request_id or uuid4().hex,
@@ -164,5 +164,8 @@ def _to_sampling(sampling: pb.SamplingParams, defaults: DefaultsConfig, room: in
         max_tokens=sampling.max_tokens if sampling.HasField("max_tokens") else min(defaults.max_tokens, room),
         stop=tuple(sampling.stop),
         stop_token_ids=tuple(sampling.stop_token_ids),
+        json_schema=sampling.json_schema if sampling.HasField("json_schema") else None,
+        regex=sampling.regex if sampling.HasField("regex") else None,
+        choice=tuple(sampling.choice.choices) if sampling.HasField("choice") else None,
         **given,
     )

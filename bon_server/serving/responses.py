@@ -107,7 +107,7 @@ def policy_model(ref: PolicyRef) -> pb.Model:
 
 def to_sampling(sampling: Sampling) -> pb.SamplingParams:
     """Every parameter that was in force."""
-    return pb.SamplingParams(
+    resolved = pb.SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
@@ -120,6 +120,13 @@ def to_sampling(sampling: Sampling) -> pb.SamplingParams:
         stop=sampling.stop,
         stop_token_ids=sampling.stop_token_ids,
     )
+    if sampling.json_schema is not None:
+        resolved.json_schema = sampling.json_schema
+    elif sampling.regex is not None:
+        resolved.regex = sampling.regex
+    elif sampling.choice is not None:
+        resolved.choice.choices.extend(sampling.choice)
+    return resolved
 
 
 def count(candidates: Iterable[Candidate], status: CandidateStatus) -> int:

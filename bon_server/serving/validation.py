@@ -11,7 +11,8 @@ from itertools import islice
 from bon.v1 import bon_pb2 as pb
 
 from bon_server.config import DefaultsConfig, LimitsConfig
-from bon_server.errors import FieldViolation, InvalidRequest, UnsupportedOption
+from bon_server.errors import FieldViolation, InvalidRequest
+from bon_server.serving.constraints import constraint_problems
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 ROLES = ("system", "user", "assistant")
@@ -69,7 +70,7 @@ class Violations:
 
 
 def check_generate(message: pb.GenerateRequest, limits: LimitsConfig, defaults: DefaultsConfig) -> None:
-    """Raises `InvalidRequest` for bad fields, then `UnsupportedOption` for good ones that are not offered here."""
+    """Raises `InvalidRequest`."""
     found = Violations()
     check_id(found, "request_id", message.request_id)
     _check_prompt(found, message)
@@ -79,13 +80,14 @@ def check_generate(message: pb.GenerateRequest, limits: LimitsConfig, defaults: 
     if temperature == 0 and message.n > 1:
         found.unless(False, "sampling.temperature", f"0 is greedy: all n = {message.n} candidates would be the same")
     _check_sampling(found, message.sampling)
+    for field, problem in constraint_problems(message.sampling, limits):
+        found.unless(False, field, problem)
     _check_selection(found, message.selection)
     _check_budget(found, message.budget, message.n if message.HasField("n") else defaults.n)
     _check_enum(found, "view", message.view, pb.CandidateView.keys())
     check_labels(found, message.reward_context, message.tags)
     _check_enum(found, "log_policy", message.log_policy, pb.LogPolicy.keys())
     found.done()
-    _refuse_unsupported(message)
 
 
 def check_score(message: pb.ScoreRequest, limits: LimitsConfig) -> None:
@@ -149,12 +151,6 @@ def _check_sampling(found: Violations, sampling: pb.SamplingParams) -> None:
             f"{sampling.seed} is not from 0 to {MAX_SEED - (1 << 32)}",
         )
     _check_stops(found, sampling)
-    if sampling.HasField("choice"):
-        found.unless(
-            bool(sampling.choice.choices) and all(sampling.choice.choices),
-            "sampling.choice.choices",
-            "at least one choice, and no empty ones, are required",
-        )
 
 
 def _check_stops(found: Violations, sampling: pb.SamplingParams) -> None:
@@ -238,12 +234,6 @@ def check_labels(found: Violations, reward_context: Mapping[str, str], tags: Map
 def _check_enum(found: Violations, field: str, value: int, names: Iterable[str]) -> None:
     count = len(list(names))
     found.unless(0 <= value < count, field, f"{value} is not a value of its enum, which has 0 to {count - 1}")
-
-
-def _refuse_unsupported(message: pb.GenerateRequest) -> None:
-    constraint = message.sampling.WhichOneof("constraint")
-    if constraint is not None:
-        raise UnsupportedOption(f"sampling.{constraint} is not available in this version")
 
 
 def _shown(value: str) -> str:

@@ -68,9 +68,11 @@ class GenerateOptions(ScoreOptions, total=False):
     stop: Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     json_schema: str | None
-    """At most one of `json_schema`, `regex` and `choice`."""
+    """The form of completions, as JSON text. At most one of `json_schema`, `regex` and `choice`."""
     regex: str | None
+    """Matched by whole completions; Rust's syntax, without look-around and back-references."""
     choice: Sequence[str] | None
+    """The completions that are allowed."""
     rule: Literal["argmax", "soft"] | None
     """How the answer is chosen; default `argmax`."""
     selection_temperature: float | None

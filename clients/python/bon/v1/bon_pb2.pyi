@@ -368,7 +368,7 @@ class Choice(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At least one non-empty text."""
+        """At least one text, none empty or twice. At most 1024, and 64 KiB in all, unless configured."""
 
     def __init__(
         self,
@@ -428,9 +428,13 @@ class SamplingParams(_message.Message):
     low bits. Unset: random.
     """
     json_schema: _builtins.str
-    """A JSON schema that the completion satisfies."""
+    """A JSON schema that the completion satisfies: an object, as JSON text, at most 64 KiB, 32 levels and 4096 values
+    unless configured; only local $ref. Keywords that cannot be followed (such as not, uniqueItems) are refused.
+    """
     regex: _builtins.str
-    """A regular expression that the whole completion matches."""
+    """A regular expression (Rust's syntax: no look-around, no back-references) that the whole completion matches; at
+    most 4096 bytes unless configured.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end a completion; they are not part of it. Non-empty, at most 16."""
@@ -853,7 +857,10 @@ Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
 class Kl(_message.Message):
-    """How far the answer's distribution is from the policy's. Unset fields are not valid for this request."""
+    """How far the answer's distribution is from the one that its candidates are sampled from: the policy at the request's
+    sampling parameters and, where there is one, under its constraint. How far the constraint itself leads away from the
+    policy is not part of it. Unset fields are not valid for this request.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
