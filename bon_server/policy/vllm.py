@@ -17,7 +17,7 @@ from typing import Any
 from bon_server.config import PolicyConfig
 from bon_server.errors import SamplingFailed, StartupError, Unavailable, UnsupportedOption
 from bon_server.policy.prompts import PromptEncoder, invalid
-from bon_server.tokenizer import chat_template_hash, load_tokenizer
+from bon_server.tokenizer import chat_template_hash, load_tokenizer, tokenizer_digest
 from bon_server.types import (
     Completion,
     EncodedPrompt,
@@ -52,14 +52,15 @@ FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abo
 class VllmPolicy:
     """A `Policy` on one vLLM engine, which runs in a process of its own. Made by `start`."""
 
-    def __init__(self, engine: Any, files: ModelFiles, tokenizer: Any) -> None:
+    def __init__(self, engine: Any, files: ModelFiles, tokenizer: Any, digest: str) -> None:
         self._engine = engine
+        self.files = files
+        self.tokenizer_digest = digest
         self._vllm_config = engine.vllm_config
         self._vocabulary_size: int = self._vllm_config.model_config.get_vocab_size()
         self._context_tokens: int = self._vllm_config.model_config.max_model_len
         self._encoder = PromptEncoder(tokenizer, self._vocabulary_size, self._context_tokens)
         self._ref = PolicyRef(files.id, files.revision, chat_template_hash(tokenizer))
-        self._weights_bytes = files.weights_bytes
         self._closed = False
 
     @classmethod
@@ -70,7 +71,8 @@ class VllmPolicy:
         """
         files = await asyncio.to_thread(find_model, config.model, config.revision)
         tokenizer = await asyncio.to_thread(load_tokenizer, files.directory)
-        policy = cls(await start_engine(config, files), files, tokenizer)
+        digest = await asyncio.to_thread(tokenizer_digest, tokenizer)
+        policy = cls(await start_engine(config, files), files, tokenizer, digest)
         try:
             # The first request with log-probabilities is slow, and must not be a caller's.
             await policy.sample("warm-up", [0], Sampling(temperature=1.0, max_tokens=2, top_p=0.9))
@@ -92,6 +94,16 @@ class VllmPolicy:
         return self._context_tokens
 
     @property
+    def dtype(self) -> str:
+        """Number format of the weights in the engine: `float32`, `bfloat16` or `float16`."""
+        return str(self._vllm_config.model_config.dtype).removeprefix("torch.")
+
+    @property
+    def cpu_cache_bytes(self) -> int:
+        """Main memory of the attention keys and values; 0 on a GPU."""
+        return int(self._vllm_config.cache_config.kv_cache_memory_bytes or 0) if on_cpu() else 0
+
+    @property
     def healthy(self) -> bool:
         """Whether the engine's process lives. A hung engine still counts as healthy."""
         return not self._closed and not self._engine.errored
@@ -108,8 +120,8 @@ class VllmPolicy:
         cache = self._vllm_config.cache_config
         return {
             "device": "cpu" if on_cpu() else str(current_platform.get_device_name()),
-            "dtype": str(self._vllm_config.model_config.dtype).removeprefix("torch."),
-            "weights_bytes": self._weights_bytes,
+            "dtype": self.dtype,
+            "weights_bytes": self.files.weights_bytes,
             "kv_cache_tokens": int(cache.num_gpu_blocks or 0) * int(cache.block_size),
             "context_tokens": self._context_tokens,
         }

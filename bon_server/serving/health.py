@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 
 from bon_server.log.spool import Spool
-from bon_server.serving.models import RunningPolicy
+from bon_server.serving.policies import Policies
 
 logger = logging.getLogger(__name__)
 
@@ -20,17 +20,17 @@ FOLLOW_S = 0.25
 class Health:
     """Follows the engine and the log from `start` until `stop_serving`."""
 
-    def __init__(self, servicer: HealthServicer, names: tuple[str, ...], policy: RunningPolicy, spool: Spool) -> None:
+    def __init__(self, servicer: HealthServicer, names: tuple[str, ...], policies: Policies, spool: Spool) -> None:
         self._servicer = servicer
         self._names = names
-        self._policy = policy
+        self._policies = policies
         self._spool = spool
         self._following: asyncio.Task[None] | None = None
 
     @property
     def broken(self) -> str | None:
         """Why the server cannot go on; None while it can."""
-        if not self._policy.healthy:
+        if not self._policies.current.healthy:
             return "the policy's engine died"
         return None if self._spool.failure is None else str(self._spool.failure)
 
