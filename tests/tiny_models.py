@@ -69,10 +69,12 @@ def llama_config(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**(settings | changes))
 
 
-def save_policy(directory: Path, chat_template: str | None = CHAT_TEMPLATE) -> Path:
-    """A tiny language model in 32 bits."""
-    torch.manual_seed(0)
-    LlamaForCausalLM(llama_config()).save_pretrained(directory)
+def save_policy(
+    directory: Path, chat_template: str | None = CHAT_TEMPLATE, weights_seed: int = 0, **changes: Any
+) -> Path:
+    """A tiny language model in 32 bits. changes: of its configuration."""
+    torch.manual_seed(weights_seed)
+    LlamaForCausalLM(llama_config(**changes)).save_pretrained(directory)
     byte_tokenizer(chat_template).save_pretrained(directory)
     return directory
 

@@ -21,7 +21,7 @@ from bon_server.types import Completion, Outcome, PolicyRef
 from tests.fakes import ScriptedPolicy, named_after_index, says
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question, refusal
-from tests.waiting import forever, until
+from tests.waiting import SOON_S, forever, until
 
 Script = Callable[[int], Awaitable[Completion]]
 
@@ -95,8 +95,8 @@ class Watching:
     async def refused(self, times: int) -> None:
         """Waits until so many checkpoints were refused, and looks a few times more."""
         name = 'bon_policy_changes_total{result="refused"}'
-        async with asyncio.timeout(15):
-            while (await self.running.metrics()).get(name, 0) < times:
+        async with asyncio.timeout(SOON_S):
+            while (await self.running.metrics()).get(name, 0) < times:  # noqa: ASYNC110 -- scraped, not notified
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         assert (await self.running.metrics())[name] == times
@@ -316,5 +316,5 @@ async def test_the_banner_names_the_folder(watch: Watch) -> None:
 async def test_what_cannot_be_watched(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"policy\.watch = .*nowhere.*no such directory"):
         await run(settings={"policy.watch": str(tmp_path / "nowhere")})
-    with pytest.raises(ConfigError, match="policy.model is synthetic"):
+    with pytest.raises(ConfigError, match=r"policy\.model is synthetic"):
         await run(settings={"policy.watch": str(tmp_path)})
