@@ -79,6 +79,16 @@ def save_policy(
     return directory
 
 
+def save_adapter(directory: Path, base: Path, weights_seed: int = 3) -> Path:
+    """A LoRA adapter on a tiny language model that changes it a lot."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(weights_seed)
+    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(base), settings).save_pretrained(directory)
+    return directory
+
+
 def save_decoder_reward(directory: Path, **changes: Any) -> Path:
     """A tiny decoder with a reward head."""
     torch.manual_seed(1)

@@ -1,8 +1,10 @@
-"""Checkpoints in a watched folder: which are there, the newest first. Reads names and times, never a model.
+"""Checkpoints in a watched folder: which are there, the newest first.
 
-FOLDER/step-100/          a model directory
-FOLDER/step-200/          a newer one: it wins
-FOLDER/current            optional, and then it alone decides: a link to a directory, or a file with its name
+    FOLDER/step-100/          a model directory, or that of an adapter
+    FOLDER/step-200/          a newer one: it wins
+    FOLDER/current            optional, and then it alone decides: a link to a directory, or a file with its name
+
+Reads names and times, never a model.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Checkpoint:
 def checkpoints(folder: Path) -> list[Checkpoint]:
     """Those in a folder, the newest first: the one that was changed last, or the one that `current` names.
 
-    What has no `config.json` and what has a name beginning with a dot is none. A folder that cannot be read has none.
+    What has neither `config.json` nor `adapter_config.json` is none, nor is what has a name beginning with a dot. A
+    folder that cannot be read has none.
     """
     pointed = _pointed(folder / POINTER)
     directories = _directories(folder) if pointed is None else [pointed]
@@ -43,9 +46,10 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def look_at(directory: Path) -> Checkpoint:
-    """The checkpoint as it is now. Raises OSError: it has no `config.json`, or is not there."""
+    """The checkpoint as it is now. Raises OSError: it is not there, or neither a model nor an adapter."""
     directory = directory.resolve(strict=True)
-    (directory / "config.json").stat()
+    if not (directory / "config.json").exists():
+        (directory / "adapter_config.json").stat()
     lines = []
     for path in _files(directory):
         status = path.stat()

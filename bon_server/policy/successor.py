@@ -10,11 +10,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from bon_server.config import PolicyConfig
 from bon_server.errors import SamplingFailed, StartupError, Unavailable
-from bon_server.policy.checkpoints import look_at
+from bon_server.policy.adapter import check_adapter, is_adapter, merge
+from bon_server.policy.checkpoints import Checkpoint, look_at
+from bon_server.policy.in_child import in_child
 from bon_server.policy.reference import expected_logprobs
 from bon_server.policy.room import refuse_without_room
 from bon_server.policy.same_kind import check_same_kind
@@ -40,22 +43,36 @@ class Samples(Protocol):
 async def start_successor(config: PolicyConfig, serving: VllmPolicy, directory: Path) -> VllmPolicy | None:
     """A policy with the weights of a checkpoint, in an engine of its own; None: they are those in use.
 
+    An adapter is merged into the weights of the start (`config.model`), in a directory for temporary files.
+
     Raises StartupError: it cannot be loaded, is not of the same kind as the one that serves, has another tokenizer or
     chat template, does not fit into memory beside it, does not compute what it should, or was changed meanwhile.
     """
     try:
-        return await _start(config, serving, directory)
+        before = await asyncio.to_thread(look_at, directory)
+        if not is_adapter(directory):
+            return await _start(config, serving, directory, before)
+        with TemporaryDirectory(prefix="bon-merged-") as scratch:
+            merged = await _merge(config, directory, Path(scratch) / directory.name)
+            return await _start(config, serving, merged, before)
     except OSError as error:
         raise StartupError(f"model {directory}: it cannot be read ({type(error).__name__})") from error
 
 
-async def _start(config: PolicyConfig, serving: VllmPolicy, directory: Path) -> VllmPolicy | None:
-    before = await asyncio.to_thread(look_at, directory)
+async def _merge(config: PolicyConfig, adapter: Path, out: Path) -> Path:
+    base = await asyncio.to_thread(find_model, config.model, config.revision)
+    await asyncio.to_thread(check_adapter, adapter, base, config.model)
+    await in_child(merge, base.directory, adapter, out)
+    return out
+
+
+async def _start(config: PolicyConfig, serving: VllmPolicy, directory: Path, before: Checkpoint) -> VllmPolicy | None:
+    """directory: of the weights to load; before: the checkpoint they come from, as it was before it was read."""
     files = await asyncio.to_thread(find_model, str(directory))
     if files.revision == serving.ref.revision:
         return None
     token_ids = await asyncio.to_thread(_examine, serving, files)
-    expected = await expected_logprobs(files.directory, token_ids)
+    expected = await in_child(expected_logprobs, files.directory, token_ids)
     policy = await VllmPolicy.start(
         # As the one in use came out, so that nothing but the weights changes.
         replace(
@@ -68,8 +85,8 @@ async def _start(config: PolicyConfig, serving: VllmPolicy, directory: Path) -> 
     )
     try:
         await compare(policy, serving.dtype, token_ids, expected)
-        if await asyncio.to_thread(look_at, directory) != before:
-            raise StartupError(f"model {directory}: it was changed while it was being loaded")
+        if await asyncio.to_thread(look_at, before.directory) != before:
+            raise StartupError(f"model {before.directory}: it was changed while it was being loaded")
     except BaseException:
         await policy.close()
         raise
