@@ -36,11 +36,14 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
     What has neither `config.json` nor `adapter_config.json` is none, nor is what has a name beginning with a dot. A
     folder that cannot be read has none.
     """
-    pointed = _pointed(folder / POINTER)
-    directories = _directories(folder) if pointed is None else [pointed]
+    try:
+        pointed = _pointed(folder / POINTER)
+        directories = _directories(folder) if pointed is None else [pointed]
+    except OSError:
+        return []
     found = []
     for directory in directories:
-        with suppress(OSError):  # it is just being removed
+        with suppress(OSError, ValueError):  # it is just being removed, or what points to it holds no path
             found.append((_newest_ns(directory), directory.name, look_at(directory)))
     return [one for _, _, one in sorted(found, key=lambda each: each[:2], reverse=True)]
 
@@ -69,9 +72,7 @@ def _pointed(pointer: Path) -> Path | None:
 
 
 def _directories(folder: Path) -> list[Path]:
-    with suppress(OSError):
-        return [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()]
-    return []
+    return [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()]
 
 
 def _files(directory: Path) -> list[Path]:

@@ -74,6 +74,13 @@ def test_a_pointer_alone_decides(kind: str, tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a\0b", b"x" * 5000])
+def test_a_pointer_to_nothing_points_to_nothing(content: bytes, tmp_path: Path) -> None:
+    make(tmp_path / "model")
+    (tmp_path / "current").write_bytes(content)
+    assert names(tmp_path) in ([], ["model"])
+
+
 def test_the_signature_changes_with_every_file_and_with_nothing_else(tmp_path: Path) -> None:
     directory = make(tmp_path / "model")
     seen = [look_at(directory)]
