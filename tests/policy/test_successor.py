@@ -177,7 +177,8 @@ async def test_every_candidate_comes_from_the_weights_it_names(
     models = {server.policy.ref.revision: plain(tmp_path / "first")}
     done = asyncio.Event()
     async with grpc.aio.insecure_channel(server.address) as channel:
-        callers = [asyncio.create_task(ask_until(done, channel, f"caller-{number}")) for number in range(3)]
+        answers: list[pb.GenerateResponse] = []
+        callers = [asyncio.create_task(ask_until(done, channel, f"c{number}", answers)) for number in range(3)]
         bad.rename(tmp_path / "watched" / "bad")
         await until_logged(caplog, "is damaged")
         assert server.policy.ref.revision in models
@@ -186,8 +187,9 @@ async def test_every_candidate_comes_from_the_weights_it_names(
             await until_logged(caplog, "replaces", number + 1)
             models[server.policy.ref.revision] = model
             await until(lambda: len(server.policies._open) == 1, LONGEST_S)
+            await until(lambda: answers[-1].policy.revision == server.policy.ref.revision, LONGEST_S)
         done.set()
-        answers = [answer for answers in await asyncio.gather(*callers) for answer in answers]
+        await asyncio.gather(*callers)
     assert caplog.text.count("is refused") == 1
     assert {answer.policy.revision for answer in answers} == set(models) and len(models) == 3
     with LogReader(tmp_path / "log") as reader:
@@ -213,9 +215,11 @@ def adapted(adapter: Path, folder: Path) -> Any:
     return PeftModel.from_pretrained(plain(folder / "first"), str(adapter)).eval()
 
 
-async def ask_until(done: asyncio.Event, channel: grpc.aio.Channel, caller: str) -> list[pb.GenerateResponse]:
+async def ask_until(
+    done: asyncio.Event, channel: grpc.aio.Channel, caller: str, answers: list[pb.GenerateResponse]
+) -> None:
     """One question after the other."""
-    stub, answers = BestOfNServiceStub(channel), []
+    stub = BestOfNServiceStub(channel)
     while not done.is_set():
         question = pb.GenerateRequest(
             request_id=f"{caller}-{len(answers)}",
@@ -225,7 +229,6 @@ async def ask_until(done: asyncio.Event, channel: grpc.aio.Channel, caller: str)
         )
         answers.append(await stub.Generate(question, timeout=LONGEST_S))
         await asyncio.sleep(0.2)  # an engine that starts needs the cores too
-    return answers
 
 
 async def until_logged(caplog: pytest.LogCaptureFixture, words: str, times: int = 1) -> None:
