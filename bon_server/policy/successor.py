@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 from bon_server.config import PolicyConfig
 from bon_server.errors import SamplingFailed, StartupError, Unavailable
@@ -23,7 +23,7 @@ from bon_server.policy.room import refuse_without_room
 from bon_server.policy.same_kind import check_same_kind
 from bon_server.policy.vllm import VllmPolicy
 from bon_server.tokenizer import load_tokenizer, tokenizer_digest
-from bon_server.types import Completion, Sampling
+from bon_server.types import Sampling
 from bon_server.weights import ModelFiles, find_model
 
 TEXT = "The capital of France is Paris. In 1969, two people walked on the Moon; 7 * 8 = 56."
@@ -31,13 +31,6 @@ TEXT = "The capital of France is Paris. In 1969, two people walked on the Moon; 
 LONGEST_TEST_TOKENS = 64
 TOLERANCE_NATS = {"float32": 0.01, "bfloat16": 0.25, "float16": 0.1}
 """Largest mean difference of the log-probability of a token, by the engine's number format."""
-
-
-class Samples(Protocol):
-    """What is tested: a policy's `sample`."""
-
-    async def sample(self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling) -> Completion:
-        """One sample."""
 
 
 async def start_successor(config: PolicyConfig, serving: VllmPolicy, directory: Path) -> VllmPolicy | None:
@@ -106,7 +99,7 @@ def _examine(serving: VllmPolicy, files: ModelFiles) -> tuple[int, ...]:
     return tuple(tokenizer(TEXT)["input_ids"][: min(LONGEST_TEST_TOKENS, serving.context_tokens - 1)])
 
 
-async def compare(policy: Samples, dtype: str, token_ids: Sequence[int], expected: Any) -> None:
+async def compare(policy: VllmPolicy, dtype: str, token_ids: Sequence[int], expected: Any) -> None:
     """Lets the engine continue each prefix of token_ids by its likeliest token, and compares the log-probability.
 
     expected: (len(token_ids), vocabulary) log-probabilities in nats. Raises StartupError where they differ by more, on
