@@ -63,6 +63,10 @@ def spoil_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], N
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
+def take_weights_away(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+
+
 def cut(directory: Path) -> None:
     whole = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(whole[:-1000])
@@ -95,7 +99,7 @@ def one_not_a_number(directory: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (shutil.rmtree, "cannot be read"),
-    "no weights": (lambda directory: (directory / "model.safetensors").unlink(), "no weights"),
+    "no weights": (take_weights_away, "no weights"),
     "truncated": (cut, "damaged"),
     "half written": (name_a_missing_file, "model-2.safetensors is missing"),
     "no tokenizer": (lambda directory: [path.unlink() for path in directory.glob("token*")], "tokenizer"),
