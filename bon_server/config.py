@@ -60,12 +60,22 @@ class PolicyConfig:
     """Share of a GPU's memory that the engine may take; the reward model needs the rest. Not used on a CPU."""
     gpus: Positive = 1
     """GPUs that the model is split over (tensor parallelism). Not used on a CPU."""
+    data_parallel: Positive = 1
+    """Copies of the model that share the candidates (data parallelism), each on `gpus` GPUs of its own and with so many
+    `running_samples` and so large a cache. Not used on a CPU."""
     cpus: str = "all"
     """CPUs the engine computes on: `all` this process may use, or a list such as `0-3,8`. Not used on a GPU."""
     constraint_trial_ms: Positive = 250
     """Processor time that compiling a constraint and trying it on 64 tokens may take; beyond it is refused."""
     seed: int | None = None
     """Seed of the engine for candidates without one. None: random, so that a restart samples anew."""
+    watch: str | None = None
+    """Folder whose newest checkpoint is loaded while serving; the old weights stay until the new ones are tested, so
+    there must be memory for both. None: the weights of the start."""
+    watch_poll_s: PositiveSeconds = 2.0
+    """How often that folder is looked at; a checkpoint is taken once it is the same at two looks."""
+    watch_drain_s: PositiveSeconds = 600.0
+    """How long requests may go on with replaced weights; what is not done then is UNAVAILABLE, to be tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)

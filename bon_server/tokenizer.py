@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ def load_tokenizer(directory: Path) -> Any:
 def longest_token_chars(tokenizer: Any) -> int:
     """Upper bound of the characters that one token stands for."""
     return max(len(token) for token in tokenizer.get_vocab())
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Hex SHA-256 of what decides which tokens texts and chats become: vocabulary, rules, template and its tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    for passing in ("padding", "truncation"):  # set by whoever used it last
+        rules.pop(passing, None)
+    parts = [rules, str(tokenizer.chat_template), str(tokenizer.bos_token), str(tokenizer.eos_token)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def chat_template_hash(tokenizer: Any) -> str | None:

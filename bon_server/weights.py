@@ -41,6 +41,8 @@ class ModelFiles:
     """The parsed `config.json`."""
     shapes: Mapping[str, tuple[int, ...]]
     """Shape of each tensor in the weight files, by name."""
+    formats: Mapping[str, str]
+    """Number format of each, as safetensors names it: `F32`, `BF16` and so on."""
 
 
 def find_model(model: str, revision: str | None = None) -> ModelFiles:
@@ -65,11 +67,14 @@ def _look_at(directory: Path, model_id: str, revision: str | None) -> ModelFiles
     config = _read_json(directory / "config.json")
     _refuse_code(directory, config)
     weights = _weight_files(directory)
-    shapes = {name: shape for path in weights for name, shape in _read_shapes(path).items()}
+    tensors = {name: tensor for path in weights for name, tensor in _read_header(path).items()}
     found = weights_digest(weights)
     if revision is not None and revision != found:
         raise StartupError(f"model {directory}: its weights have the revision {found}, not {revision}")
-    return ModelFiles(model_id, directory, found, sum(path.stat().st_size for path in weights), config, shapes)
+    weights_bytes = sum(path.stat().st_size for path in weights)
+    shapes = {name: shape for name, (shape, _) in tensors.items()}
+    formats = {name: number_format for name, (_, number_format) in tensors.items()}
+    return ModelFiles(model_id, directory, found, weights_bytes, config, shapes, formats)
 
 
 def _fetch(model: str, revision: str | None) -> Path:
@@ -133,8 +138,11 @@ def _weight_files(directory: Path) -> list[Path]:
     raise StartupError(f"model {directory}: it has no weights (*.safetensors)")
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads the header of a safetensors file and compares the file's size with it: finds cut and foreign files."""
+def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and number format of each tensor of a safetensors file.
+
+    Compares the file's size with what its header says: finds cut and foreign files.
+    """
     size_bytes = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -145,7 +153,7 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
         if 8 + header_bytes + max(tensor["data_offsets"][1] for tensor in tensors.values()) != size_bytes:
             raise ValueError
-        return {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
+        return {name: (tuple(tensor["shape"]), str(tensor["dtype"])) for name, tensor in tensors.items()}
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, IndexError) as error:
         raise StartupError(f"model {path.parent}: the weight file {path.name} is damaged") from error
 

@@ -69,11 +69,23 @@ def llama_config(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**(settings | changes))
 
 
-def save_policy(directory: Path, chat_template: str | None = CHAT_TEMPLATE) -> Path:
-    """A tiny language model in 32 bits."""
-    torch.manual_seed(0)
-    LlamaForCausalLM(llama_config()).save_pretrained(directory)
+def save_policy(
+    directory: Path, chat_template: str | None = CHAT_TEMPLATE, weights_seed: int = 0, **changes: Any
+) -> Path:
+    """A tiny language model in 32 bits. changes: of its configuration."""
+    torch.manual_seed(weights_seed)
+    LlamaForCausalLM(llama_config(**changes)).save_pretrained(directory)
     byte_tokenizer(chat_template).save_pretrained(directory)
+    return directory
+
+
+def save_adapter(directory: Path, base: Path, weights_seed: int = 3) -> Path:
+    """A LoRA adapter on a tiny language model that changes it a lot."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(weights_seed)
+    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(base), settings).save_pretrained(directory)
     return directory
 
 

@@ -28,6 +28,9 @@ def serve(
         ),
     ] = None,
     log: Annotated[Path | None, typer.Option(help="Folder of the log; made when missing.")] = None,
+    watch_policy: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoints; the newest is loaded without a restart.")
+    ] = None,
     publish: Annotated[
         str | None, typer.Option(help="Copy sealed segments to s3://..., gs://..., az://... or file:///...")
     ] = None,
@@ -44,6 +47,7 @@ def serve(
     flags = {
         "policy.model": policy,
         "reward.models": reward or None,
+        "policy.watch": text(watch_policy),
         "log.directory": text(log),
         "log.publish": publish,
         "listen.host": host,

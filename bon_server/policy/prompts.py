@@ -32,8 +32,8 @@ class PromptEncoder:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.encode_now, prompt)
 
     def close(self) -> None:
-        """Lets the thread end; prompts still waiting for it are dropped."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Lets the thread end, once it has encoded what waits for it: another engine may be about to sample that."""
+        self._thread.shutdown(wait=False)
 
     def encode_now(self, prompt: Prompt) -> EncodedPrompt:
         """`encode` on the calling thread."""

@@ -19,7 +19,7 @@ from bon_server.engine.grammar import grammar_of
 from bon_server.errors import SamplingFailed, StartupError, Unavailable, UnsupportedOption
 from bon_server.policy.grammar_gate import GrammarGate
 from bon_server.policy.prompts import PromptEncoder, invalid
-from bon_server.tokenizer import chat_template_hash, load_tokenizer
+from bon_server.tokenizer import chat_template_hash, load_tokenizer, tokenizer_digest
 from bon_server.types import (
     Completion,
     EncodedPrompt,
@@ -55,8 +55,10 @@ FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abo
 class VllmPolicy:
     """A `Policy` on one vLLM engine, which runs in a process of its own. Made by `start`."""
 
-    def __init__(self, engine: Any, files: ModelFiles, tokenizer: Any, constraint_trial_ms: int) -> None:
+    def __init__(self, engine: Any, files: ModelFiles, tokenizer: Any, digest: str, constraint_trial_ms: int) -> None:
         self._engine = engine
+        self.files = files
+        self.tokenizer_digest = digest
         self._vllm_config = engine.vllm_config
         self._vocabulary_size: int = self._vllm_config.model_config.get_vocab_size()
         self._context_tokens: int = self._vllm_config.model_config.max_model_len
@@ -64,7 +66,6 @@ class VllmPolicy:
         can_follow = GuidanceBackend.is_tokenizer_supported(engine.get_tokenizer())
         self._gate = GrammarGate(tokenizer if can_follow else None, self._vocabulary_size, constraint_trial_ms)
         self._ref = PolicyRef(files.id, files.revision, chat_template_hash(tokenizer))
-        self._weights_bytes = files.weights_bytes
         self._closed = False
 
     @classmethod
@@ -75,7 +76,8 @@ class VllmPolicy:
         """
         files = await asyncio.to_thread(find_model, config.model, config.revision)
         tokenizer = await asyncio.to_thread(load_tokenizer, files.directory)
-        policy = cls(await start_engine(config, files), files, tokenizer, config.constraint_trial_ms)
+        digest = await asyncio.to_thread(tokenizer_digest, tokenizer)
+        policy = cls(await start_engine(config, files), files, tokenizer, digest, config.constraint_trial_ms)
         try:
             # The first request with log-probabilities is slow, or with a constraint, and must not be a caller's.
             choice = ("warm up",) if policy._gate.available else None
@@ -98,6 +100,16 @@ class VllmPolicy:
         return self._context_tokens
 
     @property
+    def dtype(self) -> str:
+        """Number format of the weights in the engine: `float32`, `bfloat16` or `float16`."""
+        return str(self._vllm_config.model_config.dtype).removeprefix("torch.")
+
+    @property
+    def cpu_cache_bytes(self) -> int:
+        """Main memory of the attention keys and values; 0 on a GPU."""
+        return int(self._vllm_config.cache_config.kv_cache_memory_bytes or 0) if on_cpu() else 0
+
+    @property
     def healthy(self) -> bool:
         """Whether the engine's process lives. A hung engine still counts as healthy."""
         return not self._closed and not self._engine.errored
@@ -114,8 +126,8 @@ class VllmPolicy:
         cache = self._vllm_config.cache_config
         return {
             "device": "cpu" if on_cpu() else str(current_platform.get_device_name()),
-            "dtype": str(self._vllm_config.model_config.dtype).removeprefix("torch."),
-            "weights_bytes": self._weights_bytes,
+            "dtype": self.dtype,
+            "weights_bytes": self.files.weights_bytes,
             "kv_cache_tokens": int(cache.num_gpu_blocks or 0) * int(cache.block_size),
             "context_tokens": self._context_tokens,
         }

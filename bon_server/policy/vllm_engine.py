@@ -44,6 +44,11 @@ def _start(config: PolicyConfig, files: ModelFiles) -> Any:
         raise StartupError(f"policy.dtype {config.dtype!r}: allowed are {', '.join(DTYPES)}")
     if on_cpu():
         prepare_cpu(config.cpus)
+    elif config.watch is not None and config.gpu_memory_share > 0.5:
+        raise StartupError(
+            "policy.watch starts a second engine beside the first, which does not fit a GPU of which policy."
+            f"gpu_memory_share = {config.gpu_memory_share} is the first one's; at most 0.5 is allowed"
+        )
     check_shapes(files)
     try:
         engine_config = _engine_args(config, files).create_engine_config()
@@ -92,6 +97,7 @@ def _engine_args(config: PolicyConfig, files: ModelFiles) -> Any:
         arguments |= {
             "gpu_memory_utilization": config.gpu_memory_share,
             "tensor_parallel_size": config.gpus,
+            "data_parallel_size": config.data_parallel,
             "distributed_executor_backend": ProcessPerGpuExecutor if several else OneProcessExecutor,
         }
     return AsyncEngineArgs(**arguments)

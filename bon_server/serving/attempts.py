@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from bon_server.best_of_n import Answer, Policy, RewardModel, Stop, best_of_n
+from bon_server.best_of_n import Answer, RewardModel, Stop, best_of_n
 from bon_server.errors import (
     DeadlinePassed,
     RequestCancelled,
@@ -25,8 +25,9 @@ from bon_server.log.record import Record, StageTimes, prompt_hash
 from bon_server.log.spool import Logged, Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.content import Redact, UsedIds, to_log
+from bon_server.serving.policies import Policies, stop_with
 from bon_server.stopping import Spread
-from bon_server.types import Budget, Candidate, Kind, Outcome, Request
+from bon_server.types import Budget, Candidate, Kind, Outcome, PolicyRef, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,14 @@ class Attempts:
 
     def __init__(
         self,
-        policy: Policy,
+        policies: Policies,
         reward_model: RewardModel,
         spool: Spool,
         admission: Admission,
         observe: Callable[[Record], None],
         redact: Redact | None = None,
     ) -> None:
-        self._policy = policy
+        self._policies = policies
         self._reward_model = reward_model
         self._spool = spool
         self._admission = admission
@@ -112,7 +113,7 @@ class Attempts:
         try:
             await asyncio.wait((task,))  # unlike awaiting it, this does not cancel it with the caller
         except asyncio.CancelledError:
-            _stop(stop, RequestCancelled("the caller cancelled"))
+            stop_with(stop, RequestCancelled("the caller cancelled"))
             raise
         return task.result()
 
@@ -128,14 +129,14 @@ class Attempts:
         _, late = await asyncio.wait([one.task for one in running], timeout=grace_s)
         for one in running:
             if one.task in late:
-                _stop(one.stop, Unavailable("the server is shutting down", retry_after_ms=1000))
+                stop_with(one.stop, Unavailable("the server is shutting down", retry_after_ms=1000))
         if late:
             await asyncio.wait(late)
 
     def _keep(self, key: tuple[str, str], task: asyncio.Task[Finished], stop: Stop, deadline_s: float) -> None:
         self._running[key] = _Running(task, stop)
         passed = DeadlinePassed("the deadline passed before a candidate was scored")
-        timer = asyncio.get_running_loop().call_later(deadline_s, _stop, stop, passed)
+        timer = asyncio.get_running_loop().call_later(deadline_s, stop_with, stop, passed)
 
         def forget(task: asyncio.Task[Finished]) -> None:
             timer.cancel()
@@ -157,8 +158,10 @@ class Attempts:
         async with self._admission.permit(request.n, stop):
             self._spool.check()  # again: much may have happened while it waited
             queue_ns = time.monotonic_ns() - began_ns
-            answer = await best_of_n(request, self._policy, self._reward_model, stop, on_end, queue_ns, self._spread)
-            record = self._to_record(request, answer, prior, created_at, queue_ns)
+            # Not earlier: a request that waits for a permit must not keep replaced weights in memory.
+            with self._policies.use(stop) as policy:
+                answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, self._spread)
+            record = self._to_record(request, answer, policy.ref, prior, created_at, queue_ns)
             log_began_ns = time.monotonic_ns()
             logged = await to_log(record, request, self._redact)
             if logged is not None:
@@ -181,7 +184,13 @@ class Attempts:
         )
 
     def _to_record(
-        self, request: Request, answer: Answer, prior: Logged | None, created_at: datetime, queue_ns: int
+        self,
+        request: Request,
+        answer: Answer,
+        policy: PolicyRef,
+        prior: Logged | None,
+        created_at: datetime,
+        queue_ns: int,
     ) -> Record:
         sampled = request.sampling is not None
         return Record(
@@ -196,7 +205,7 @@ class Attempts:
             prompt_text=request.prompt.text,
             prompt_messages=request.prompt.messages,
             prompt_token_ids=request.prompt_token_ids or None,
-            policy=self._policy.ref if sampled else None,
+            policy=policy if sampled else None,
             reward_models=self._reward_model.refs,
             sampling=request.sampling,
             n=request.n,
@@ -227,10 +236,3 @@ def _is_answer_to(prior: Logged, request: Request) -> bool:
 
 def _kind_of(error: RequestError | None) -> str | None:
     return None if error is None else type(error).__name__
-
-
-def _stop(stop: Stop, reason: RequestError) -> None:
-    """Completes `stop` unless something else already has."""
-    if not stop.done():
-        stop.set_exception(reason)
-        stop.exception()  # marks it as seen: a stop that comes too late is nobody's error

@@ -16,6 +16,7 @@ def banner(server: Server) -> str:
     lines = [
         f"bon-server {__version__}",
         f"  policy    {policy.id}  revision {policy.revision[:12]}  {_listed(server.policy.facts)}",
+        *([f"  watching  {server.config.policy.watch}"] if server.config.policy.watch else []),
         *(
             f"  reward    {ref.name}: {ref.id}  revision {ref.revision[:12]}  {_listed(server.reward_model.facts)}"
             for ref in server.reward_model.refs

@@ -9,7 +9,8 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 
 from bon_server.log.spool import Spool
-from bon_server.serving.models import RunningPolicy, RunningReward
+from bon_server.serving.models import RunningReward
+from bon_server.serving.policies import Policies
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,13 @@ class Health:
         self,
         servicer: HealthServicer,
         names: tuple[str, ...],
-        policy: RunningPolicy,
+        policies: Policies,
         reward_model: RunningReward,
         spool: Spool,
     ) -> None:
         self._servicer = servicer
         self._names = names
-        self._policy = policy
+        self._policies = policies
         self._reward_model = reward_model
         self._spool = spool
         self._following: asyncio.Task[None] | None = None
@@ -38,7 +39,7 @@ class Health:
     @property
     def broken(self) -> str | None:
         """Why the server cannot go on; None while it can."""
-        if not self._policy.healthy:
+        if not self._policies.current.healthy:
             return "the policy's engine died"
         if not self._reward_model.healthy:
             return "the reward model can score no more"

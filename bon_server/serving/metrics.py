@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from bon_server.log.record import Record
 from bon_server.log.spool import Group
+from bon_server.types import PolicyRef
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -45,6 +46,18 @@ class Metrics:
             "bon_log_group_records", "Records in one transaction.", buckets=GROUP_RECORDS, registry=self.registry
         )
         self.in_flight = Gauge("bon_attempts_in_flight", "Attempts running or waiting.", registry=self.registry)
+
+        self.policy_changes = Counter(
+            "bon_policy_changes_total",
+            "Checkpoints found by policy.watch, loaded or refused.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._policy = Info("bon_policy", "The policy that new requests are sampled from.", registry=self.registry)
+
+    def policy_in_use(self, ref: PolicyRef) -> None:
+        """New requests are sampled from this policy."""
+        self._policy.info({"id": ref.id, "revision": ref.revision})
 
     def ended(self, method: str, code: str, seconds: float) -> None:
         """A call has ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from bon_server.best_of_n import Policy, RewardModel
@@ -53,6 +54,25 @@ async def start_policy(config: PolicyConfig) -> RunningPolicy:
     from bon_server.policy.vllm import VllmPolicy  # a server without a model needs neither vLLM nor torch
 
     return await VllmPolicy.start(config)
+
+
+def check_watch(config: PolicyConfig) -> None:
+    """Raises `ConfigError` where `policy.watch` cannot work."""
+    if config.watch is None:
+        return
+    if not Path(config.watch).is_dir():
+        raise ConfigError(f"policy.watch = {config.watch!r}: no such directory")
+    if is_kind(config.model, "synthetic"):
+        raise ConfigError("policy.watch needs a policy with weights, and policy.model is synthetic")
+
+
+async def start_successor(config: PolicyConfig, serving: RunningPolicy, directory: Path) -> RunningPolicy | None:
+    """See `bon_server.policy.successor.start_successor`."""
+    from bon_server.policy import successor
+    from bon_server.policy.vllm import VllmPolicy
+
+    assert isinstance(serving, VllmPolicy)
+    return await successor.start_successor(config, serving, directory)
 
 
 async def check_reward(config: RewardConfig) -> None:

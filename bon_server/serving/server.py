@@ -13,6 +13,7 @@ import signal
 import socket
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -20,7 +21,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from bon_server.config import Config, LimitsConfig
+from bon_server.config import Config, LimitsConfig, PolicyConfig
 from bon_server.errors import ConfigError, StartupError, Unavailable
 from bon_server.log.publisher import Publisher
 from bon_server.log.sealer import Sealer
@@ -33,8 +34,18 @@ from bon_server.serving.health import Health
 from bon_server.serving.log_metrics import LogCollector
 from bon_server.serving.memory_plan import memory_plan
 from bon_server.serving.metrics import Metrics
-from bon_server.serving.models import RunningPolicy, RunningReward, check_reward, start_policy, start_reward
+from bon_server.serving.models import (
+    RunningPolicy,
+    RunningReward,
+    check_reward,
+    check_watch,
+    start_policy,
+    start_reward,
+    start_successor,
+)
+from bon_server.serving.policies import Policies
 from bon_server.serving.service import SERVICE, Service
+from bon_server.serving.weights_watcher import WeightsWatcher
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +67,7 @@ class Server:
     address: str
     """`host:port` of gRPC."""
     metrics_address: str
-    policy: RunningPolicy
+    policies: Policies
     reward_model: RunningReward
     spool: Spool
     publisher: Publisher | None
@@ -65,6 +76,7 @@ class Server:
     _service: Service
     _grpc: grpc.aio.Server
     _health: Health
+    _watcher: WeightsWatcher | None
     _resources: AsyncExitStack
 
     @classmethod
@@ -84,13 +96,14 @@ class Server:
                 resources.push_async_callback(asyncio.to_thread, publisher.close)
             # Closed before the publisher, which then still has what it seals.
             resources.push_async_callback(asyncio.to_thread, Sealer(spool, config.log).close)
+            check_watch(config.policy)
             await check_reward(config.reward)
             await asyncio.to_thread(_plan_memory, config)
-            policy = await start_policy(config.policy)
-            resources.push_async_callback(policy.close)
+            policies = Policies(await start_policy(config.policy))
+            resources.push_async_callback(policies.close)
             reward_model = await start_reward(config.reward)
             resources.push_async_callback(reward_model.close)
-            return await cls._listen(config, metrics, spool, publisher, policy, reward_model, redact, resources)
+            return await cls._listen(config, metrics, spool, publisher, policies, reward_model, redact, resources)
 
     @classmethod
     async def _listen(
@@ -99,7 +112,7 @@ class Server:
         metrics: Metrics,
         spool: Spool,
         publisher: Publisher | None,
-        policy: RunningPolicy,
+        policies: Policies,
         reward_model: RunningReward,
         redact: Redact | None,
         resources: AsyncExitStack,
@@ -108,11 +121,11 @@ class Server:
         metrics_address = _serve_metrics(config, metrics, resources)
         limits = config.limits
         admission = Admission(limits.max_candidates_in_flight, limits.max_candidates_queued, limits.retry_after_ms)
-        attempts = Attempts(policy, reward_model, spool, admission, metrics.committed, redact)
+        attempts = Attempts(policies, reward_model, spool, admission, metrics.committed, redact)
         metrics.in_flight.set_function(lambda: attempts.running)
         server = grpc.aio.server(options=_channel_options(limits))
-        following = Health(add_health(server), ("", SERVICE), policy, reward_model, spool)
-        service = Service(config, policy, reward_model, spool, attempts, metrics, redact)
+        following = Health(add_health(server), ("", SERVICE), policies, reward_model, spool)
+        service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
         server.add_generic_rpc_handlers((service.handlers(),))
         add_reflection(server, (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
         address = _bind(server, config.listen.host, config.listen.port)
@@ -121,7 +134,7 @@ class Server:
             config,
             address,
             metrics_address,
-            policy,
+            policies,
             reward_model,
             spool,
             publisher,
@@ -129,10 +142,16 @@ class Server:
             service,
             server,
             following,
+            _watch_weights(config.policy, policies, metrics),
             resources.pop_all(),
         )
         await started._health.start()
         return started
+
+    @property
+    def policy(self) -> RunningPolicy:
+        """What new requests are sampled from."""
+        return self.policies.current
 
     @property
     def broken(self) -> str | None:
@@ -142,6 +161,8 @@ class Server:
     async def drain(self, grace_s: float) -> None:
         """Health first, then no new calls, then up to `grace_s` seconds for running ones; later ones are stopped."""
         await self._health.stop_serving()
+        if self._watcher is not None:
+            await self._watcher.close()
         self.attempts.refuse_new(Unavailable("the server is shutting down", retry_after_ms=1000))
         await self.attempts.drain(grace_s)
 
@@ -251,6 +272,16 @@ def _serve_metrics(config: Config, metrics: Metrics, resources: AsyncExitStack) 
     resources.callback(server.server_close)
     resources.callback(server.shutdown)
     return _join(host, server.server_port)
+
+
+def _watch_weights(config: PolicyConfig, policies: Policies, metrics: Metrics) -> WeightsWatcher | None:
+    metrics.policy_in_use(policies.current.ref)
+    if config.watch is None:
+        return None
+    load = partial(start_successor, config)
+    watcher = WeightsWatcher(Path(config.watch), config.watch_poll_s, config.watch_drain_s, policies, load, metrics)
+    watcher.start()
+    return watcher
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

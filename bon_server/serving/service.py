@@ -15,13 +15,14 @@ from bon.v1 import bon_pb2 as pb
 from google.protobuf.message import Message
 
 from bon_server import __version__
-from bon_server.best_of_n import Policy, RewardModel
+from bon_server.best_of_n import RewardModel
 from bon_server.config import Config
 from bon_server.log.spool import Spool
 from bon_server.serving import feedback, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
 from bon_server.serving.content import Redact
 from bon_server.serving.metrics import Metrics
+from bon_server.serving.policies import Policies
 from bon_server.serving.status import to_status
 from bon_server.types import Candidate, Request
 
@@ -39,7 +40,7 @@ class Service:
     def __init__(
         self,
         config: Config,
-        policy: Policy,
+        policies: Policies,
         reward_model: RewardModel,
         spool: Spool,
         attempts: Attempts,
@@ -47,7 +48,7 @@ class Service:
         redact: Redact | None = None,
     ) -> None:
         self._config = config
-        self._policy = policy
+        self._policies = policies
         self._reward_model = reward_model
         self._spool = spool
         self._attempts = attempts
@@ -140,7 +141,7 @@ class Service:
     async def _score(self, data: bytes, context: Context) -> pb.ScoreResponse:
         message = requests.parse(pb.ScoreRequest, data)
         config = self._config
-        request = await requests.to_score(message, ANONYMOUS, self._policy, config.limits, config.log)
+        request = await requests.to_score(message, ANONYMOUS, self._policies.current, config.limits, config.log)
         finished = await self._attempts.run(request, self._deadline_s(context))
         return responses.score_response(finished, self._config.log.durability)
 
@@ -150,15 +151,15 @@ class Service:
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         requests.parse(pb.GetServerInfoRequest, data)
-        limits, defaults = self._config.limits, self._config.defaults
+        limits, defaults, policy = self._config.limits, self._config.defaults, self._policies.current
         return pb.GetServerInfoResponse(
             version=__version__,
-            policy=responses.policy_model(self._policy.ref),
+            policy=responses.policy_model(policy.ref),
             reward_models=[responses.to_model(ref) for ref in self._reward_model.refs],
             limits=pb.Limits(
                 max_n=limits.max_n,
-                max_prompt_tokens=limits.max_prompt_tokens or self._policy.context_tokens - 1,
-                max_context_tokens=self._policy.context_tokens,
+                max_prompt_tokens=limits.max_prompt_tokens or policy.context_tokens - 1,
+                max_context_tokens=policy.context_tokens,
                 max_message_bytes=limits.max_message_bytes,
                 max_candidates_in_flight=limits.max_candidates_in_flight,
                 max_candidates_queued=limits.max_candidates_queued,
@@ -172,7 +173,8 @@ class Service:
 
     async def _to_generate(self, message: pb.GenerateRequest, principal: str = ANONYMOUS) -> Request:
         config = self._config
-        return await requests.to_generate(message, principal, self._policy, config.limits, config.defaults, config.log)
+        policy = self._policies.current  # any: all have one tokenizer and one context
+        return await requests.to_generate(message, principal, policy, config.limits, config.defaults, config.log)
 
     def _response(self, message: pb.GenerateRequest, finished: Finished) -> pb.GenerateResponse:
         return responses.generate_response(

@@ -1,0 +1,87 @@
+"""The policy in use, and an earlier one while the last requests that began with it finish.
+
+A request is sampled from one policy only, so that its candidates are draws from one distribution and its record names
+the weights that they really came from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from bon_server.best_of_n import Stop
+from bon_server.errors import RequestError, Unavailable
+from bon_server.serving.models import RunningPolicy
+
+RETRY_MS = 100
+"""Pushback for a request whose weights were taken away: the new ones are in place already."""
+
+
+@dataclass(eq=False)
+class _Open:
+    policy: RunningPolicy
+    users: set[Stop] = field(default_factory=set)
+    unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Policies:
+    """Hands out the policy in use, and replaces it."""
+
+    def __init__(self, first: RunningPolicy) -> None:
+        self._open = [_Open(first)]
+
+    @property
+    def current(self) -> RunningPolicy:
+        """What requests that begin now are sampled from."""
+        return self._open[-1].policy
+
+    @contextmanager
+    def use(self, stop: Stop) -> Iterator[RunningPolicy]:
+        """Holds the policy in use, which is not closed before this ends.
+
+        stop: completed with `Unavailable` where the policy was replaced and this takes too long to end.
+        """
+        mine = self._open[-1]
+        mine.users.add(stop)
+        mine.unused.clear()
+        try:
+            yield mine.policy
+        finally:
+            mine.users.remove(stop)
+            if not mine.users:
+                mine.unused.set()
+
+    async def replace(self, policy: RunningPolicy, drain_s: float) -> None:
+        """New requests get `policy` from now on; returns when the old one is unused and closed.
+
+        drain_s: seconds after which requests that still use the old one are stopped.
+        """
+        old = self._open[-1]
+        self._open.append(_Open(policy))
+        try:
+            await asyncio.wait_for(_wait_unused(old), drain_s)
+        except TimeoutError:
+            for stop in old.users:
+                stop_with(stop, Unavailable("the weights it was sampled from were replaced", RETRY_MS))
+            await _wait_unused(old)
+        await old.policy.close()
+        self._open.remove(old)
+
+    async def close(self) -> None:
+        """Closes all that are open, used or not."""
+        for one in self._open:
+            await one.policy.close()
+
+
+def stop_with(stop: Stop, reason: RequestError) -> None:
+    """Completes `stop` unless something else already has."""
+    if not stop.done():
+        stop.set_exception(reason)
+        stop.exception()  # marks it as seen: a stop that comes too late is nobody's error
+
+
+async def _wait_unused(one: _Open) -> None:
+    if one.users:
+        await one.unused.wait()

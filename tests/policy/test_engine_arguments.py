@@ -1,0 +1,41 @@
+"""What is passed to vLLM on a GPU, as far as that can be told without one."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bon_server.config import PolicyConfig
+from bon_server.errors import StartupError
+from bon_server.weights import ModelFiles
+
+pytestmark = [pytest.mark.models, pytest.mark.slow]
+
+FILES = ModelFiles("m", Path("/m"), "r", 0, {}, {}, {})
+
+
+@pytest.fixture
+def vllm_engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, as on a machine with GPUs. Imported late: it takes seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from bon_server.policy import vllm_engine
+    monkeypatch.setattr(vllm_engine, "on_cpu", lambda: False)
+    return vllm_engine
+
+
+def test_parallel_sizes(vllm_engine: Any) -> None:
+    one = vllm_engine._engine_args(PolicyConfig(), FILES)
+    assert (one.tensor_parallel_size, one.data_parallel_size) == (1, 1)
+    assert one.distributed_executor_backend is vllm_engine.OneProcessExecutor
+    many = vllm_engine._engine_args(PolicyConfig(gpus=2, data_parallel=3), FILES)
+    assert (many.tensor_parallel_size, many.data_parallel_size) == (2, 3)
+    assert many.distributed_executor_backend is vllm_engine.ProcessPerGpuExecutor
+
+
+def test_watching_needs_room_for_two(vllm_engine: Any) -> None:
+    with pytest.raises(StartupError, match=r"gpu_memory_share = 0\.7 .* at most 0\.5"):
+        vllm_engine._start(PolicyConfig(watch="/checkpoints"), FILES)
