@@ -139,6 +139,8 @@ class Candidates:
         """Frees the engine, keeping partial texts, and drops scores that nobody waits for."""
         self._stopped = True
         tasks = self._tasks
+        if scored := [tasks[index] for index, each in self._sampled.items() if self._has_score(each)]:
+            await asyncio.wait(scored)  # their scores came in the same moment: they end within it
         sampling = [index for index, task in enumerate(tasks) if not task.done() and index not in self._sampled]
         for index in self._sampled:
             tasks[index].cancel()
@@ -259,6 +261,10 @@ class Candidates:
         score = pending.result()
         self.scoring_spans_ns.append((began_ns, self._elapsed_ns()))
         return score
+
+    def _has_score(self, sampled: Candidate) -> bool:
+        score = self._scores.get(sampled.text)
+        return score is not None and score.done()
 
     def _milestone(self, index: int) -> Milestone | None:
         tokens = self._request.budget.prune_after_tokens
