@@ -43,6 +43,7 @@ class Metrics:
             "bon_log_group_records", "Records in one transaction.", buckets=GROUP_RECORDS, registry=self.registry
         )
         self.in_flight = Gauge("bon_attempts_in_flight", "Attempts running or waiting.", registry=self.registry)
+        self.queued = Gauge("bon_candidates_queued", "Candidates waiting for a permit.", registry=self.registry)
 
     def ended(self, method: str, code: str, seconds: float) -> None:
         """A call has ended."""

@@ -112,6 +112,7 @@ class Server:
         admission, deadlines = Admission(limits), Deadlines(limits.deadline_margin_ms)
         attempts = Attempts(policy, reward_model, spool, admission, deadlines, metrics.committed, redact)
         metrics.in_flight.set_function(lambda: attempts.running)
+        metrics.queued.set_function(lambda: admission.queued)
         server = grpc.aio.server(options=_channel_options(limits))
         following = Health(add_health(server), ("", SERVICE), policy, spool)
         service = Service(config, policy, reward_model, spool, attempts, metrics, redact)
