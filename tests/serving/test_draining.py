@@ -208,7 +208,9 @@ async def test_a_full_server_does_not_tokenise_what_it_refuses_and_still_replays
 
 async def test_one_connection_does_not_take_the_queue_from_another(run: Run, gate: Gate) -> None:
     running = await run(gate.policy, settings={**FOUR_AND_FOUR, "limits.max_queue_share": 0.5})
-    calls = [running.stub.Generate(question(request_id=f"r{i}", n=n)) for i, n in enumerate((4, 1, 1))]
+    calls = [running.stub.Generate(question(n=4))]
+    await until(lambda: gate.policy.running == 4)
+    calls += [running.stub.Generate(question(n=1)) for _ in range(2)]
     await until(lambda: running.admission.queued == 2)
     refused = await running.refused(n=1)
     assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "this caller has too much waiting")
