@@ -49,6 +49,7 @@ class Admission:
         Time counts what already waits, so that a large request is not refused more often than a small one, and a
         caller with nothing waiting is only refused when the whole queue is full.
         """
+        n = min(n, self._limits.max_n)  # more is refused for what it is, not for want of room
         if not self._queue and n <= self._free:
             return
         room = self._room()

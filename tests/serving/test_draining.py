@@ -206,6 +206,12 @@ async def test_a_full_server_does_not_tokenise_what_it_refuses_and_still_replays
     await asyncio.gather(*calls)
 
 
+async def test_more_than_anybody_may_ask_for_is_no_question_of_room(run: Run) -> None:
+    running = await run(settings=FOUR_AND_FOUR)
+    refused = await running.refused(n=1_000_000)
+    assert (refused.code, list(refused.violations)) == (grpc.StatusCode.INVALID_ARGUMENT, ["n"])
+
+
 async def test_one_connection_does_not_take_the_queue_from_another(run: Run, gate: Gate) -> None:
     running = await run(gate.policy, settings={**FOUR_AND_FOUR, "limits.max_queue_share": 0.5})
     calls = [running.stub.Generate(question(n=4))]
