@@ -178,12 +178,12 @@ async def test_a_caller_who_asks_for_much_does_not_starve_the_others() -> None:
     modest = [Holder(admission, 1, order, caller="modest") for _ in range(8)]
     tasks = [asyncio.create_task(holder.run()) for holder in (*greedy, *modest)]
     await settle()
-    for _ in range(3):  # of the greedy one's
+    while not all(holder in order for holder in modest):
         for holder in list(order):
             holder.leave.set()
         await settle()
-        await settle()
-    assert all(holder in order for holder in modest), "8 candidates, while the greedy caller got 12"
+    got = sum(holder.n for holder in order if holder in greedy)
+    assert got <= 16, "about as many as the 8 of the modest one, not all 80"
     for holder in (*greedy, *modest):
         holder.leave.set()
     await asyncio.gather(*tasks)

@@ -18,9 +18,9 @@ from tests.serving.running import Running, question
 from tests.waiting import forever, until
 
 OK, CANCELLED = grpc.StatusCode.OK, grpc.StatusCode.CANCELLED
-MARGIN_MS = 200
-DEADLINE_S = 0.5
-"""Candidates are stopped after 300 ms."""
+MARGIN_MS = 1500
+DEADLINE_S = 2.0
+"""Wide apart from each other, because a busy machine takes its time to commit and answer."""
 LIMITS = {
     "limits.max_candidates_in_flight": 4,
     "limits.max_n": 4,
@@ -135,13 +135,11 @@ CASES = {
     "deadline while sampling": Case(
         lambda: Models(sample=hang), grpc.StatusCode.DEADLINE_EXCEEDED, deadline_s=DEADLINE_S
     ),
-    "deadline with one sampled and scored": Case(lambda: Models(sample=first_answers), OK, deadline_s=DEADLINE_S * 4),
+    "deadline with one sampled and scored": Case(lambda: Models(sample=first_answers), OK, deadline_s=DEADLINE_S),
     "deadline while scoring": Case(
         lambda: Models(score=hang_scoring), grpc.StatusCode.DEADLINE_EXCEEDED, deadline_s=DEADLINE_S
     ),
-    "deadline with all sampled and one scored": Case(
-        lambda: Models(score=first_is_scored), OK, deadline_s=DEADLINE_S * 4
-    ),
+    "deadline with all sampled and one scored": Case(lambda: Models(score=first_is_scored), OK, deadline_s=DEADLINE_S),
     "deadline that leaves no time": Case(Models, grpc.StatusCode.DEADLINE_EXCEEDED, deadline_s=MARGIN_MS / 2e3),
     "samples fail": Case(lambda: Models(sample=failing(SamplingFailed("engine error"))), grpc.StatusCode.INTERNAL),
     "the engine dies": Case(
