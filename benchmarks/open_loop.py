@@ -25,6 +25,8 @@ class Ended:
     """When it was to be sent; latency counts from here, so that a late client hides nothing."""
     ended_s: float
     code: grpc.StatusCode
+    waited_s: float
+    """For a permit; 0 when there was no answer."""
 
     @property
     def seconds(self) -> float:
@@ -32,7 +34,7 @@ class Ended:
         return self.ended_s - self.due_s
 
 
-Ask = Callable[[int], Awaitable[object]]
+Ask = Callable[[int], Awaitable[pb.GenerateResponse]]
 """Sends the request of this number; raises AioRpcError."""
 
 
@@ -63,12 +65,13 @@ async def closed_loop(ask: Ask, concurrency: int, seconds: float) -> list[Ended]
 
 
 async def _ended(ask: Ask, number: int, due_s: float, began: float) -> Ended:
-    code = grpc.StatusCode.OK
+    code, waited_s = grpc.StatusCode.OK, 0.0
     try:
-        await ask(number)
+        answer = await ask(number)
+        waited_s = answer.timings.queue_ns / 1e9
     except grpc.aio.AioRpcError as error:
         code = error.code()
-    return Ended(due_s, time.perf_counter() - began, code)
+    return Ended(due_s, time.perf_counter() - began, code, waited_s)
 
 
 def rate(ended: Sequence[Ended], from_s: float, to_s: float) -> float:
@@ -77,8 +80,9 @@ def rate(ended: Sequence[Ended], from_s: float, to_s: float) -> float:
 
 
 def latencies(ended: Sequence[Ended], code: grpc.StatusCode, from_s: float = 0.0) -> dict[str, Any]:
-    """Of the requests due after `from_s` that ended with this code: how many, and their latency in seconds."""
-    seconds = sorted(one.seconds for one in ended if one.code is code and one.due_s >= from_s)
+    """Of the requests due after `from_s` that ended with this code: how many, their latency and wait in seconds."""
+    counted = [one for one in ended if one.code is code and one.due_s >= from_s]
+    seconds, waited = sorted(one.seconds for one in counted), [one.waited_s for one in counted]
     if not seconds:
         return {"requests": 0}
     return {
@@ -86,6 +90,7 @@ def latencies(ended: Sequence[Ended], code: grpc.StatusCode, from_s: float = 0.0
         "p50_s": round(quantile(seconds, 0.5), 4),
         "p99_s": round(quantile(seconds, 0.99), 4),
         "max_s": round(seconds[-1], 4),
+        "waited_p99_s": round(quantile(sorted(waited), 0.99), 4),
     }
 
 
@@ -102,7 +107,7 @@ def client(address: str) -> bon.AsyncClient:
 def asker(clients: Sequence[bon.AsyncClient], make: Callable[[], pb.GenerateRequest]) -> Ask:
     """Spreads requests over the clients."""
 
-    async def ask(number: int) -> object:
+    async def ask(number: int) -> pb.GenerateResponse:
         return await clients[number % len(clients)].send(make())
 
     return ask

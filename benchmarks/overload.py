@@ -12,8 +12,9 @@ Progress goes to stderr; the last line of stdout is one JSON document, by part:
 - `refusal_max_ms`, `refusal_p99_ms`: from when a request that is refused was due to its refusal, at twice the capacity.
 - `admitted_p99_ratio`: 99th percentile of the answered ones' latency, at twice the capacity ÷ at capacity.
 - `goodput_ratio`: answers a second at twice the capacity ÷ the best of all loads.
-- `modest_p99_ratio`: of a caller who asks for 4 candidates now and then: 99th percentile of its latency beside one who
-  asks for 64 at twice the capacity ÷ its latency beside load at capacity with requests like its own.
+- `modest_wait_ratio`: of a connection that asks for few candidates now and then, beside one that asks for many at twice
+  the capacity: 99th percentile of its wait for a permit ÷ the other one's. `modest_refused`: how many of its requests
+  were refused.
 
 Nothing else should run on the machine.
 """
@@ -95,37 +96,34 @@ async def measure(load: Load, folder: Path) -> dict[str, Any]:
         _say("twice as many")
         overloaded = await open_loop(ask, 2 * capacity, load.seconds, seed=2)
         _say("beside a greedy caller")
-        greedy = await _beside(load, clients, capacity, greedy_n=4 * load.n)
-        alike = await _beside(load, clients, capacity, greedy_n=load.n, share=0.5)
+        modest, greedy = await _side_by_side(load, clients, capacity)
     return {
-        **_headline(load, closed, at_capacity, overloaded, greedy, alike),
+        **_headline(load, closed, at_capacity, overloaded),
+        **_fairness(load, modest, greedy),
         "capacity_per_s": round(capacity, 3),
         "loads": {
             "closed": _figures(load, closed, load.seconds / 2),
             "at_capacity": _figures(load, at_capacity, load.seconds),
             "twice_the_capacity": _figures(load, overloaded, load.seconds),
-            "modest_beside_greedy": _figures(load, greedy, load.seconds / 2),
-            "modest_beside_half_load": _figures(load, alike, load.seconds / 2),
+            "modest": _figures(load, modest, load.seconds),
+            "greedy": _figures(load, greedy, load.seconds),
         },
         "load": asdict(load),
     }
 
 
-async def _beside(
-    load: Load, clients: Sequence[bon.AsyncClient], capacity: float, greedy_n: int, share: float = 2.0
-) -> list[Ended]:
-    """The modest caller's requests, a tenth of the capacity, beside another connection that asks for `share` of it."""
-    modest_n = max(1, load.n // 4)
-    modest_rate = 0.1 * capacity * load.n / modest_n
-    greedy_rate = share * capacity * load.n / greedy_n
-    greedy = asyncio.create_task(
-        open_loop(asker(clients[:1], Requests(greedy_n, load.max_tokens)), greedy_rate, load.seconds / 2, seed=3)
+async def _side_by_side(
+    load: Load, clients: Sequence[bon.AsyncClient], capacity: float
+) -> tuple[list[Ended], list[Ended]]:
+    """A connection with small requests, a tenth of the capacity, and one with large ones, twice the capacity."""
+    small, large = max(1, load.n // 4), 4 * load.n
+    candidates_per_s = capacity * load.n
+    return await asyncio.gather(
+        open_loop(
+            asker(clients[:1], Requests(small, load.max_tokens)), 0.1 * candidates_per_s / small, load.seconds, 3
+        ),
+        open_loop(asker(clients[1:2], Requests(large, load.max_tokens)), 2 * candidates_per_s / large, load.seconds, 4),
     )
-    modest = await open_loop(
-        asker(clients[1:2], Requests(modest_n, load.max_tokens)), modest_rate, load.seconds / 2, seed=4
-    )
-    await greedy
-    return modest
 
 
 class Requests:
@@ -144,16 +142,10 @@ class Requests:
 
 
 def _headline(
-    load: Load,
-    closed: Sequence[Ended],
-    at_capacity: Sequence[Ended],
-    overloaded: Sequence[Ended],
-    greedy: Sequence[Ended],
-    alike: Sequence[Ended],
+    load: Load, closed: Sequence[Ended], at_capacity: Sequence[Ended], overloaded: Sequence[Ended]
 ) -> dict[str, Any]:
     refused = latencies(overloaded, REFUSED)
     p99 = [latencies(ended, ANSWERED, load.settle_s).get("p99_s") for ended in (at_capacity, overloaded)]
-    modest = [latencies(ended, ANSWERED, load.settle_s).get("p99_s") for ended in (alike, greedy)]
     best = max(rate(closed, load.settle_s, load.seconds / 2), rate(at_capacity, load.settle_s, load.seconds))
     goodput = rate(overloaded, load.settle_s, load.seconds)
     return {
@@ -161,7 +153,14 @@ def _headline(
         "refusal_max_ms": _ms(refused.get("max_s")),
         "admitted_p99_ratio": _ratio(p99[1], p99[0]),
         "goodput_ratio": _ratio(goodput, max(best, goodput)),
-        "modest_p99_ratio": _ratio(modest[1], modest[0]),
+    }
+
+
+def _fairness(load: Load, modest: Sequence[Ended], greedy: Sequence[Ended]) -> dict[str, Any]:
+    waits = [latencies(ended, ANSWERED, load.settle_s).get("waited_p99_s") for ended in (modest, greedy)]
+    return {
+        "modest_wait_ratio": _ratio(*waits),
+        "modest_refused": sum(one.code is REFUSED for one in modest),
     }
 
 
