@@ -89,8 +89,8 @@ async def measure(load: Load, folder: Path) -> dict[str, Any]:
         ask = asker(clients, Requests(load.n, load.max_tokens))
         full = -(-load.in_flight // load.n)
         _say("capacity")
-        closed = await closed_loop(ask, full, load.seconds / 2)
-        capacity = rate(closed, load.settle_s, load.seconds / 2)
+        closed = await closed_loop(ask, full, load.seconds)
+        capacity = rate(closed, load.settle_s, load.seconds)
         _say(f"{capacity:.2f} answers a second; now as an open loop")
         at_capacity = await open_loop(ask, capacity, load.seconds, seed=1)
         _say("twice as many")
@@ -102,7 +102,7 @@ async def measure(load: Load, folder: Path) -> dict[str, Any]:
         **_fairness(load, modest, greedy),
         "capacity_per_s": round(capacity, 3),
         "loads": {
-            "closed": _figures(load, closed, load.seconds / 2),
+            "closed": _figures(load, closed, load.seconds),
             "at_capacity": _figures(load, at_capacity, load.seconds),
             "twice_the_capacity": _figures(load, overloaded, load.seconds),
             "modest": _figures(load, modest, load.seconds),
@@ -146,7 +146,7 @@ def _headline(
 ) -> dict[str, Any]:
     refused = latencies(overloaded, REFUSED)
     p99 = [latencies(ended, ANSWERED, load.settle_s).get("p99_s") for ended in (at_capacity, overloaded)]
-    best = max(rate(closed, load.settle_s, load.seconds / 2), rate(at_capacity, load.settle_s, load.seconds))
+    best = max(rate(closed, load.settle_s, load.seconds), rate(at_capacity, load.settle_s, load.seconds))
     goodput = rate(overloaded, load.settle_s, load.seconds)
     return {
         "refusal_p99_ms": _ms(refused.get("p99_s")),
