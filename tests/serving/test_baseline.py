@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import grpc
@@ -191,28 +192,21 @@ async def test_nothing_is_left_of_those_who_wait(run: Run) -> None:
 
 async def ends(running: Running, models: Models, case: Case, streamed: bool) -> grpc.StatusCode:
     """Asks, leaves when the case says so, and returns how it ended."""
-    if not case.slow_disk:
-        return await _ends(running, models, case, streamed)
-    with running.slow_disk():
-        return await _ends(running, models, case, streamed)
-
-
-async def _ends(running: Running, models: Models, case: Case, streamed: bool) -> grpc.StatusCode:
-    request = question()
     call: grpc.aio.Call
-    if streamed:
-        call = running.stub.GenerateStream(pb.GenerateStreamRequest(request=request), timeout=case.deadline_s)
-        reading = asyncio.create_task(read(call))
-    else:
-        call = running.stub.Generate(request, timeout=case.deadline_s)
-        reading = asyncio.create_task(call.wait_for_connection())
-    if case.leaves_when is not None:
-        leaves_when = case.leaves_when
-        await until(lambda: leaves_when(running, models))
-        call.cancel()
-    code: grpc.StatusCode = await call.code()
-    await asyncio.gather(reading, return_exceptions=True)
-    return code
+    with running.slow_disk() if case.slow_disk else nullcontext():
+        if streamed:
+            call = running.stub.GenerateStream(pb.GenerateStreamRequest(request=question()), timeout=case.deadline_s)
+            reading = asyncio.create_task(read(call))
+        else:
+            call = running.stub.Generate(question(), timeout=case.deadline_s)
+            reading = asyncio.create_task(call.wait_for_connection())
+        if case.leaves_when is not None:
+            leaves_when = case.leaves_when
+            await until(lambda: leaves_when(running, models))
+            call.cancel()
+        code: grpc.StatusCode = await call.code()
+        await asyncio.gather(reading, return_exceptions=True)
+        return code
 
 
 async def read(stream: grpc.aio.UnaryStreamCall[pb.GenerateStreamRequest, pb.GenerateStreamResponse]) -> None:
