@@ -82,15 +82,20 @@ async def best_of_n(
     run = Candidates(request, policy, reward_model, on_end, waited_ns, spread)
     run.start()
     await asyncio.wait((run.settled, stop), return_when=asyncio.FIRST_COMPLETED)
-    failure = _failure(run.settled if run.settled.done() else stop)
+    stopped = not run.settled.done()
+    failure = _failure(stop if stopped else run.settled)
     early = run.settled.result() if run.settled.done() and failure is None else None
     if run.busy:
         await run.stop()
-    return _choose(request, run, failure, early)
+    return _choose(request, run, failure, early, stopped)
 
 
-def _choose(request: Request, run: Candidates, failure: RequestError | None, early: SelectionReason | None) -> Answer:
+def _choose(
+    request: Request, run: Candidates, failure: RequestError | None, early: SelectionReason | None, stopped: bool
+) -> Answer:
     candidates = run.ends()
+    if stopped and all(candidate.status is CandidateStatus.SCORED for candidate in candidates):
+        failure = None  # the stop came in the same moment as the last score, and changed nothing
     selected = select(request, [candidate.reward for candidate in candidates])
     reason = early or _reason(request)
     if isinstance(failure, DeadlinePassed) and selected is not None:

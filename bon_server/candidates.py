@@ -138,6 +138,8 @@ class Candidates:
         """Frees the engine, keeping partial texts, and drops scores that nobody waits for."""
         self._stopped = True
         tasks = self._tasks
+        if scored := [tasks[index] for index, each in self._sampled.items() if self._has_score(each)]:
+            await asyncio.wait(scored)  # their scores came in the same moment: they end within it
         sampling = [index for index, task in enumerate(tasks) if not task.done() and index not in self._sampled]
         for index in self._sampled:
             tasks[index].cancel()
@@ -265,11 +267,15 @@ class Candidates:
         self.scoring_spans_ns.append((began_ns, self._elapsed_ns()))
         return score
 
+    def _has_score(self, sampled: Candidate) -> bool:
+        score = self._scores.get(sampled.text)
+        return score is not None and score.done()
+
     def _make_pruning(self) -> Pruning | None:
         fraction = self._request.budget.prune_fraction
-        return (
-            None if fraction is None else Pruning(fraction, self._first_wave, self._score_of, self._abort, self._fail)
-        )
+        if fraction is None:
+            return None
+        return Pruning(fraction, self._first_wave, self._score_of, self._abort, self._fail)
 
     @property
     def _comparisons(self) -> set[asyncio.Task[None]]:

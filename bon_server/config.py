@@ -142,12 +142,20 @@ class LimitsConfig:
     """Candidates being sampled or scored at once, over all callers."""
     max_candidates_queued: Annotated[int, Meta(ge=0)] = 2048
     """Candidates waiting for a permit; beyond this a request is refused at once."""
+    max_queue_s: PositiveSeconds = 1.0
+    """No more wait than start within so many seconds, or within half the time that requests take lately if that is
+    longer; beyond this too a request is refused at once."""
+    max_queue_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """Share of the queue that one caller may fill: a connection, as long as there are no keys."""
     retry_after_ms: Positive = 500
     """Pushback sent with refusals that may be tried again."""
     default_deadline_s: PositiveSeconds = 600.0
     """Deadline of calls that set none."""
     deadline_margin_ms: Annotated[int, Meta(ge=0)] = 100
-    """Kept free before a deadline for choosing, committing and answering."""
+    """Kept free before a deadline for stopping, choosing, committing and answering; more where that took longer
+    lately."""
+    slow_reader_s: PositiveSeconds = 60.0
+    """A stream from which nothing is read for so long is ended; a retry with its request id gets the stored answer."""
     drain_s: PositiveSeconds = 30.0
     """How long running calls may take to finish after SIGTERM."""
 

@@ -15,6 +15,7 @@
         ├── LogFull            no room on the log's disk
         ├── DeadlinePassed     the deadline came before anything was scored
         ├── RequestCancelled   the caller went away
+        ├── ReaderStalled      the caller did not read its stream
         ├── SamplingFailed     the policy failed on every candidate
         ├── RewardFailed       the reward model failed
         ├── NothingFinite      every reward was NaN or infinite
@@ -106,6 +107,10 @@ class DeadlinePassed(RequestError):
 
 class RequestCancelled(RequestError):
     """The caller went away before the answer."""
+
+
+class ReaderStalled(RequestError):
+    """The caller did not read its stream; the answer is in the log."""
 
 
 class SamplingFailed(RequestError):

@@ -488,6 +488,31 @@ def test_a_stop_after_the_last_score_changes_nothing() -> None:
     assert (answer.error, answer.selected_index) == (None, 1)
 
 
+@pytest.mark.parametrize("reason", STOPS, ids=lambda reason: type(reason).__name__)
+def test_a_stop_in_the_same_moment_as_the_last_score_changes_nothing(reason: RequestError) -> None:
+    async def run() -> Answer:
+        stop: Stop = asyncio.get_running_loop().create_future()
+        last: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
+
+        async def score_last_and_stop() -> None:
+            await until(lambda: reward_model.running == 1)
+            last.set_result(scored(2.0))
+            stop.set_exception(reason)
+            stop.exception()
+
+        async def score(text: str) -> Score:
+            return scored(1.0) if text == "answer 0" else await last
+
+        reward_model = ScriptedReward(score)
+        stopping = asyncio.create_task(score_last_and_stop())
+        answer = await best_of_n(a_request(2), ScriptedPolicy(), reward_model, stop)
+        await stopping
+        return answer
+
+    answer = asyncio.run(run())
+    assert (answer.error, answer.reason, answer.selected_index) == (None, SelectionReason.ARGMAX, 1)
+
+
 @given(
     st.lists(st.integers(0, 8), min_size=1, max_size=6),
     st.integers(0, 12),

@@ -16,6 +16,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from bon_server.errors import FieldViolation, InvalidRequest, SamplingFailed, UnsupportedOption
+from bon_server.policy.shared_pace import SharedPace
 from bon_server.specs import parse_options
 from bon_server.types import Completion, EncodedPrompt, FinishReason, Milestone, PolicyRef, Prompt, Sampling
 
@@ -38,6 +39,8 @@ class SyntheticPolicyOptions:
 
     tokens_per_s: Annotated[float, Meta(ge=0)] = 0.0
     """Pace of each candidate; 0: no delay."""
+    total_tokens_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Pace of all running candidates together, shared equally; 0: no limit. Replaces `tokens_per_s`."""
     tokens: Annotated[int, Meta(ge=1)] = 40
     """Mean length of a completion, in tokens."""
     fail_rate: Share = 0.0
@@ -71,6 +74,7 @@ class SyntheticPolicy:
 
     def __init__(self, options: SyntheticPolicyOptions) -> None:
         self._options = options
+        self._shared = SharedPace(options.total_tokens_per_s) if options.total_tokens_per_s else None
         self._words = WORDS.split()
         self._tape = _Tape(self._words, 1 << 16)
         self._aborts: dict[str, asyncio.Event] = {}
@@ -142,12 +146,14 @@ class SyntheticPolicy:
     async def _wait(self, key: str, tokens: int, hangs: bool) -> int:
         """Sleeps as long as `tokens` take; returns how many were produced before an abort."""
         pace = self._options.tokens_per_s
-        if not pace and not hangs:
+        if not pace and not hangs and self._shared is None:
             await asyncio.sleep(0)
             return tokens
         aborted = self._aborts[key] = asyncio.Event()
         began = time.monotonic()
         try:
+            if self._shared is not None and not hangs:
+                return await self._shared.produce(tokens, aborted)
             await asyncio.wait_for(aborted.wait(), None if hangs else tokens / pace)
         except TimeoutError:
             return tokens

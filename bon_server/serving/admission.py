@@ -1,24 +1,37 @@
-"""A permit before any work: candidates in flight are bounded, candidates waiting are bounded, and full means no."""
+"""A permit before any work: candidates in flight are bounded, those waiting are bounded, and full means no.
+
+What may wait is bounded in time, not only in number, so that overload makes the queue refuse and not grow. By Little's
+law Q waiting candidates take Q / in_flight times as long as a permit is held, which is learned. So the queue has room
+for what starts within `queue_s` seconds, or within half the time that permits are held if that is longer: whoever is
+admitted when the queue is full takes at most about half as long again as one who need not wait.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from bon_server.best_of_n import Stop
+from bon_server.config import LimitsConfig
 from bon_server.errors import Unavailable
+from bon_server.serving.fair_queue import FairQueue, Turn
+
+WAIT_PER_HOLD = 0.5
+"""Longest wait, as a share of the time for which permits are held; `limits.max_queue_s` where that is longer."""
 
 
 class Admission:
-    """Counts candidates, not requests: a request with n = 64 weighs 64. First come, first served."""
+    """Counts candidates, not requests: a request with n = 64 weighs 64. Fair between callers, see `FairQueue`."""
 
-    def __init__(self, in_flight: int, queued: int, retry_after_ms: int) -> None:
-        self._free = in_flight
-        self._room = queued
-        self._retry_after_ms = retry_after_ms
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._free = limits.max_candidates_in_flight
+        self._queue = FairQueue()
+        self._turns: dict[Turn, asyncio.Future[None]] = {}
+        self._held_s = 0.0
 
     @property
     def free(self) -> int:
@@ -28,54 +41,77 @@ class Admission:
     @property
     def queued(self) -> int:
         """Candidates waiting."""
-        return sum(n for n, turn in self._waiting if not turn.done())
+        return self._queue.candidates
+
+    def check(self, caller: str, n: int) -> None:
+        """Whether n more candidates of this caller may start or wait now; raises `Unavailable` when not.
+
+        Time counts what already waits, so that a large request is not refused more often than a small one, and a
+        caller with nothing waiting is only refused when the whole queue is full.
+        """
+        n = min(n, self._limits.max_n)  # more is refused for what it is, not for want of room
+        if not self._queue and n <= self._free:
+            return
+        room = self._room()
+        if self.queued + n > self._limits.max_candidates_queued or self.queued >= room:
+            raise Unavailable("the server is full", self._limits.retry_after_ms)
+        if self._queue.of(caller) >= self._limits.max_queue_share * room:
+            raise Unavailable("this caller has too much waiting", self._limits.retry_after_ms)
 
     @asynccontextmanager
-    async def permit(self, n: int, stop: Stop) -> AsyncIterator[None]:
+    async def permit(self, caller: str, n: int, stop: Stop) -> AsyncIterator[None]:
         """Holds room for n candidates.
 
-        Raises `Unavailable` at once when the queue is full, and the exception of `stop` when that comes first.
+        Raises `Unavailable` at once when it may not wait, and the exception of `stop` when that comes first.
         """
-        if self._waiting or n > self._free:
-            await self._wait(n, stop)
+        self.check(caller, n)
+        if self._queue or n > self._free:
+            await self._wait(caller, n, stop)
         else:
             self._free -= n
+        began = time.monotonic()
         try:
             yield
+            self._learn(n, time.monotonic() - began)
         finally:
-            self._free += n
-            self._admit()
+            self._release(n)
 
-    async def _wait(self, n: int, stop: Stop) -> None:
-        if n > self._room:
-            raise Unavailable("the server is full", self._retry_after_ms)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((n, turn))
-        self._room -= n
+    async def _wait(self, caller: str, n: int, stop: Stop) -> None:
+        turn = self._queue.join(caller, n)
+        admitted = self._turns[turn] = asyncio.get_running_loop().create_future()
         try:
-            await asyncio.wait((turn, stop), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((admitted, stop), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            if turn.done():  # its turn came in the same moment
-                self._free += n
-            self._leave(turn)
+            if admitted.done():  # its turn came in the same moment
+                self._release(n)
             raise
         finally:
-            self._room += n
-        if not turn.done():
-            self._leave(turn)
+            if not admitted.done():
+                self._queue.leave(turn)
+                del self._turns[turn]
+                self._admit()  # a smaller one may fit now
+        if not admitted.done():
             stop.result()
 
-    def _leave(self, turn: asyncio.Future[None]) -> None:
-        turn.cancel()
+    def _room(self) -> float:
+        """Candidates that may wait."""
+        if not self._held_s:
+            return self._limits.max_candidates_queued
+        holds = max(WAIT_PER_HOLD, self._limits.max_queue_s / self._held_s)
+        return min(self._limits.max_candidates_queued, math.ceil(holds * self._limits.max_candidates_in_flight))
+
+    def _learn(self, n: int, held_s: float) -> None:
+        """A moving mean over about as many candidates as can be in flight; of those that got what they came for."""
+        weight = n / (n + self._limits.max_candidates_in_flight) if self._held_s else 1.0
+        self._held_s += (held_s - self._held_s) * weight
+
+    def _release(self, n: int) -> None:
+        self._free += n
         self._admit()
 
     def _admit(self) -> None:
-        """Wakes those at the head of the queue that fit; the cancelled ones fall out."""
-        while self._waiting:
-            n, turn = self._waiting[0]
-            if not turn.done():
-                if n > self._free:
-                    return
-                self._free -= n
-                turn.set_result(None)
-            self._waiting.popleft()
+        """Wakes whoever is next while it fits. Nobody overtakes the next one, or large requests would never fit."""
+        while self._queue and (turn := self._queue.next()).n <= self._free:
+            self._queue.serve(turn)
+            self._free -= turn.n
+            self._turns.pop(turn).set_result(None)

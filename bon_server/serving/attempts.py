@@ -25,9 +25,19 @@ from bon_server.log.record import Record, StageTimes, prompt_hash
 from bon_server.log.spool import Logged, Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.content import Redact, UsedIds, to_log
+from bon_server.serving.deadlines import Deadlines
 from bon_server.serving.policies import Policies, stop_with
 from bon_server.stopping import Spread
-from bon_server.types import Budget, Candidate, Kind, Outcome, PolicyRef, Request
+from bon_server.types import (
+    Budget,
+    Candidate,
+    CandidateStatus,
+    Kind,
+    Outcome,
+    PolicyRef,
+    Request,
+    SelectionReason,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,15 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class _Times:
+    """On the clock of `time.monotonic_ns`."""
+
+    began_ns: int
+    stop_ns: int
+    """When the best so far has to be taken."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Running:
     task: asyncio.Task[Finished]
     stop: Stop
@@ -61,6 +80,7 @@ class Attempts:
         reward_model: RewardModel,
         spool: Spool,
         admission: Admission,
+        deadlines: Deadlines,
         observe: Callable[[Record], None],
         redact: Redact | None = None,
     ) -> None:
@@ -68,6 +88,7 @@ class Attempts:
         self._reward_model = reward_model
         self._spool = spool
         self._admission = admission
+        self._deadlines = deadlines
         self._observe = observe
         self._redact = redact
         self._unlogged = UsedIds()
@@ -80,15 +101,29 @@ class Attempts:
         """Attempts in flight or waiting for a permit."""
         return len(self._running)
 
+    def check_room(self, principal: str, request_id: str, caller: str, n: int) -> None:
+        """Raises `Unavailable` when `run` is going to, so that a full server need not look at the rest of a request.
+
+        An id that is known is none of its business: a stored answer needs no room.
+        """
+        try:
+            self._admission.check(caller, n)
+        except Unavailable:
+            key = (principal, request_id)
+            if not (request_id and (key in self._running or key in self._unlogged or self._spool.latest(*key))):
+                raise
+
     async def run(
         self,
         request: Request,
+        caller: str,
         deadline_s: float,
         on_end: Callable[[Candidate], None] = lambda candidate: None,
     ) -> Finished:
         """The stored answer of an earlier attempt, or a new attempt's once it is committed.
 
-        deadline_s: seconds from now after which the best so far is taken. Raises a `RequestError`.
+        caller: those whose requests share turns. deadline_s: seconds from now in which the answer has to be committed.
+        Raises a `RequestError`.
         """
         began_ns = time.monotonic_ns()
         key = (request.principal, request.request_id)
@@ -104,12 +139,13 @@ class Attempts:
             if stored is None:
                 stored = await asyncio.to_thread(self._spool.read, prior)
             return Finished(stored, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
-        if deadline_s <= 0:
-            raise DeadlinePassed("the deadline leaves no time to sample anything")
+        stop_s = deadline_s - self._deadlines.margin_s
+        self._check_time(request, stop_s)
         self._spool.check()  # not earlier: a stored answer needs no room
         stop: Stop = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._attempt(request, prior, stop, on_end, began_ns))
-        self._keep(key, task, stop, deadline_s)
+        times = _Times(began_ns, began_ns + int(stop_s * 1e9))
+        task = asyncio.create_task(self._attempt(request, caller, prior, stop, on_end, times))
+        self._keep(key, task, stop, stop_s)
         try:
             await asyncio.wait((task,))  # unlike awaiting it, this does not cancel it with the caller
         except asyncio.CancelledError:
@@ -133,10 +169,17 @@ class Attempts:
         if late:
             await asyncio.wait(late)
 
-    def _keep(self, key: tuple[str, str], task: asyncio.Task[Finished], stop: Stop, deadline_s: float) -> None:
+    def _check_time(self, request: Request, seconds: float) -> None:
+        """Refuses to sample for nobody."""
+        if seconds <= 0:
+            raise DeadlinePassed("the deadline leaves no time to sample anything")
+        if request.sampling is not None and self._deadlines.hopeless(seconds, request.sampling.max_tokens):
+            raise DeadlinePassed("the deadline leaves less time than a first scored candidate takes")
+
+    def _keep(self, key: tuple[str, str], task: asyncio.Task[Finished], stop: Stop, stop_s: float) -> None:
         self._running[key] = _Running(task, stop)
         passed = DeadlinePassed("the deadline passed before a candidate was scored")
-        timer = asyncio.get_running_loop().call_later(deadline_s, stop_with, stop, passed)
+        timer = asyncio.get_running_loop().call_later(stop_s, stop_with, stop, passed)
 
         def forget(task: asyncio.Task[Finished]) -> None:
             timer.cancel()
@@ -149,15 +192,18 @@ class Attempts:
     async def _attempt(
         self,
         request: Request,
+        caller: str,
         prior: Logged | None,
         stop: Stop,
         on_end: Callable[[Candidate], None],
-        began_ns: int,
+        times: _Times,
     ) -> Finished:
         created_at = datetime.now(UTC)
-        async with self._admission.permit(request.n, stop):
+        async with self._admission.permit(caller, request.n, stop):
             self._spool.check()  # again: much may have happened while it waited
-            queue_ns = time.monotonic_ns() - began_ns
+            permit_ns = time.monotonic_ns()
+            self._check_time(request, (times.stop_ns - permit_ns) / 1e9)
+            queue_ns = permit_ns - times.began_ns
             # Not earlier: a request that waits for a permit must not keep replaced weights in memory.
             with self._policies.use(stop) as policy:
                 answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, self._spread)
@@ -167,6 +213,7 @@ class Attempts:
             if logged is not None:
                 await self._spool.commit(logged)
             ended_ns = time.monotonic_ns()
+        self._learn(request, answer, queue_ns, times.stop_ns, log_began_ns, ended_ns)
         if request.sampling is not None:  # completions that a caller brings say nothing of the policy's
             self._spread = self._spread.after([c.reward for c in answer.candidates if c.reward is not None])
         if logged is not None:
@@ -179,9 +226,21 @@ class Attempts:
             record,
             replayed=False,
             log_ns=ended_ns - log_began_ns,
-            total_ns=ended_ns - began_ns,
+            total_ns=ended_ns - times.began_ns,
             logged=logged is not None,
         )
+
+    def _learn(
+        self, request: Request, answer: Answer, queue_ns: int, stop_ns: int, chosen_ns: int, ended_ns: int
+    ) -> None:
+        """What this attempt tells about the deadlines of later ones; nothing of those that failed."""
+        stopped = answer.reason is SelectionReason.DEADLINE or isinstance(answer.error, DeadlinePassed)
+        if answer.error is None or stopped:
+            self._deadlines.answered((ended_ns - (stop_ns if stopped else chosen_ns)) / 1e9, stopped)
+        scored = [one for one in answer.candidates if one.status is CandidateStatus.SCORED]
+        if request.sampling is not None and scored:
+            first = min(scored, key=lambda one: one.scored_ns or 0)
+            self._deadlines.first_scored(((first.scored_ns or 0) - queue_ns) / 1e9, first.completion_tokens)
 
     def _to_record(
         self,

@@ -46,6 +46,7 @@ class Metrics:
             "bon_log_group_records", "Records in one transaction.", buckets=GROUP_RECORDS, registry=self.registry
         )
         self.in_flight = Gauge("bon_attempts_in_flight", "Attempts running or waiting.", registry=self.registry)
+        self.queued = Gauge("bon_candidates_queued", "Candidates waiting for a permit.", registry=self.registry)
 
         self.policy_changes = Counter(
             "bon_policy_changes_total",

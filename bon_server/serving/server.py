@@ -29,6 +29,7 @@ from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
 from bon_server.serving.content import Redact, load_redact
+from bon_server.serving.deadlines import Deadlines
 from bon_server.serving.grpc_services import add_health, add_reflection
 from bon_server.serving.health import Health
 from bon_server.serving.log_metrics import LogCollector
@@ -57,6 +58,9 @@ FLUSH_S = 2.0
 """How long answers that are ready may take to reach their callers while shutting down."""
 LAST_BYTES_S = 0.2
 """How long their last bytes may take after that."""
+
+SPARE_STREAMS = 64
+"""Calls on one connection beyond those that may run or wait: refusals under way, health, feedback."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,10 @@ class Server:
         metrics.registry.register(LogCollector(spool, config.log.durability, publisher))
         metrics_address = _serve_metrics(config, metrics, resources)
         limits = config.limits
-        admission = Admission(limits.max_candidates_in_flight, limits.max_candidates_queued, limits.retry_after_ms)
-        attempts = Attempts(policies, reward_model, spool, admission, metrics.committed, redact)
+        admission, deadlines = Admission(limits), Deadlines(limits.deadline_margin_ms)
+        attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redact)
         metrics.in_flight.set_function(lambda: attempts.running)
+        metrics.queued.set_function(lambda: admission.queued)
         server = grpc.aio.server(options=_channel_options(limits))
         following = Health(add_health(server), ("", SERVICE), policies, reward_model, spool)
         service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
@@ -245,6 +250,8 @@ def _plan_memory(config: Config) -> None:
 def _channel_options(limits: LimitsConfig) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),  # otherwise two servers bind one port silently and share its calls
+        # More cannot run or wait anyway; it also bounds what those leave lying who do not read their streams.
+        ("grpc.max_concurrent_streams", limits.max_candidates_in_flight + limits.max_candidates_queued + SPARE_STREAMS),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", limits.max_metadata_bytes),

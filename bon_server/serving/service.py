@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 import grpc
@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from bon_server import __version__
 from bon_server.best_of_n import RewardModel
 from bon_server.config import Config
+from bon_server.errors import ReaderStalled
 from bon_server.log.spool import Spool
 from bon_server.serving import feedback, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
@@ -94,21 +95,28 @@ class Service:
 
     async def _generate(self, data: bytes, context: Context) -> pb.GenerateResponse:
         message = requests.parse(pb.GenerateRequest, data)
-        request = await self._to_generate(message)
-        finished = await self._attempts.run(request, self._deadline_s(context))
+        request = await self._to_generate(message, context)
+        finished = await self._attempts.run(request, _caller(ANONYMOUS, context), self._deadline_s(context))
         return self._response(message, finished)
 
-    async def _generate_stream(self, data: bytes, context: Context) -> AsyncIterator[bytes]:
+    async def _generate_stream(self, data: bytes, context: Context) -> None:
         self.running += 1
         began = time.monotonic()
         code = grpc.StatusCode.CANCELLED
         try:
             message = requests.parse(pb.GenerateStreamRequest, data).request
-            request = await self._to_generate(message)
+            request = await self._to_generate(message, context)
             async with aclosing(self._events(message, request, context)) as events:
                 async for event in events:
-                    yield event.SerializeToString()
+                    await self._send(event.SerializeToString(), context)
             code = grpc.StatusCode.OK
+        except ReaderStalled as error:
+            # Set and not aborted, which would wait for the reader as well.
+            code, text, _ = to_status(error, "GenerateStream")
+            context.set_code(code)
+            context.set_details(text)
+        except grpc.aio.InternalError:
+            code = grpc.StatusCode.CANCELLED  # a write failed: the caller has left, and its cancellation is on its way
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the border: nothing may leave as UNKNOWN
             _raise_if_caller_left(error)
             code, text, trailing = to_status(error, "GenerateStream")
@@ -117,12 +125,26 @@ class Service:
             self.running -= 1
             self._metrics.ended("GenerateStream", code.name, time.monotonic() - began)
 
+    async def _send(self, event: bytes, context: Context) -> None:
+        """Returns once gRPC has taken it, which it does as the reader reads."""
+        patience_s = self._config.limits.slow_reader_s
+        try:
+            async with asyncio.timeout(patience_s):
+                await context.write(event)
+        except TimeoutError:
+            raise ReaderStalled(f"nothing was read from the stream for {patience_s:g} s") from None
+
     async def _events(
         self, message: pb.GenerateRequest, request: Request, context: Context
     ) -> AsyncGenerator[pb.GenerateStreamResponse, None]:
-        """Candidates as they end, then the answer. A slow reader holds at most n candidates."""
+        """Candidates as they end, then the answer. A slow reader holds at most n candidates, and for a limited time.
+
+        The attempt does not wait for readers: it gives back its permit and the engine as if there were none.
+        """
         ended: asyncio.Queue[Candidate | None] = asyncio.Queue()
-        running = asyncio.create_task(self._attempts.run(request, self._deadline_s(context), ended.put_nowait))
+        running = asyncio.create_task(
+            self._attempts.run(request, _caller(ANONYMOUS, context), self._deadline_s(context), ended.put_nowait)
+        )
         running.add_done_callback(lambda _: ended.put_nowait(None))
         best: tuple[float, int] | None = None
         try:
@@ -140,9 +162,10 @@ class Service:
 
     async def _score(self, data: bytes, context: Context) -> pb.ScoreResponse:
         message = requests.parse(pb.ScoreRequest, data)
-        config = self._config
+        config, caller = self._config, _caller(ANONYMOUS, context)
+        self._attempts.check_room(ANONYMOUS, message.request_id, caller, len(message.completions))
         request = await requests.to_score(message, ANONYMOUS, self._policies.current, config.limits, config.log)
-        finished = await self._attempts.run(request, self._deadline_s(context))
+        finished = await self._attempts.run(request, caller, self._deadline_s(context))
         return responses.score_response(finished, self._config.log.durability)
 
     async def _record_feedback(self, data: bytes, context: Context) -> pb.RecordFeedbackResponse:
@@ -171,8 +194,11 @@ class Service:
             ),
         )
 
-    async def _to_generate(self, message: pb.GenerateRequest, principal: str = ANONYMOUS) -> Request:
+    async def _to_generate(self, message: pb.GenerateRequest, context: Context, principal: str = ANONYMOUS) -> Request:
+        """A full server refuses before it looks at prompt and parameters."""
         config = self._config
+        n = message.n or config.defaults.n
+        self._attempts.check_room(principal, message.request_id, _caller(principal, context), n)
         policy = self._policies.current  # any: all have one tokenizer and one context
         return await requests.to_generate(message, principal, policy, config.limits, config.defaults, config.log)
 
@@ -182,11 +208,17 @@ class Service:
         )
 
     def _deadline_s(self, context: Context) -> float:
-        """Seconds until the best so far must be taken: the call's deadline less what answering takes."""
+        """Seconds left to the call."""
         remaining: float | None = context.time_remaining()  # the stubs do not know that it may be None
-        if remaining is None:
-            return self._config.limits.default_deadline_s
-        return remaining - self._config.limits.deadline_margin_ms / 1e3
+        return self._config.limits.default_deadline_s if remaining is None else remaining
+
+
+def _caller(principal: str, context: Context) -> str:
+    """Whose requests share turns: those of one key and, without keys, those of one connection.
+
+    Not of one address: programs on one machine would not be told apart, nor would all callers behind one proxy.
+    """
+    return principal or context.peer()
 
 
 def _raise_if_caller_left(error: BaseException) -> None:

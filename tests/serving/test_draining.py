@@ -159,6 +159,7 @@ async def test_stopping_twice_does_no_harm(run: Run) -> None:
 FOUR_AND_FOUR = {
     "limits.max_candidates_in_flight": 4,
     "limits.max_candidates_queued": 4,
+    "limits.max_queue_share": 1.0,
     "limits.max_n": 4,
     "defaults.n": 4,
     "limits.retry_after_ms": 250,
@@ -179,6 +180,53 @@ async def test_a_full_server_refuses_at_once(run: Run, gate: Gate) -> None:
     await asyncio.gather(*calls)
     assert sorted(record.request_id for record in running.records()) == ["r0", "r1"]
     assert (await running.ask(request_id="refused-0", n=1)).n_scored == 1
+
+
+async def test_a_full_server_does_not_tokenise_what_it_refuses_and_still_replays(run: Run, gate: Gate) -> None:
+    tokenised: list[None] = []
+
+    async def count() -> None:
+        tokenised.append(None)
+
+    gate.policy.prepare = count
+    running = await run(gate.policy, settings=FOUR_AND_FOUR)
+    gate.open.set()
+    stored = await running.ask(request_id="stored")
+    gate.open.clear()
+    calls = [running.stub.Generate(question(request_id=f"r{i}")) for i in range(2)]
+    await until(lambda: running.admission.queued == 4)
+    assert len(tokenised) == 3
+    assert (await running.refused(request_id="refused")).code is grpc.StatusCode.UNAVAILABLE
+    score = pb.ScoreRequest(tokens=pb.Tokens(ids=[65]), completions=["x"])
+    assert (await refusal(running.stub.Score(score))).code is grpc.StatusCode.UNAVAILABLE
+    assert len(tokenised) == 3
+    again = await running.ask(request_id="stored")
+    assert again.replayed and again.best == stored.best
+    gate.open.set()
+    await asyncio.gather(*calls)
+
+
+async def test_more_than_anybody_may_ask_for_is_no_question_of_room(run: Run) -> None:
+    running = await run(settings=FOUR_AND_FOUR)
+    refused = await running.refused(n=1_000_000)
+    assert (refused.code, list(refused.violations)) == (grpc.StatusCode.INVALID_ARGUMENT, ["n"])
+
+
+async def test_one_connection_does_not_take_the_queue_from_another(run: Run, gate: Gate) -> None:
+    running = await run(gate.policy, settings={**FOUR_AND_FOUR, "limits.max_queue_share": 0.5})
+    calls = [running.stub.Generate(question(n=4))]
+    await until(lambda: gate.policy.running == 4)
+    calls += [running.stub.Generate(question(n=1)) for _ in range(2)]
+    await until(lambda: running.admission.queued == 2)
+    refused = await running.refused(n=1)
+    assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "this caller has too much waiting")
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with grpc.aio.insecure_channel(running.server.address, options=options) as channel:
+        other = asyncio.create_task(Running(running.server, channel, running.log).ask(n=1))
+        await until(lambda: running.admission.queued == 3)
+        gate.open.set()
+        assert (await other).n_scored == 1
+    await asyncio.gather(*calls)
 
 
 async def test_a_refused_caller_with_a_retry_policy_comes_through(run: Run, gate: Gate) -> None:
