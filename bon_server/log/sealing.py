@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import apsw
 
@@ -131,10 +132,14 @@ def _seal_range(
 def _pages(reading: apsw.Connection, first_last: tuple[int, int]) -> Iterator[list[StoredRow]]:
     """The rows of a range, in short transactions."""
     after, last = first_last[0] - 1, first_last[1]
-    while found := reading.execute(_PAGE, (after, last)).fetchall():
-        rows = [StoredRow(*row) for row in found]
+    while rows := _rows(reading, after, last):
         yield rows
         after = rows[-1].ordinal
+
+
+def _rows(reading: apsw.Connection, after: int, last: int) -> list[StoredRow]:
+    rows: list[Any] = reading.execute(_PAGE, (after, last)).fetchall()
+    return [StoredRow(*row) for row in rows]
 
 
 def _remember(spool: Spool, records: Sequence[Sealed]) -> None:
