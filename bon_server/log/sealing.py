@@ -39,7 +39,9 @@ _PAGE = (
     "SELECT ordinal, sha256, record FROM records WHERE ordinal > ? AND ordinal <= ?"
     f" ORDER BY ordinal LIMIT {_PAGE_ROWS}"
 )
-_REMEMBER_ROWS = 512
+_REMEMBER_ROWS = 256
+_LET_COMMIT_S = 0.005
+"""Pause after each transaction: who waits for the lock of the writer gets it only when it is not taken again at once."""
 MakePage = Callable[[Sequence[StoredRow], int], SealedPage]
 """`sealed_page.seal_page`, or something that has it done elsewhere."""
 
@@ -146,3 +148,4 @@ def _remember(spool: Spool, records: Sequence[Sealed]) -> None:
     for start in range(0, len(records), _REMEMBER_ROWS):
         some = records[start : start + _REMEMBER_ROWS]
         spool.transaction(partial(register.remember, records=some))
+        time.sleep(_LET_COMMIT_S)
