@@ -13,7 +13,8 @@ Progress goes to stderr; the last line of stdout is one JSON document. Headline 
 - `memory_growth`: peak resident memory of a process that streams 1 M records ÷ that at 100 k, less 1.
 
 All are medians over repetitions. `commits` has them by durability and by number of waiting writers, with the least and
-the most; `disk` says what the same disk does without a log. Nothing else should run on the machine.
+the most; `sealing` has its rate, the size of segments against JSON, and how long commits at half load take while a
+sealing runs; `disk` says what the same disk does without a log. Nothing else should run on the machine.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +85,18 @@ async def closed_loop(spool: Spool, records: Iterator[Record], waiters: int, sec
     return Commits(time.perf_counter() - began, latencies_ms)
 
 
-async def open_loop(spool: Spool, records: Iterator[Record], rate_per_s: float, seconds: float, seed: int) -> Commits:
-    """Records come at random moments, whether or not earlier ones are done; a late start counts as waiting."""
+async def open_loop(
+    spool: Spool,
+    records: Iterator[Record],
+    rate_per_s: float,
+    seconds: float,
+    seed: int,
+    going: Callable[[], bool] = lambda: True,
+) -> Commits:
+    """Records come at random moments, whether or not earlier ones are done; a late start counts as waiting.
+
+    Until so many seconds are over, or it is no longer `going`.
+    """
     arrivals, latencies_ms = random.Random(seed), list[float]()
     began = due = time.perf_counter()
 
@@ -95,7 +105,7 @@ async def open_loop(spool: Spool, records: Iterator[Record], rate_per_s: float, 
         latencies_ms.append((time.perf_counter() - due) * 1e3)
 
     async with asyncio.TaskGroup() as group:
-        while (due := due + arrivals.expovariate(rate_per_s)) - began < seconds:
+        while (due := due + arrivals.expovariate(rate_per_s)) - began < seconds and going():
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             group.create_task(commit(next(records), due))
     return Commits(time.perf_counter() - began, latencies_ms)
@@ -117,13 +127,13 @@ async def measure_commits(
             syncs.update(spool.syncs)
         shutil.rmtree(folder)
     return {
-        "closed_loop": {str(waiters): _figures(passes) for waiters, passes in closed.items()},
-        "open_loop": {"rate_per_s": sizes.rate_per_s, **_figures(opened)},
+        "closed_loop": {str(waiters): figures(passes) for waiters, passes in closed.items()},
+        "open_loop": {"rate_per_s": sizes.rate_per_s, **figures(opened)},
         "syncs": dict(syncs),
     }
 
 
-def _figures(passes: list[Commits]) -> dict[str, Any]:
+def figures(passes: list[Commits]) -> dict[str, Any]:
     """Median, least and most over the passes."""
     return {
         "records_per_s": spread([each.records_per_s for each in passes]),

@@ -21,6 +21,8 @@ from bon_server.log.segments import SegmentsWriter
 
 SEGMENT_BYTES = 64 << 20
 """Of Arrow data in one file, about what `log.seal_bytes` gives."""
+BATCH_RECORDS = 100
+"""Of a batch given to the writer; few, so that row groups get as large as sealing makes them, and not larger."""
 SMALL_CANDIDATES = 2
 SMALL_TOKENS = 16
 
@@ -47,10 +49,10 @@ def make_segments(folder: Path, count: int, change: Callable[[Record], Record] =
 
 def _renamed(made: pa.RecordBatch, first: int, until: int) -> Iterator[pa.RecordBatch]:
     """Copies with the ids and ordinals of [first, until)."""
-    for start in range(first, until, DIFFERENT):
-        rows = min(DIFFERENT, until - start)
+    for start in range(first, until, BATCH_RECORDS):
+        rows = min(BATCH_RECORDS, until - start)
         ordinals = np.arange(start + 1, start + 1 + rows)
-        columns = dict(zip(made.schema.names, made.slice(0, rows).columns, strict=True))
+        columns = dict(zip(made.schema.names, made.slice(start % DIFFERENT, rows).columns, strict=True))
         columns["ordinal"] = pa.array(ordinals)
         columns["request_id"] = pa.array([f"{one:020x}" for one in ordinals.tolist()])
         yield pa.RecordBatch.from_arrays(list(columns.values()), schema=made.schema)

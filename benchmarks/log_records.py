@@ -34,8 +34,9 @@ CANDIDATES = 16
 TOKENS = 60
 """Mean length of a candidate; the shortest has 40, the longest 80."""
 VOCABULARY = 49_152
-DIFFERENT = 500
-"""Records that are made; more are these with other ids, times and seeds of candidates."""
+DIFFERENT = 1_000
+"""Records that are made; more are these with other ids and times. More than a row group of segments has (about 700), or
+it would hold some twice and be too small."""
 SCATTER = 0x9E3779B97F4A7C15
 """Odd, so that ids are different, and large, so that they come in no order, as random ids do."""
 START = datetime(2026, 11, 22, tzinfo=UTC)

@@ -1,23 +1,27 @@
-"""How fast the spool is sealed, how small segments are, and how long commits wait meanwhile."""
+"""How fast the spool is sealed, how small segments are, and how long commits wait meanwhile.
+
+It is sealed as a server does it while it runs, the start of the process for the rows included.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison import spread
-from benchmarks.log_commits import open_loop
+from benchmarks.log_commits import Commits, figures, open_loop
 from benchmarks.log_records import CANDIDATES
 from bon_server.config import LogConfig
 from bon_server.log.record import Record, encode, to_json
-from bon_server.log.sealing import seal
+from bon_server.log.sealing import seal_beside_commits
 from bon_server.log.spool import Spool
 
 DEFAULTS = LogConfig()
@@ -28,7 +32,8 @@ def measure_sealing(
     folder: Path, records: Iterator[Record], count: int, rate_per_s: float, open_s: float, repetitions: int
 ) -> dict[str, Any]:
     """`rate` of sealing `count` records, `size` of what was made, and `commits` with and without sealing."""
-    rates, megabytes, alone, beside, shares = [], [], [], [], []
+    rates, megabytes, beside_rates = list[float](), list[float](), list[float]()
+    without, beside = list[Commits](), list[Commits]()
     size = {}
     for repetition in range(repetitions):
         log = folder / "sealing"
@@ -45,12 +50,11 @@ def measure_sealing(
                 "json_bytes_per_candidate": round(raw_json / count / CANDIDATES, 1),
                 "segments_to_json": round(sealed / raw_json, 4),
             }
-            quiet = asyncio.run(open_loop(spool, records, rate_per_s, open_s, seed=repetition))
-            alone.append(quiet.percentile_ms(99))
+            without.append(asyncio.run(open_loop(spool, records, rate_per_s, open_s, seed=repetition)))
+            _seal(spool)
             _fill(spool, records, count)
-            busy, share = _while_sealing(spool, records, rate_per_s, open_s, seed=repetition)
-            beside.append(busy)
-            shares.append(share)
+            beside.append(_while_sealing(spool, records, rate_per_s, seed=repetition))
+            beside_rates.append(count / beside[-1].seconds)
         shutil.rmtree(log)
     return {
         "records": count,
@@ -59,9 +63,9 @@ def measure_sealing(
         "size": size,
         "commits": {
             "rate_per_s": rate_per_s,
-            "p99_ms_without_sealing": spread(alone),
-            "p99_ms_while_sealing": spread(beside),
-            "share_of_time_sealing": spread(shares),
+            "without_sealing": figures(without),
+            "while_sealing": figures(beside),
+            "sealed_records_per_s": spread(beside_rates),
         },
     }
 
@@ -78,31 +82,13 @@ def _fill(spool: Spool, records: Iterator[Record], count: int) -> tuple[int, int
 
 
 def _seal(spool: Spool) -> int:
-    return seal(spool, DEFAULTS.seal_bytes, DEFAULTS.replay_window_s).records
+    return seal_beside_commits(spool, DEFAULTS.seal_bytes, DEFAULTS.replay_window_s).records
 
 
-def _while_sealing(
-    spool: Spool, records: Iterator[Record], rate_per_s: float, open_s: float, seed: int
-) -> tuple[float, float]:
-    """99th percentile of commits, in ms, while another thread seals whatever there is; its share of the time."""
-    stop = threading.Event()
-    sealing_s = 0.0
-
-    def keep_sealing() -> None:
-        nonlocal sealing_s
-        while not stop.is_set():
-            began = time.perf_counter()
-            if _seal(spool):
-                sealing_s += time.perf_counter() - began
-            stop.wait(0.01)
-
-    thread = threading.Thread(target=keep_sealing)
-    thread.start()
-    began = time.perf_counter()
-    try:
-        commits = asyncio.run(open_loop(spool, records, rate_per_s, open_s, seed))
-    finally:
-        stop.set()
-        share = sealing_s / (time.perf_counter() - began)
-        thread.join()
-    return commits.percentile_ms(99), share
+def _while_sealing(spool: Spool, records: Iterator[Record], rate_per_s: float, seed: int) -> Commits:
+    """What is committed from the start to the end of a sealing, which is done as a server does it."""
+    with ThreadPoolExecutor(1) as thread:
+        sealing = thread.submit(_seal, spool)
+        commits = asyncio.run(open_loop(spool, records, rate_per_s, math.inf, seed, lambda: not sealing.done()))
+        sealing.result()
+    return commits

@@ -34,7 +34,7 @@ from bon_server.log.published import described, removed
 from bon_server.log.record import Record, decode
 from bon_server.log.register import Segment
 from bon_server.log.register_changes import Version, versions
-from bon_server.log.segment_reader import Part, part_of
+from bon_server.log.segment_reader import Part, part_of, read_ahead
 from bon_server.log.segments import listed, open_parquet, place_of
 from bon_server.log.where import EVERYTHING as EVERYTHING
 from bon_server.log.where import Where as Where
@@ -146,16 +146,14 @@ class LogReader:
         `ordinal` tells where each belongs. Raises `ConfigError` for an unknown column.
         """
         schema = SCHEMA if columns is None else prune(columns)
-        for part in self.parts:
-            for batch in part.batches(schema, where, self._on_damage):
-                yield conform(batch, schema)
+        for batch in read_ahead(self.parts, schema, where, self._on_damage):
+            yield conform(batch, schema)
         for _, rows, parts in self._pages(where):
             records = [record for _, record in self._unpacked(rows, Record, where)]
             if records:
                 yield to_batch(records, schema)
-            for part in parts:
-                for batch in part.batches(schema, where, self._on_damage):
-                    yield conform(batch, schema)
+            for batch in read_ahead(parts, schema, where, self._on_damage):
+                yield conform(batch, schema)
 
     def sources(self) -> list[Source]:
         """The files of the prefix, in the order of the log; reads the spool once, and segments not registered here."""

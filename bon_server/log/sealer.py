@@ -1,10 +1,14 @@
-"""Sealing while a server runs: in a thread of its own, by size and by age, and once more at the end. And retention."""
+"""Sealing while a server runs: by size and by age, and once more at the end. And retention.
+
+It has a thread of its own, and for what would hold up the commits a process for the length of each sealing.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 import apsw
 
@@ -12,7 +16,7 @@ from bon_server.config import LogConfig
 from bon_server.errors import BonError
 from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.expire import Retention, expire
-from bon_server.log.sealing import seal, waiting
+from bon_server.log.sealing import SealResult, seal, seal_beside_commits, waiting
 from bon_server.log.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -44,11 +48,11 @@ class Sealer:
         self._thread.join()
         self._reading.close()
         if self._config.seal_on_shutdown and self._spool.failure is None:
-            self._try_to_seal()
+            self._try_to_seal(seal)  # nothing is committed any more
 
     def _run(self) -> None:
         while not self._stop.wait(CHECK_S) and self._spool.failure is None:
-            if self._is_due() and not self._try_to_seal():
+            if self._is_due() and not self._try_to_seal(seal_beside_commits):
                 self._stop.wait(RETRY_S)
             if self._retention != Retention(None, None) and time.monotonic() >= self._expire_at_s:
                 self._try_to_expire()
@@ -65,9 +69,9 @@ class Sealer:
         age_s = time.time() - oldest_us / 1e6
         return size >= self._config.seal_bytes or age_s >= self._config.seal_age_s
 
-    def _try_to_seal(self) -> bool:
+    def _try_to_seal(self, sealing: Callable[[Spool, int, float], SealResult]) -> bool:
         try:
-            result = seal(self._spool, self._config.seal_bytes, self._config.replay_window_s)
+            result = sealing(self._spool, self._config.seal_bytes, self._config.replay_window_s)
         except (BonError, OSError, apsw.Error) as error:
             logger.error("sealing failed, what is not sealed stays in the spool: %s", error)
             return False

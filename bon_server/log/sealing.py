@@ -15,37 +15,35 @@ are damaged stay in the spool, where readers and `bon log verify` report them.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import apsw
-import pyarrow as pa
 
-from bon_server.errors import LogError
 from bon_server.log import register
-from bon_server.log.columns import to_batch
-from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading, unpack
+from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading
 from bon_server.log.feedback_sealing import feedback_waiting, seal_feedback
-from bon_server.log.record import Record, decode
 from bon_server.log.register import RECORDS, Sealed
+from bon_server.log.sealed_page import SealedPage, seal_page
+from bon_server.log.sealing_process import sealing_process
 from bon_server.log.sealing_steps import last_ordinal, plan_next, registered, waiting_bytes
 from bon_server.log.segments import SegmentsWriter
 from bon_server.log.spool import Spool
-from bon_server.types import Kind
 
 _PAGE_ROWS = 16
-"""Few, because making Arrow data of them keeps other threads of the process from running."""
+"""Few, because a record may have thousands of token ids in each of many candidates."""
 _PAGE = (
     "SELECT ordinal, sha256, record FROM records WHERE ordinal > ? AND ordinal <= ?"
     f" ORDER BY ordinal LIMIT {_PAGE_ROWS}"
 )
-_REMEMBER_ROWS = 512
+_REMEMBER_ROWS = 256
+_LET_COMMIT_S = 0.005
+"""Pause after each transaction: who waits for the lock of the writer gets it only when it is not taken again at once."""
+MakePage = Callable[[Sequence[StoredRow], int], SealedPage]
+"""`sealed_page.seal_page`, or something that has it done elsewhere."""
 
 
 @dataclass(slots=True)
@@ -62,8 +60,10 @@ class SealResult:
     """Observations sealed."""
 
 
-def seal(spool: Spool, seal_bytes: int, replay_window_s: float) -> SealResult:
+def seal(spool: Spool, seal_bytes: int, replay_window_s: float, make_page: MakePage = seal_page) -> SealResult:
     """Seals what is in the spool now; blocks. One sealing at a time.
+
+    Commits by other threads of this process are slow meanwhile, see `seal_beside_commits`.
 
     seal_bytes: of records in one sealing. replay_window_s: how long sealed records answer retries; imported ones always
     do, so that a file can be imported twice.
@@ -76,7 +76,7 @@ def seal(spool: Spool, seal_bytes: int, replay_window_s: float) -> SealResult:
         writer = register.writer_id(reading) or ""
         until = last_ordinal(reading, RECORDS)
         while (first_last := plan_next(spool, reading, until, seal_bytes, RECORDS)) is not None:
-            _seal_range(spool, reading, writer, first_last, replay_window_s, result)
+            _seal_range(spool, reading, writer, first_last, replay_window_s, make_page, result)
         now_us = time.time_ns() // 1_000
         spool.transaction(lambda database: register.forget(database, now_us))
     feedback = seal_feedback(spool, seal_bytes, replay_window_s)
@@ -84,6 +84,15 @@ def seal(spool: Spool, seal_bytes: int, replay_window_s: float) -> SealResult:
     result.files += feedback.files
     result.left += feedback.left
     return result
+
+
+def seal_beside_commits(spool: Spool, seal_bytes: int, replay_window_s: float) -> SealResult:
+    """As `seal`, in a way that commits by other threads hardly notice: rows are made in a process of its own.
+
+    For its length that costs a start of Python and some 80 MB.
+    """
+    with sealing_process() as make_page:
+        return seal(spool, seal_bytes, replay_window_s, make_page)
 
 
 def waiting(reading: apsw.Connection) -> tuple[int, int | None]:
@@ -101,16 +110,19 @@ def _seal_range(
     writer: str,
     first_last: tuple[int, int],
     replay_window_s: float,
+    make_page: MakePage,
     result: SealResult,
 ) -> None:
     until_us = time.time_ns() // 1_000 + round(replay_window_s * 1e6)
     left: list[int] = []
     remembered: list[Sealed] = []
     with SegmentsWriter(spool.directory, writer, *first_last) as files:
-        for records in _pages(reading, spool.directory / SPOOL_NAME, first_last, left):
-            for date, fitting, batch in _by_date(records, left):
+        for rows in _pages(reading, first_last):
+            page = make_page(rows, until_us)
+            for date, batch in page.batches:
                 files.add(date, batch)
-                remembered += [_sealed(record, until_us) for record in fitting]
+            remembered += page.sealed
+            left += page.left
     made = [registered(spool.directory, file, rows, first_last, until_us) for file, rows in files.rows().items()]
     _remember(spool, [one for one in remembered if replay_window_s > 0 or one.keep_until_us is None])
     spool.transaction(lambda database: register.complete(database, made, left))
@@ -119,19 +131,11 @@ def _seal_range(
     result.left += len(left)
 
 
-def _pages(
-    reading: apsw.Connection, path: Path, first_last: tuple[int, int], left: list[int]
-) -> Iterator[list[Record]]:
-    """The records of a range, page by page in short transactions; ordinals of damaged rows are added to `left`."""
+def _pages(reading: apsw.Connection, first_last: tuple[int, int]) -> Iterator[list[StoredRow]]:
+    """The rows of a range, in short transactions."""
     after, last = first_last[0] - 1, first_last[1]
     while rows := _rows(reading, after, last):
-        records = []
-        for row in rows:
-            try:
-                records.append(unpack(row, decode, path))
-            except LogError:
-                left.append(row.ordinal)
-        yield records
+        yield rows
         after = rows[-1].ordinal
 
 
@@ -140,43 +144,8 @@ def _rows(reading: apsw.Connection, after: int, last: int) -> list[StoredRow]:
     return [StoredRow(*row) for row in rows]
 
 
-def _by_date(records: Sequence[Record], left: list[int]) -> Iterator[tuple[str, list[Record], pa.RecordBatch]]:
-    """Records by the UTC date of their beginning, also as rows; ordinals of those that do not fit them go to `left`."""
-    dates: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        dates[record.created_at.astimezone(UTC).date().isoformat()].append(record)
-    for date, some in dates.items():
-        try:
-            yield date, some, to_batch(some)
-        except ValueError:
-            fitting = [record for record in some if _fits(record)]
-            left += [record.ordinal or 0 for record in some if record not in fitting]
-            if fitting:
-                yield date, fitting, to_batch(fitting)
-
-
-def _fits(record: Record) -> bool:
-    try:
-        to_batch([record])
-    except ValueError:
-        return False
-    return True
-
-
-def _sealed(record: Record, until_us: int) -> Sealed:
-    return Sealed(
-        record.principal,
-        record.request_id,
-        record.attempt,
-        record.outcome,
-        record.request_digest,
-        record.content_logged,
-        record.ordinal or 0,
-        None if record.kind is Kind.IMPORT else until_us,
-    )
-
-
 def _remember(spool: Spool, records: Sequence[Sealed]) -> None:
     for start in range(0, len(records), _REMEMBER_ROWS):
         some = records[start : start + _REMEMBER_ROWS]
         spool.transaction(partial(register.remember, records=some))
+        time.sleep(_LET_COMMIT_S)

@@ -1,13 +1,20 @@
-"""Reading segments: a row group at a time, only the columns that are asked for, only the row groups that can matter."""
+"""Reading segments: a row group at a time, only the columns that are asked for, only the row groups that can matter.
+
+Several row groups are read at a time, each on a thread (`read_ahead`), because Arrow's own threads within one stay
+mostly idle: nearly all of a record is in two columns, the texts and the token ids of its candidates.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pyarrow as pa
 
@@ -21,6 +28,10 @@ from bon_server.log.segments import naming, open_parquet, row_group_range
 from bon_server.log.where import Ordinals, Where
 
 Fields = TypeVar("Fields")
+Read = Callable[[], Any]
+"""Reads the wanted rows of a row group as a batch; None: there are none. On any thread. Raises `LogError`."""
+MOST_AHEAD = 4
+"""Row groups that are read, or have been and wait, beside the one that is being used: what bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +57,26 @@ class Part:
 
         on_damage: told what cannot be read; raises the error, or returns to have it left out.
         """
+        for read in self.reads(schema, where):
+            try:
+                batch = read()
+            except LogError as error:
+                on_damage(error)
+                continue
+            if batch is not None:
+                yield batch
+
+    def reads(self, schema: pa.Schema, where: Where) -> Iterator[Read]:
+        """One for each of its row groups, in the file's order; each keeps the file open."""
         if not where.may_hold(self.date):
             return
         try:
             parquet = self._open()
         except LogError as error:
-            on_damage(error)
+            yield partial(_raise, error)
             return
-        if parquet is None:
-            return
-        with closing(parquet):
-            for group in range(parquet.metadata.num_row_groups):
-                try:
-                    batch = self._batch(parquet, group, schema, where)
-                except LogError as error:
-                    on_damage(error)
-                    continue
-                if batch is not None:
-                    yield batch
+        if parquet is not None:
+            yield from (partial(self._batch, parquet, group, schema, where) for group in range(parquet.num_row_groups))
 
     def rows(
         self, some_fields: type[Fields], where: Where, on_damage: Callable[[LogError], None]
@@ -115,6 +128,29 @@ class Part:
             return table.combine_chunks().to_batches()[0] if table.num_rows else None
 
 
+def read_ahead(
+    parts: Iterable[Part], schema: pa.Schema, where: Where, on_damage: Callable[[LogError], None]
+) -> Iterator[Any]:
+    """The batches of parts one after the other, as `Part.batches` has them, the next ones being read meanwhile.
+
+    Threads are gone when it ends or is closed. `on_damage` and `Part.look_again` are called on the consumer's thread.
+    """
+    reads = (read for part in parts for read in part.reads(schema, where))
+    ahead = min(MOST_AHEAD, pa.cpu_count())
+    with ThreadPoolExecutor(ahead, thread_name_prefix="log-reader") as threads:
+        started = deque(threads.submit(read) for read in islice(reads, ahead))
+        while started:
+            first = started.popleft()
+            try:
+                batch = first.result()
+            except LogError as error:
+                on_damage(error)
+                batch = None
+            started.extend(threads.submit(read) for read in islice(reads, 1))
+            if batch is not None:
+                yield batch
+
+
 def part_of(directory: Path, segment: Segment, look_again: Callable[[str], list[Version] | None] | None = None) -> Part:
     """A registered segment. look_again: `Part.look_again` by file."""
     date = segment.file.split("date=")[1][:10]
@@ -138,5 +174,5 @@ def read_one(directory: Path, segments: Sequence[Segment], ordinal: int) -> Reco
     raise LogError(f"row {ordinal} is in none of the segments {', '.join(one.file for one in segments) or '(none)'}")
 
 
-def _raise(error: LogError) -> None:
+def _raise(error: LogError) -> NoReturn:
     raise error

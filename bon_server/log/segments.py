@@ -122,9 +122,9 @@ class SegmentsWriter:
 
     def __exit__(self, *error: Any) -> None:
         with self._files:
-            if error != (None, None, None):
+            if error[1] is not None:
                 self._abandon()
-                return
+                raise error[1]  # else the files would not know and take their names
             try:
                 for growing in self._growing.values():
                     growing.flush()
@@ -190,7 +190,7 @@ def footer_sha256(path: Path) -> str:
 
 
 def open_parquet(path: Path, size_bytes: int | None = None, footer: str | None = None) -> Any:
-    """A `pyarrow.parquet.ParquetFile` that checks its pages. Raises `LogError`.
+    """A `pyarrow.parquet.ParquetFile` that checks its pages; threads may share it. Raises `LogError`.
 
     size_bytes, footer: length and `footer_sha256` as registered.
     """
@@ -200,7 +200,8 @@ def open_parquet(path: Path, size_bytes: int | None = None, footer: str | None =
             raise LogError(f"{path} is damaged: {size} bytes long, not {size_bytes}")
         if footer is not None and footer_sha256(path) != footer:
             raise LogError(f"{path} is damaged: its footer has changed")
-        parquet = pq.ParquetFile(path, page_checksum_verification=True)
+        # Buffers read ahead are shared by all calls of `read_row_group`, which then could not run at the same time.
+        parquet = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
         if "ordinal" not in parquet.schema_arrow.names:
             raise LogError(f"{path} is no segment: it has no column 'ordinal'")
         return parquet
