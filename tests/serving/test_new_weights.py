@@ -111,6 +111,7 @@ def watch(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         folder.mkdir()
         loader = Loader()
         monkeypatch.setattr(server_module, "start_successor", loader)
+        monkeypatch.setattr(server_module, "memory_plan", lambda config: None)  # its policy has no files
         watched = {"policy.model": "scripted", "policy.watch": str(folder), "policy.watch_poll_s": 0.01}
         return Watching(await run(first, settings=watched | settings), folder, loader)
 
