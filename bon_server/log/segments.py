@@ -72,6 +72,11 @@ def place_of(file: str, folder: str = FOLDER) -> Place | None:
     return Place(match[2], match[3], int(match[4]), int(match[5]))
 
 
+def writer_of(file: str) -> str:
+    """Name of the writer of a segment."""
+    return file.split("/writer=")[1].partition("/")[0]
+
+
 def listed(directory: Path, folder: str = FOLDER) -> Iterator[str]:
     """The segments in the folder, by their names, relative to the log folder, sorted."""
     found = (path.relative_to(directory).as_posix() for path in directory.glob(f"{folder}/*/*/*.parquet"))

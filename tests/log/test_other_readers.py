@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bon_server.log.snapshot import make_snapshot
 from bon_server.log.spool import Spool
 from tests.log.records import ODD_TEXT, record
 from tests.log.test_sealing import seal
@@ -77,6 +78,11 @@ def test_datasets(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_our_own_reader_sees_the_spool_too(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _run("From Python, with what is not sealed yet", log)
     assert sum(map(int, capsys.readouterr().out.split())) == REQUESTS + 1
+
+
+def test_what_a_snapshot_pins(log: Path) -> None:
+    make_snapshot(log, "NAME")
+    assert sorted(_run("Snapshots", log)["ids"]) == sorted(BEST)
 
 
 @pytest.mark.slow
