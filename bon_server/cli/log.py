@@ -107,7 +107,10 @@ def log_erase(
     log: LogDir,
     request_id: Annotated[str | None, typer.Option(help="Remove every attempt at this request.")] = None,
     tag: Annotated[str | None, typer.Option(help="key=value: remove what has this tag.")] = None,
+    to: Annotated[str | None, typer.Option(help="Also from what was published there. Default: log.publish.")] = None,
+    config: ConfigFile = None,
     as_json: AsJson = False,
+    settings: Settings = [],  # noqa: B006 -- typer copies it
 ) -> None:
     """Remove records and their feedback from every file of a log, for good; not while a server writes."""
     from bon_server.log.erase import erase
@@ -116,7 +119,9 @@ def log_erase(
     key, separator, value = (tag or "").partition("=")
     if tag is not None and not separator:
         raise ConfigError(f"--tag {tag!r} given; allowed is key=value")
-    result = erase(log, Match(request_id, None if tag is None else (key, value)))
+    published = {} if to is None else {"log.publish": to}
+    chosen = load(config, flags={**parse_assignments(settings), **published}).log
+    result = erase(log, Match(request_id, None if tag is None else (key, value)), chosen)
     print_result(dict(result), as_json)
 
 

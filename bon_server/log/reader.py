@@ -35,7 +35,7 @@ from bon_server.log.record import Record, decode
 from bon_server.log.register import Segment
 from bon_server.log.register_changes import Version, versions
 from bon_server.log.segment_reader import Part, part_of
-from bon_server.log.segments import listed, open_parquet, place_of, writer_of
+from bon_server.log.segments import FEEDBACK_FOLDER, listed, open_parquet, place_of, writer_of
 from bon_server.log.where import EVERYTHING as EVERYTHING
 from bon_server.log.where import Where as Where
 from bon_server.log.whole_file import sha256_of
@@ -89,14 +89,15 @@ class LogReader:
         self.spool_file = directory / SPOOL_NAME
         self._on_damage = on_damage
         others = list(listed(directory)) if only is None else []
-        alone = only is not None or (bool(others) and not self.spool_file.exists())
+        sealed = bool(others) or any(listed(directory, FEEDBACK_FOLDER))
+        alone = only is not None or (sealed and not self.spool_file.exists())
         self._spool = None if alone else open_for_reading(self.spool_file)
         self.segments: list[Segment] = list(only or ())
         """The registered ones, or those that alone are read."""
         self.described: dict[str, Segment] = {}
         """Others that were published, by file, as the descriptions beside them say."""
         self.removed: list[str] = []
-        """Segments that were published and are no longer here."""
+        """Segments, also of feedback, that were published and are no longer here."""
         self.unsealed = 0
         """Records in the spool."""
         self.last_ordinal: int = 0

@@ -28,6 +28,7 @@ from bon_server.log.columns import SCHEMA
 from bon_server.log.whole_file import make_folder, whole_file
 
 FOLDER = "segments"
+FEEDBACK_FOLDER = "feedback"
 ROW_GROUP_RECORDS = 4_096
 ROW_GROUP_BYTES = 8 << 20
 """Of Arrow data: what a reader holds at a time."""

@@ -77,15 +77,13 @@ def make_snapshot(directory: Path, name: str) -> Snapshot:
     return snapshot
 
 
-def open_snapshot(
-    directory: Path, name: str, on_damage: Callable[[LogError], None] = refuse_damage
-) -> LogReader:
+def open_snapshot(directory: Path, name: str, on_damage: Callable[[LogError], None] = refuse_damage) -> LogReader:
     """A reader of exactly the segments that a snapshot pins, each of which is first compared with its digest.
 
     on_damage: called also with segments that are missing or have changed, which are left out when it returns.
 
-    Raises `ConfigError` for a name that cannot be a file's, and `LogError` when there is no such snapshot, or records of
-    its segments were erased since: what it pinned is no longer there to be read.
+    Raises `ConfigError` for a name that cannot be a file's, and `LogError` when there is no such snapshot, or records
+    of its segments were erased since: what it pinned is no longer there to be read.
     """
     path = _path(directory, name)
     snapshot = read_snapshot(path)

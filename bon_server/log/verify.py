@@ -52,7 +52,7 @@ from bon_server.log.register import Segment
 from bon_server.log.register_changes import Version
 from bon_server.log.segment_reader import Part
 from bon_server.log.segments import RECORDS, Table, place_of
-from bon_server.log.verify_feedback import Registered, feedback_parts, feedback_rows, read_register
+from bon_server.log.verify_feedback import Registered, described_feedback, feedback_parts, feedback_rows, read_register
 from bon_server.log.verify_records import Seen, record_problems
 from bon_server.log.verify_report import MAX_PROBLEMS, Problem, Report
 from bon_server.log.verify_segment import RowGroup, segment_rows, to_records
@@ -62,7 +62,7 @@ _PAGE = "SELECT ordinal, sha256, record, principal, request_id, attempt, kind, o
 _OWN_FILES = re.compile(
     rf"{re.escape(SPOOL_NAME)}(-wal|-shm)?|writer\.lock|rejected/[^/]+|{snapshot.FOLDER}/[^/]+\.json"
 )
-_DESCRIPTION = re.compile(rf"{RECORDS.folder}/[^/]+/[^/]+/_\d+-\d+\.json")
+_DESCRIPTION = re.compile(rf"({RECORDS.folder}|{FEEDBACK.folder})/[^/]+/[^/]+/_\d+-\d+\.json")
 Registration = Segment | Version | None
 Row = TypeVar("Row", Record, Feedback)
 
@@ -134,6 +134,10 @@ class _Verification:
         except LogError as error:
             self._add("spool_damaged", SPOOL_NAME, str(error))
         self._registered |= self._known.feedback
+        self._registered |= described_feedback(self._directory, self._known.own_writer, self._description_damaged)
+
+    def _description_damaged(self, error: LogError) -> None:
+        self._add("description_damaged", FEEDBACK.folder, str(error))
 
     def _add(self, kind: str, file: str, detail: str, row: int | None = None) -> None:
         self._report["ok"] = False
