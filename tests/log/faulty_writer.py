@@ -38,13 +38,13 @@ async def count_syncs(folder: Path, durability: str, synchronous: str | None = N
     `ahead` has, for each group, the writes to the write-ahead log that were not synced when it was acknowledged.
     """
     ahead = []
-    acknowledge = spool_module._answer
+    acknowledge = spool_module.answer
 
     def watched(*arguments: Any) -> None:
         ahead.append(FAULTS.faults_unsynced_wal_writes())
         acknowledge(*arguments)
 
-    spool_module._answer = watched  # type: ignore[assignment]
+    spool_module.answer = watched  # type: ignore[attr-defined]
     config = LogConfig(durability=Durability(durability), linger_ms=20, group_records=10, async_sync_ms=50)
     with closing(Spool.open(folder, config)) as spool:
         if synchronous:
