@@ -19,6 +19,7 @@ from pathlib import Path
 
 import apsw
 
+from bon_server.errors import LogError
 from bon_server.log import published, register
 from bon_server.log.register import Segment
 from bon_server.log.register_changes import Version
@@ -57,7 +58,12 @@ class PublishedCopies:
             if fetched is None:
                 return set()
             path, there = fetched
-            keys = found_in(path)
+            try:
+                keys = found_in(path)
+            except LogError:
+                raise StoreError(
+                    "conflict", f"{self._store.uri}/{file} cannot be read: what it holds is not known"
+                ) from None
             if not keys and _sha256(there.content) != self._described(file)[1].sha256:
                 self.failures.append(_changed(self._store, file))
             return keys

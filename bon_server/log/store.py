@@ -120,7 +120,7 @@ class Store:
         with self._naming(name):
             try:
                 got = self._api.get(self._store, name)
-                version = {"e_tag": got.meta["e_tag"], "version": got.meta["version"]}
+                version = {key: got.meta.get(key) for key in ("e_tag", "version")}
                 return Object(bytes(got.bytes()), version)
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):

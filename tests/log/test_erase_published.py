@@ -89,8 +89,8 @@ def test_the_published_copies_are_replaced(faulty: FaultyStore, tmp_path: Path) 
     with closing(Spool.open(log)) as spool:
         spool.append([record("later")])
         seal(spool, 1 << 30, 0)
-        result = publish_all(spool, config(faulty, tmp_path, publish_keep_local=False), patience_s=0)
-        assert (result.published, result.waiting, result.failure) == (1, 0, None)
+        published = publish_all(spool, config(faulty, tmp_path, publish_keep_local=False), patience_s=0)
+        assert (published.published, published.waiting, published.failure) == (1, 0, None)
 
 
 def test_without_a_place_it_is_said_what_was_not_searched(faulty: FaultyStore, tmp_path: Path) -> None:

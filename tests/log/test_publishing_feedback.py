@@ -71,10 +71,14 @@ def test_feedback_is_published_with_its_descriptions(faulty: FaultyStore, tmp_pa
         assert (copy / file).read_bytes() == (tmp_path / "log" / file).read_bytes()
         described = json.loads((copy / published.description_of(file)).read_text())
         assert (described["sha256"], described["rows"]) == (sha256_of(copy / file), 1)
-    joined = duckdb.sql(
-        f"SELECT request_id, f.feedback_id FROM '{copy}/segments/**/*.parquet' r"
-        f" JOIN '{copy}/feedback/**/*.parquet' f USING (principal, request_id, attempt) ORDER BY ALL"
-    ).fetchall()
+    joined = (
+        duckdb.connect()
+        .execute(
+            f"SELECT request_id, f.feedback_id FROM '{copy}/segments/**/*.parquet' r"
+            f" JOIN '{copy}/feedback/**/*.parquet' f USING (principal, request_id, attempt) ORDER BY ALL"
+        )
+        .fetchall()
+    )
     assert joined == [("r1", "f1"), ("r2", "f2")]
     faulty.requests.clear()
     assert publish_all(spool, config(faulty, tmp_path), patience_s=0).published == 0
