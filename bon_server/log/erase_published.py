@@ -37,7 +37,7 @@ class PublishedCopies:
     def __init__(self, directory: Path, database: apsw.Connection, store: Store) -> None:
         self._directory = directory
         self._store = store
-        self._here = {one.file: one for kind in register.LEDGERS for one in register.segments(database, ledger=kind)}
+        self._database = database
         noted = published.files(database, store.uri)
         places = published.places(database)
         if places and not noted:
@@ -50,7 +50,8 @@ class PublishedCopies:
 
     def only_there(self, table: Table) -> list[str]:
         """Files of a kind that were published and are no longer here, sorted."""
-        return sorted(file for file in self._noted if file not in self._here and file.startswith(f"{table.folder}/"))
+        here = {one.file for one in self._here()}
+        return sorted(file for file in self._noted if file not in here and file.startswith(f"{table.folder}/"))
 
     def search(self, file: str, found_in: Callable[[Path], set[Key]]) -> set[Key]:
         """What `found_in` finds in an object; nothing when it is not there."""
@@ -84,7 +85,8 @@ class PublishedCopies:
 
     def bring_up_to_date(self, content: Callable[[Segment], bytes]) -> None:
         """Replaces the copies of files that are here and look otherwise. content: of such a file."""
-        for file, segment in self._here.items():
+        for segment in self._here():
+            file = segment.file
             beside = self._store.read(published.description_of(file))
             described = None if beside is None else published.parse(beside.content, f"{self._store.uri}/{file}")
             if described is not None and described.sha256 == segment.sha256:
@@ -101,6 +103,9 @@ class PublishedCopies:
                 self._store.replace(file, content(segment), there)
                 self.replaced.append(file)
             self._describe(segment, beside)
+
+    def _here(self) -> list[Segment]:
+        return [one for kind in register.LEDGERS for one in register.segments(self._database, ledger=kind)]
 
     def _described(self, file: str) -> tuple[Object, Segment]:
         name = published.description_of(file)

@@ -55,7 +55,7 @@ class Object(NamedTuple):
     """What was read."""
 
     content: bytes
-    version: dict[str, str | None]
+    version: dict[str, str]
     """What the store knows this content by."""
 
 
@@ -120,7 +120,7 @@ class Store:
         with self._naming(name):
             try:
                 got = self._api.get(self._store, name)
-                version = {key: got.meta.get(key) for key in ("e_tag", "version")}
+                version = {key: got.meta[key] for key in ("e_tag", "version") if got.meta.get(key) is not None}
                 return Object(bytes(got.bytes()), version)
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):

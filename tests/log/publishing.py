@@ -83,8 +83,11 @@ def download(s3_port: int, prefix: str, folder: Path) -> Path:
 
 
 def _get(address: str, method: str = "GET", data: bytes | None = None) -> bytes:
-    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=any/20260101/us-east-1/s3/aws4_request"}
-    with urllib.request.urlopen(urllib.request.Request(address, data, signed, method=method)) as answer:
+    headers = {
+        "Authorization": "AWS4-HMAC-SHA256 Credential=any/20260101/us-east-1/s3/aws4_request",
+        "Content-Type": "application/octet-stream",
+    }
+    with urllib.request.urlopen(urllib.request.Request(address, data, headers, method=method)) as answer:
         content: bytes = answer.read()
         return content
 
