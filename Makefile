@@ -13,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 STUBS := clients/python
 
-.PHONY: demo test test-long check unit proto clean
+.PHONY: demo test test-long test-engines check unit proto clean
 
 demo: .venv/demo.installed  ## the main job, end to end, with a real model
 	$(BIN)/bon demo
@@ -21,8 +21,11 @@ demo: .venv/demo.installed  ## the main job, end to end, with a real model
 test: check  ## everything continuous integration checks
 	$(BIN)/python -m pytest
 
-test-long: .venv/test.installed  ## the tests that take minutes each: a thousand kills, all crash states, storms
+test-long: .venv/test.installed test-engines  ## the tests that take minutes each: a thousand kills, all crash states, storms
 	$(BIN)/python -m pytest -m long
+
+test-engines: .venv-engines/installed  ## Ray Data and Spark (which needs Java) read a log as the documentation shows
+	.venv-engines/bin/python -m pytest -m long tests/log/test_other_readers.py
 
 unit: .venv/test.installed  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not long"
@@ -53,5 +56,11 @@ proto: .venv/test.installed  ## stubs from protos/
 	$(PIP) -e clients/python -e ".[train,dev]"
 	touch $@
 
-clean:  ## removes the environment and the demo's files
-	rm -rf .venv .demo .mypy_cache .pytest_cache .ruff_cache
+# An environment of their own, without models: vLLM imports Ray where it finds it.
+.venv-engines/installed: pyproject.toml clients/python/pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-engines
+	.venv-engines/bin/python -m pip install --disable-pip-version-check -e clients/python -e ".[dev,ray,spark]"
+	touch $@
+
+clean:  ## removes the environments and the demo's files
+	rm -rf .venv .venv-engines .demo .mypy_cache .pytest_cache .ruff_cache

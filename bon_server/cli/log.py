@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bon_server.cli.options import AsJson, ConfigFile, LogDir, Raw, Settings, SkipDamaged
+from bon_server.cli.options import AsJson, ConfigFile, LogDir, Raw, Settings, SkipDamaged, Snapshot
 from bon_server.cli.show import fail, on_damage, print_result, progress
 from bon_server.config import load, parse_assignments
 from bon_server.errors import ConfigError
@@ -107,7 +107,10 @@ def log_erase(
     log: LogDir,
     request_id: Annotated[str | None, typer.Option(help="Remove every attempt at this request.")] = None,
     tag: Annotated[str | None, typer.Option(help="key=value: remove what has this tag.")] = None,
+    to: Annotated[str | None, typer.Option(help="Also from what was published there. Default: log.publish.")] = None,
+    config: ConfigFile = None,
     as_json: AsJson = False,
+    settings: Settings = [],  # noqa: B006 -- typer copies it
 ) -> None:
     """Remove records and their feedback from every file of a log, for good; not while a server writes."""
     from bon_server.log.erase import erase
@@ -116,7 +119,9 @@ def log_erase(
     key, separator, value = (tag or "").partition("=")
     if tag is not None and not separator:
         raise ConfigError(f"--tag {tag!r} given; allowed is key=value")
-    result = erase(log, Match(request_id, None if tag is None else (key, value)))
+    published = {} if to is None else {"log.publish": to}
+    chosen = load(config, flags={**parse_assignments(settings), **published}).log
+    result = erase(log, Match(request_id, None if tag is None else (key, value)), chosen)
     print_result(dict(result), as_json)
 
 
@@ -141,6 +146,7 @@ def log_records(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
     feedback: Annotated[bool, typer.Option("--feedback", help="Join what was observed: the key feedback.")] = False,
     long: Annotated[bool, typer.Option("--long", help="One line per candidate, with its request's columns.")] = False,
+    snapshot: Snapshot = None,
     skip_damaged: SkipDamaged = False,
 ) -> None:
     """Print records as JSON lines, in commit order, also while a server writes them."""
@@ -150,9 +156,11 @@ def log_records(
     from bon_server.log.feedback_reader import FeedbackReader
     from bon_server.log.reader import LogReader, Where
     from bon_server.log.record import to_json, to_long_json
+    from bon_server.log.snapshot import open_snapshot
 
     report = on_damage(skip_damaged)
-    with LogReader(log, report) as reader, FeedbackReader(log, report) as observed:
+    opened = LogReader(log, report) if snapshot is None else open_snapshot(log, snapshot, report)
+    with opened as reader, FeedbackReader(log, report) as observed:
         for record in islice(reader.records(Where(request_id=request_id)), limit):
             lines = to_long_json(record) if long else [to_json(record)]
             if feedback:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bon_server.cli.options import AsJson, SkipDamaged
+from bon_server.cli.options import AsJson, SkipDamaged, Snapshot
 from bon_server.cli.show import on_damage, print_result, progress
 from bon_server.selection import OfflineRule
 
@@ -27,6 +27,7 @@ def select(
     reward_model: Annotated[
         str | None, typer.Option(help="Only rewards of this model count: ID or ID@REVISION.")
     ] = None,
+    snapshot: Snapshot = None,
     skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
 ) -> None:
@@ -44,6 +45,7 @@ def select(
         merge=merge,
         keep_truncated=keep_truncated,
         reward_model=reward_model,
+        snapshot=snapshot,
     )
     with progress("reading records", None) as advance:
         manifest = run_select(options, advance, on_damage(skip_damaged))

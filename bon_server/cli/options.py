@@ -12,6 +12,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document an
 SkipDamaged = Annotated[
     bool, typer.Option("--skip-damaged", help="Leave out what cannot be read, naming it on stderr.")
 ]
+Snapshot = Annotated[
+    str | None, typer.Option(help="Only what this snapshot pins, as it was then; see bon log snapshot.")
+]
 LogDir = Annotated[Path, typer.Option("--log", help="Folder of the log.")]
 Candidates = Annotated[int | None, typer.Option("-n", min=1, help="Candidates per prompt. Default: the server's.")]
 Temperature = Annotated[float | None, typer.Option(help="Softmax temperature. Default: the server's.")]

@@ -7,6 +7,7 @@
     segments     each rewritten: see `rewrite.py`
     spool        rows, and what was kept to recognise retries
     scrub        the database is written anew and its write-ahead log emptied, so that no free page holds a text
+    published    with `publish`, the published copies: see `erase_published.py`
 
 The log needs no server and has none: the writer lock is held. Readers go on; each sees a file as it was or as it is.
 Feedback goes before its records, which are how it is found: after a crash at any point the same command finishes.
@@ -17,26 +18,33 @@ erased.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 import apsw
 import msgspec
 
+from bon_server.config import LogConfig
 from bon_server.errors import ConfigError, LogError
-from bon_server.log import register
+from bon_server.log import published, register
 from bon_server.log import register_changes as changes
 from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_writing, unpack_fields
+from bon_server.log.erase_published import PublishedCopies
 from bon_server.log.feedback import unpack as unpack_feedback
 from bon_server.log.feedback_columns import FEEDBACK
 from bon_server.log.lock import WriterLock
+from bon_server.log.publishing import content_of
 from bon_server.log.rewrite import Key, Match, matching_rows, rewrite
 from bon_server.log.segments import RECORDS, Table, listed, place_of
 from bon_server.log.snapshot import mark_stale
+from bon_server.log.store import Store, StoreError
 from bon_server.log.whole_file import sha256_of, sync_folder
+
+NOT_PUBLISHED = LogConfig()
 
 
 class Erased(TypedDict):
@@ -50,8 +58,11 @@ class Erased(TypedDict):
     """Sealed files that hold less now, relative to the log folder."""
     stale_snapshots: list[str]
     """Names of snapshots that pin one of them."""
+    republished: list[str]
+    """Published objects that hold less now, relative to where they are."""
     not_searched: list[str]
-    """Reports on rejected lines of imports: they are no records, but may hold texts."""
+    """Reports on rejected lines of imports, which are no records but may hold texts, and places that the log was
+    published to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +70,14 @@ class _Tagged:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def erase(directory: Path, match: Match) -> Erased:
+def erase(directory: Path, match: Match, config: LogConfig = NOT_PUBLISHED) -> Erased:
     """Removes what matches; blocks. Doing it again does no harm and completes what was interrupted.
 
-    Raises `LogLocked` while another process writes this log, `ConfigError` for a match of everything or nothing, and
-    `LogError` when a file cannot be read, so that it is not known what it holds, or cannot be written.
+    config: where it does so too, `publish`, and how to get there.
+
+    Raises `LogLocked` while another process writes this log, `ConfigError` for a match of everything or nothing and a
+    place that cannot be, `StartupError` without the package for it, and `LogError` when a file or object cannot be
+    read, so that it is not known what it holds, or cannot be written.
     """
     if (match.request_id is None) == (match.tag is None):
         raise ConfigError("erase: give either a request id or a tag")
@@ -74,28 +88,34 @@ def erase(directory: Path, match: Match) -> Erased:
         try:
             database = resources.enter_context(closing(open_for_writing(directory)))
             database.pragma("secure_delete", True)
-            return _Erasure(directory, database, match).run()
-        except (apsw.Error, OSError) as error:
+            store = None
+            if config.publish is not None:
+                store = Store(config.publish, config.publish_options, config.publish_timeout_s)
+            return _Erasure(directory, database, match, store).run()
+        except (apsw.Error, OSError, StoreError) as error:
             raise LogError(f"{directory}: the erasure is not complete, run it again: {error}") from error
 
 
 class _Erasure:
     """One run."""
 
-    def __init__(self, directory: Path, database: apsw.Connection, match: Match) -> None:
+    def __init__(self, directory: Path, database: apsw.Connection, match: Match, store: Store | None) -> None:
         self._directory = directory
         self._database = database
         self._match = match
+        self._store = store
         self._keys: set[Key] = set()
         self._rewritten: list[str] = []
 
     def run(self) -> Erased:
         """All steps."""
         self._finish()
-        segments = {file: found for file in listed(self._directory) if (found := self._found_in(file, RECORDS))}
+        copies = None if self._store is None else PublishedCopies(self._directory, self._database, self._store)
+        segments = self._segments(RECORDS)
         rows = list(self._spool_rows())
+        only_there = self._only_there(copies, RECORDS)
         stale = mark_stale(self._directory, segments)
-        feedback = self._erase_feedback()
+        feedback = self._erase_feedback(copies)
         for file, keys in segments.items():
             self._rewrite(file, RECORDS, keys)
         with self._database:
@@ -103,13 +123,39 @@ class _Erasure:
             self._forget(self._keys)
             self._database.execute("DELETE FROM sealed WHERE request_id = ?", (self._match.request_id,))
         self._scrub()
+        if copies is not None:
+            self._erase_copies(copies, only_there)
         return Erased(
-            records=len(rows) + sum(map(len, segments.values())),
+            records=len(rows) + sum(map(len, (*segments.values(), *only_there.values()))),
             feedback=feedback,
             rewritten=self._rewritten,
             stale_snapshots=stale,
-            not_searched=sorted(str(path.relative_to(self._directory)) for path in self._directory.glob("rejected/*")),
+            republished=[] if copies is None else copies.replaced,
+            not_searched=self._not_searched(),
         )
+
+    def _segments(self, table: Table) -> dict[str, set[Key]]:
+        """Files with something to remove."""
+        files = listed(self._directory, table.folder)
+        return {file: found for file in files if (found := self._found_in(self._directory / file, table))}
+
+    def _only_there(self, copies: PublishedCopies | None, table: Table) -> dict[str, set[Key]]:
+        """Published objects that have gone from here, with something to remove."""
+        files = [] if copies is None else copies.only_there(table)
+        search = partial(self._found_in, table=table)
+        return {file: found for file in files if copies is not None and (found := copies.search(file, search))}
+
+    def _erase_copies(self, copies: PublishedCopies, only_there: Mapping[str, Collection[Key]]) -> None:
+        for file, keys in only_there.items():
+            copies.rewrite(file, RECORDS, keys)
+        copies.bring_up_to_date(partial(content_of, self._directory))
+        if copies.failures:
+            raise copies.failures[0]
+
+    def _not_searched(self) -> list[str]:
+        rejected = (str(path.relative_to(self._directory)) for path in self._directory.glob("rejected/*"))
+        done = None if self._store is None else self._store.uri
+        return [*sorted(rejected), *(place for place in published.places(self._database) if place != done)]
 
     def _finish(self) -> None:
         for path in self._directory.rglob(".*.tmp"):
@@ -133,8 +179,8 @@ class _Erasure:
         with self._database:
             self._database.execute(f"DELETE FROM {noted_in}")
 
-    def _found_in(self, file: str, table: Table) -> set[Key]:
-        keys = set(matching_rows(self._directory / file, self._match, self._keys if table is FEEDBACK else set()))
+    def _found_in(self, path: Path, table: Table) -> set[Key]:
+        keys = set(matching_rows(path, self._match, self._keys if table is FEEDBACK else set()))
         if table is RECORDS:
             self._keys |= keys
         return keys
@@ -151,14 +197,14 @@ class _Erasure:
                 self._keys.add(row[3:])
                 yield row[0]
 
-    def _erase_feedback(self) -> int:
-        segments = {
-            file: found
-            for file in listed(self._directory, FEEDBACK.folder)
-            if (found := self._found_in(file, FEEDBACK))
-        }
+    def _erase_feedback(self, copies: PublishedCopies | None) -> int:
+        segments = self._segments(FEEDBACK)
+        only_there = self._only_there(copies, FEEDBACK)
         for file, keys in segments.items():
             self._rewrite(file, FEEDBACK, keys)
+        for file, keys in only_there.items():
+            if copies is not None:
+                copies.rewrite(file, FEEDBACK, keys)
         removed = []
         for row in self._database.execute("SELECT ordinal, sha256, feedback FROM feedback"):
             one = unpack_feedback(*row)
@@ -167,7 +213,7 @@ class _Erasure:
                 removed.append((row[0],))
         with self._database:
             self._database.executemany("DELETE FROM feedback WHERE ordinal = ?", removed)
-        return len(removed) + sum(map(len, segments.values()))
+        return len(removed) + sum(map(len, (*segments.values(), *only_there.values())))
 
     def _rewrite(self, file: str, table: Table, keys: set[Key]) -> None:
         path = self._directory / file

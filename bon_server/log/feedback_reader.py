@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from heapq import merge
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from bon_server.log import register
 from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.feedback import Feedback, decode, encode, unpack
 from bon_server.log.feedback_columns import FEEDBACK, FEEDBACK_SCHEMA, from_batch
+from bon_server.log.published import described
 from bon_server.log.reader import refuse_damage
 from bon_server.log.record import Record
 from bon_server.log.register import Segment
@@ -173,7 +175,18 @@ class FeedbackReader:
             place = place_of(file, FEEDBACK.folder)
             if place is not None:
                 part = Part(self._directory / file, place.date, place.first_ordinal, place.last_ordinal)
-                yield place.writer, part
+                yield place.writer, self._as_described(part, file)
+
+    def _as_described(self, part: Part, file: str) -> Part:
+        """With what was put beside a published segment."""
+        try:
+            segment = described(self._directory, file)
+        except LogError as error:
+            self._on_damage(error)
+            return part
+        if segment is None:
+            return part
+        return replace(part, size_bytes=segment.bytes, footer_sha256=segment.footer_sha256)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

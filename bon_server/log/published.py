@@ -2,8 +2,9 @@
 
     published(file, uri, published_at_us, removed_at_us)
 
-The table is made when something is first published. A segment that is in `segments` and not here, under a URI, waits.
-One whose local copy has been removed is here and no longer in `segments`: it is not part of the local log any more.
+The table is made when something is first published. A segment, of records or of feedback, that is registered and not
+here, under a URI, waits. One whose local copy has been removed is here and no longer registered: it is not part of the
+local log any more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import apsw
 import msgspec
 
 from bon_server.errors import LogError
-from bon_server.log.register import Segment
+from bon_server.log.register import FEEDBACK, LEDGERS, RECORDS, Ledger, Segment, ledger_of
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS published (
@@ -26,8 +27,17 @@ CREATE TABLE IF NOT EXISTS published (
     PRIMARY KEY (file, uri)
 ) STRICT, WITHOUT ROWID
 """
-_COLUMNS = ", ".join(f"segments.{name}" for name in Segment._fields)
-_PUBLISHED = "(SELECT 1 FROM published WHERE published.file = segments.file AND uri = ?)"
+_COLUMNS = ", ".join(f"made.{name}" for name in Segment._fields)
+_PUBLISHED = "(SELECT 1 FROM published WHERE published.file = made.file AND uri = ?)"
+
+_DATE = slice(len("segments/date="), len("segments/date=YYYY-MM-DD"))
+"""Of the name of a file; also of one of feedback."""
+_OLDEST_DATE = f"""
+SELECT min(date) FROM (
+    SELECT substr(file, {_DATE.start + 1}, 10) AS date FROM segments
+    UNION ALL SELECT date(created_at_us / 1000000, 'unixepoch') FROM records
+)
+"""
 
 
 def prepare(database: apsw.Connection) -> None:
@@ -36,9 +46,13 @@ def prepare(database: apsw.Connection) -> None:
 
 
 def waiting(database: apsw.Connection, uri: str) -> list[Segment]:
-    """Segments that are not published there, in the order of sealing."""
-    rows = database.execute(f"SELECT {_COLUMNS} FROM segments WHERE NOT EXISTS {_PUBLISHED} ORDER BY number", (uri,))
-    return [Segment(*row) for row in rows]
+    """Segments that are not published there, those of records first, each kind in the order of sealing."""
+    found = []
+    for ledger in LEDGERS:
+        made = f"SELECT {_COLUMNS} FROM {ledger.segments} AS made"
+        rows = database.execute(f"{made} WHERE NOT EXISTS {_PUBLISHED} ORDER BY number", (uri,))
+        found += [Segment(*row) for row in rows]
+    return found
 
 
 def mark(database: apsw.Connection, file: str, uri: str) -> None:
@@ -48,13 +62,23 @@ def mark(database: apsw.Connection, file: str, uri: str) -> None:
 
 
 def removable(database: apsw.Connection, uri: str, now_us: int) -> list[Segment]:
-    """Segments that are published there and whose records answer no retries any more.
+    """Segments of records that are published there and answer no retries any more.
 
     Without the newest: readers look for segments by rising numbers, and the number of the last would be used again.
     """
+    return _removable(database, uri, now_us, RECORDS)
+
+
+def removable_feedback(database: apsw.Connection, uri: str, now_us: int) -> list[Segment]:
+    """The same for feedback, which stays while records of its date, or before, are here."""
+    oldest = database.execute(_OLDEST_DATE).get or ""
+    return [one for one in _removable(database, uri, now_us, FEEDBACK) if one.file[_DATE] < oldest]
+
+
+def _removable(database: apsw.Connection, uri: str, now_us: int, ledger: Ledger) -> list[Segment]:
     rows = database.execute(
-        f"SELECT {_COLUMNS} FROM segments WHERE EXISTS {_PUBLISHED} AND replayable_until_us < ?"
-        " AND number < (SELECT max(number) FROM segments) ORDER BY number",
+        f"SELECT {_COLUMNS} FROM {ledger.segments} AS made WHERE EXISTS {_PUBLISHED} AND replayable_until_us < ?"
+        f" AND number < (SELECT max(number) FROM {ledger.segments}) ORDER BY number",
         (uri, now_us),
     )
     return [Segment(*row) for row in rows]
@@ -62,17 +86,35 @@ def removable(database: apsw.Connection, uri: str, now_us: int) -> list[Segment]
 
 def remove(database: apsw.Connection, file: str, uri: str) -> None:
     """Takes a segment out of the local log."""
-    database.execute("DELETE FROM segments WHERE file = ?", (file,))
+    database.execute(f"DELETE FROM {ledger_of(file).segments} WHERE file = ?", (file,))
     row = (time.time_ns() // 1_000, file, uri)
     database.execute("UPDATE published SET removed_at_us = ? WHERE file = ? AND uri = ?", row)
 
 
 def removed(database: apsw.Connection) -> list[str]:
     """Files that are published only."""
-    if not database.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'published'").get:
+    if not _has_table(database):
         return []
     rows = database.execute("SELECT DISTINCT file FROM published WHERE removed_at_us IS NOT NULL ORDER BY file")
     return [row[0] for row in rows]
+
+
+def files(database: apsw.Connection, uri: str) -> list[str]:
+    """Files that are published there, whether or not they are here, sorted."""
+    if not _has_table(database):
+        return []
+    return [row[0] for row in database.execute("SELECT file FROM published WHERE uri = ? ORDER BY file", (uri,))]
+
+
+def places(database: apsw.Connection) -> list[str]:
+    """Where anything was published, sorted."""
+    if not _has_table(database):
+        return []
+    return [row[0] for row in database.execute("SELECT DISTINCT uri FROM published ORDER BY uri")]
+
+
+def _has_table(database: apsw.Connection) -> bool:
+    return bool(database.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'published'").get)
 
 
 def description_of(file: str) -> str:
@@ -90,8 +132,14 @@ def described(directory: Path, file: str) -> Segment | None:
     """What the description beside a segment says; None: there is none. Raises `LogError` for one that is damaged."""
     path = directory / description_of(file)
     try:
-        return Segment(**msgspec.json.decode(path.read_bytes(), type=dict))
+        return parse(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
+
+
+def parse(description: bytes, name: str) -> Segment:
+    """Inverse of `describe`. name: what the description is called in a `LogError` about damage."""
+    try:
+        return Segment(**msgspec.json.decode(description, type=dict))
     except (msgspec.MsgspecError, TypeError, UnicodeDecodeError) as error:
-        raise LogError(f"{path} is damaged or no description of a segment ({type(error).__name__})") from error
+        raise LogError(f"{name} is damaged or no description of a segment ({type(error).__name__})") from error

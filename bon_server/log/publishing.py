@@ -1,4 +1,4 @@
-"""Publishing: sealed segments go to a store, each under its own name, which holds its writer's id.
+"""Publishing: sealed segments, those of feedback too, go to a store, each under its own name: it holds its writer's id.
 
     read        the local file, which must still be what was registered
     put         if the name is free; if it is taken, the object must have the same content
@@ -16,7 +16,7 @@ import hashlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ import apsw
 
 from bon_server.config import LogConfig
 from bon_server.errors import LogError
-from bon_server.log import published, register
+from bon_server.log import feedback_register, published, register
 from bon_server.log.register import Segment
 from bon_server.log.snapshot import read_snapshot, snapshot_files
 from bon_server.log.spool import Spool
@@ -42,11 +42,12 @@ ONE_OBJECT = ("conflict", "local")
 
 def publish(store: Store, directory: Path, segment: Segment) -> None:
     """Puts one segment and its description; what is there already is compared. Raises `StoreError`."""
-    _put(store, segment.file, _content(directory, segment))
+    _put(store, segment.file, content_of(directory, segment))
     _put(store, published.description_of(segment.file), published.describe(segment))
 
 
-def _content(directory: Path, segment: Segment) -> bytes:
+def content_of(directory: Path, segment: Segment) -> bytes:
+    """Of a sealed file, which must be as it was registered. Raises `StoreError`."""
     path = directory / segment.file
     try:
         content = path.read_bytes()
@@ -163,9 +164,8 @@ class Publishing:
 
     def _remove_local(self) -> None:
         now_us = time.time_ns() // 1_000
-        segments = published.removable(self._reading, self._uri, now_us)
-        pinned = _pinned(self._spool.directory) if segments else set()
-        for segment in segments:
+        pinned = _pinned(self._spool.directory)
+        for segment in self._removable(now_us):
             if segment.file in pinned or time.monotonic() >= self.until_s:
                 continue
             try:
@@ -180,13 +180,19 @@ class Publishing:
             _unlink(self._spool.directory / segment.file)
             self.removed += 1
 
+    def _removable(self, now_us: int) -> Iterator[Segment]:
+        yield from published.removable(self._reading, self._uri, now_us)
+        # Looked for when those have gone: what feedback is about goes first.
+        yield from published.removable_feedback(self._reading, self._uri, now_us)
+
     def _take_out(self, segment: Segment, now_us: int, database: apsw.Connection) -> None:
         register.forget(database, now_us)  # what answers no retries must not be looked for in a file that has gone
+        feedback_register.forget(database, now_us)
         published.remove(database, segment.file, self._uri)
 
     def _clear_away(self) -> None:
         """What a crash left between taking a segment out of the log and removing its file."""
-        here = {one.file for one in register.segments(self._reading)}
+        here = {one.file for kind in register.LEDGERS for one in register.segments(self._reading, ledger=kind)}
         for file in published.removed(self._reading):
             if file not in here:
                 _unlink(self._spool.directory / file)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
@@ -35,7 +35,7 @@ from bon_server.log.record import Record, decode
 from bon_server.log.register import Segment
 from bon_server.log.register_changes import Version, versions
 from bon_server.log.segment_reader import Part, part_of, read_ahead
-from bon_server.log.segments import listed, open_parquet, place_of
+from bon_server.log.segments import FEEDBACK_FOLDER, listed, open_parquet, place_of, writer_of
 from bon_server.log.where import EVERYTHING as EVERYTHING
 from bon_server.log.where import Where as Where
 from bon_server.log.whole_file import sha256_of
@@ -74,22 +74,30 @@ class LogReader:
     """One log folder.
 
     on_damage: called with each segment, row group or row that cannot be read, which is left out when it returns.
+    only: read these segments and nothing else, see `snapshot.open_snapshot`.
 
     Raises `LogError` when there is no log, and while reading, with file and row, for damage.
     """
 
-    def __init__(self, directory: Path, on_damage: Callable[[LogError], None] = refuse_damage) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        on_damage: Callable[[LogError], None] = refuse_damage,
+        only: Sequence[Segment] | None = None,
+    ) -> None:
         self.directory = directory
         self.spool_file = directory / SPOOL_NAME
         self._on_damage = on_damage
-        others = list(listed(directory))
-        self._spool = None if others and not self.spool_file.exists() else open_for_reading(self.spool_file)
-        self.segments: list[Segment] = []
-        """The registered ones."""
+        others = list(listed(directory)) if only is None else []
+        sealed = bool(others) or any(listed(directory, FEEDBACK_FOLDER))
+        alone = only is not None or (sealed and not self.spool_file.exists())
+        self._spool = None if alone else open_for_reading(self.spool_file)
+        self.segments: list[Segment] = list(only or ())
+        """The registered ones, or those that alone are read."""
         self.described: dict[str, Segment] = {}
         """Others that were published, by file, as the descriptions beside them say."""
         self.removed: list[str] = []
-        """Segments that were published and are no longer here."""
+        """Segments, also of feedback, that were published and are no longer here."""
         self.unsealed = 0
         """Records in the spool."""
         self.last_ordinal: int = 0
@@ -98,7 +106,11 @@ class LogReader:
         """First and last ordinal of a sealing that was under way."""
         self.own_writer = self._open_register()
         """Name of the writer whose spool is here; empty: it has none yet, or the folder was copied without it."""
-        self._parts: dict[str, list[Part]] = {self.own_writer: self._own_parts(self.segments)}
+        self._parts: dict[str, list[Part]] = {}
+        if only is None:
+            self._parts[self.own_writer] = self._own_parts(self.segments)
+        for one in only or ():
+            self._parts.setdefault(writer_of(one.file), []).append(part_of(directory, one))
         for file in others:
             self._add_listed(file)
         self.writers: tuple[str, ...] = tuple(sorted(self._parts))
@@ -167,7 +179,7 @@ class LogReader:
                 digest.update(row.record)
                 size += len(row.record)
         sources = [*self.segment_sources(), *(_source(part, None) for part in late)]
-        if rows or not sources:
+        if rows or not (sources or self._spool is None):
             sources.append(Source(self.spool_file, rows, digest.hexdigest(), self.last_ordinal, size))
         return sources
 

@@ -78,6 +78,12 @@ class Ledger(NamedTuple):
 
 RECORDS = Ledger("records", "record", "segments", "sealing", "writer", "sealed_through")
 FEEDBACK = Ledger("feedback", "feedback", "feedback_segments", "feedback_sealing", "feedback_sealed", "through")
+LEDGERS = (RECORDS, FEEDBACK)
+
+
+def ledger_of(file: str) -> Ledger:
+    """Where a sealed file is registered."""
+    return FEEDBACK if file.startswith("feedback/") else RECORDS
 
 
 class Segment(NamedTuple):

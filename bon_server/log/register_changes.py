@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import apsw
 
-from bon_server.log.register import FEEDBACK, FIRST_LAYOUT, RECORDS, SEGMENT_COLUMNS, Segment
+from bon_server.log.register import FIRST_LAYOUT, SEGMENT_COLUMNS, Segment, ledger_of
 
 CHANGES = f"""
 CREATE TABLE IF NOT EXISTS rewriting (
@@ -39,7 +39,7 @@ class Version(NamedTuple):
 
 
 def _table(file: str) -> str:
-    return (FEEDBACK if file.startswith("feedback/") else RECORDS).segments
+    return ledger_of(file).segments
 
 
 def versions(database: apsw.Connection, file: str) -> list[Version] | None:

@@ -28,6 +28,7 @@ from bon_server.log.columns import SCHEMA
 from bon_server.log.whole_file import make_folder, whole_file
 
 FOLDER = "segments"
+FEEDBACK_FOLDER = "feedback"
 ROW_GROUP_RECORDS = 4_096
 ROW_GROUP_BYTES = 8 << 20
 """Of Arrow data: what a reader holds at a time."""
@@ -70,6 +71,11 @@ def place_of(file: str, folder: str = FOLDER) -> Place | None:
     if match is None or match[1] != folder:
         return None
     return Place(match[2], match[3], int(match[4]), int(match[5]))
+
+
+def writer_of(file: str) -> str:
+    """Name of the writer of a segment."""
+    return file.split("/writer=")[1].partition("/")[0]
 
 
 def listed(directory: Path, folder: str = FOLDER) -> Iterator[str]:

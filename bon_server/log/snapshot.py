@@ -10,15 +10,17 @@ make the same snapshot.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import msgspec
 
 from bon_server.errors import ConfigError, LogError
-from bon_server.log.reader import LogReader
-from bon_server.log.whole_file import make_folder, sync_folder, whole_file
+from bon_server.log.reader import LogReader, refuse_damage
+from bon_server.log.register import Segment
+from bon_server.log.segments import footer_sha256, naming, place_of
+from bon_server.log.whole_file import make_folder, sha256_of, sync_folder, whole_file
 
 FOLDER = "snapshots"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -50,8 +52,7 @@ def make_snapshot(directory: Path, name: str) -> Snapshot:
     Raises `ConfigError` for a name that cannot be a file's, and `LogError` when there is no log or the name is taken by
     a snapshot of something else.
     """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"name: {name!r} given; allowed are 1 to 100 letters, digits, '.', '_' and '-', no '.' first")
+    path = _path(directory, name)
     with LogReader(directory) as reader:
         segments = reader.segment_sources()
     pinned = [
@@ -64,7 +65,6 @@ def make_snapshot(directory: Path, name: str) -> Snapshot:
         for source in segments
     ]
     snapshot = Snapshot(name=name, segments=pinned)
-    path = directory / FOLDER / f"{name}.json"
     if path.exists():
         there = read_snapshot(path)
         if there.get("stale"):
@@ -75,6 +75,55 @@ def make_snapshot(directory: Path, name: str) -> Snapshot:
     _write(path, snapshot)
     _check_still_there(directory, path, snapshot)
     return snapshot
+
+
+def open_snapshot(directory: Path, name: str, on_damage: Callable[[LogError], None] = refuse_damage) -> LogReader:
+    """A reader of exactly the segments that a snapshot pins, each of which is first compared with its digest.
+
+    on_damage: called also with segments that are missing or have changed, which are left out when it returns.
+
+    Raises `ConfigError` for a name that cannot be a file's, and `LogError` when there is no such snapshot, or records
+    of its segments were erased since: what it pinned is no longer there to be read.
+    """
+    path = _path(directory, name)
+    snapshot = read_snapshot(path)
+    stale = snapshot.get("stale")
+    if stale:
+        raise LogError(f"{path} is stale: records of {', '.join(stale)} were erased; make a snapshot of what is left")
+    segments = []
+    for one in snapshot["segments"]:
+        try:
+            segments.append(_unchanged(directory, one))
+        except LogError as error:
+            on_damage(error)
+    return LogReader(directory, on_damage, segments)
+
+
+def _unchanged(directory: Path, pinned: Pinned) -> Segment:
+    path, place = directory / pinned["file"], place_of(pinned["file"])
+    if place is None:
+        raise LogError(f"{path} is in a snapshot and is no segment")
+    with naming(path):
+        if path.stat().st_size != pinned["bytes"] or sha256_of(path) != pinned["sha256"]:
+            raise LogError(f"{path} has changed since it was pinned")
+        return Segment(
+            pinned["file"],
+            place.first_ordinal,
+            place.last_ordinal,
+            pinned["rows"],
+            pinned["bytes"],
+            pinned["sha256"],
+            footer_sha256(path),
+            replayable_until_us=0,
+        )
+
+
+def _path(directory: Path, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"snapshot: {name!r} given; allowed are 1 to 100 letters, digits, '.', '_' and '-', no '.' first"
+        )
+    return directory / FOLDER / f"{name}.json"
 
 
 def _check_still_there(directory: Path, path: Path, snapshot: Snapshot) -> None:

@@ -4,99 +4,36 @@
     writer thread                                    └─► BEGIN, INSERT …, COMMIT (fsync) ─┘
     upkeep thread                  checkpoints, free space, the syncs of durability `async`
 
-Whatever is queued when the writer is free becomes one transaction (group commit). What each durability promises is
-told at `LogConfig.durability`.
+Whatever is queued when the writer is free becomes one transaction (group commit, `groups.py`). What each durability
+promises is told at `LogConfig.durability`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
 import apsw
 
 from bon_server.config import LogConfig
-from bon_server.errors import InternalError, LogError, LogFull, RequestError, RequestIdReused, Unavailable
-from bon_server.log import register
-from bon_server.log.database import (
-    SPOOL_NAME,
-    Row,
-    StoredRow,
-    check_sqlite,
-    open_for_reading,
-    row_of,
-    unpack,
-)
+from bon_server.errors import InternalError, LogError, LogFull, RequestError, Unavailable
+from bon_server.log.database import check_sqlite, row_of
+from bon_server.log.groups import Group, GroupQueue, Waiting, answer, size_bytes
 from bon_server.log.lock import WriterLock
-from bon_server.log.record import Record, decode
+from bon_server.log.logged import Logged, Lookup
+from bon_server.log.record import Record
 from bon_server.log.room import Room
-from bon_server.log.segment_reader import read_one
 from bon_server.log.upkeep import Upkeep
 from bon_server.log.whole_file import make_folder
 from bon_server.log.writer import RETRY_AFTER_MS, Writer
-from bon_server.types import Durability, Outcome
+from bon_server.types import Durability
 
 DEFAULTS = LogConfig()
 Result = TypeVar("Result")
-
-_FIND = """
-SELECT attempt, ordinal, sha256, record FROM records
-WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Logged:
-    """What is known of a logged attempt without reading segments."""
-
-    attempt: int
-    outcome: Outcome
-    request_digest: str
-    content_logged: bool
-    ordinal: int
-    record: Record | None = None
-    """None: it is in a segment, see `Spool.read`."""
-
-    @classmethod
-    def of(cls, record: Record) -> Self:
-        """A record of the spool."""
-        return cls(
-            record.attempt,
-            record.outcome,
-            record.request_digest,
-            record.content_logged,
-            record.ordinal or 0,
-            record,
-        )
-
-    @classmethod
-    def sealed(cls, sealed: register.Sealed) -> Self:
-        """A record of a segment."""
-        outcome, logged = Outcome(sealed.outcome), bool(sealed.content_logged)
-        return cls(sealed.attempt, outcome, sealed.request_digest, logged, sealed.ordinal)
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Records that were acknowledged together."""
-
-    records: int
-    seconds: tuple[float, ...]
-    """(records,) from the call of `commit` to the acknowledgement."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    row: Row
-    future: asyncio.Future[int]
-    since_s: float
 
 
 class Spool:
@@ -114,17 +51,16 @@ class Spool:
         self._lock = lock
         self._config = config
         self._on_group = on_group
-        self._linger_s = config.linger_ms / 1e3 if config.durability is Durability.GROUP else 0.0
         self._room = Room(directory, config.min_free_bytes)
         self._writer = Writer(directory, on_failure, config.durability)
         self.recovery = self._writer.recovery
         """What was found on disk at the start."""
-        self._reading = open_for_reading(directory / SPOOL_NAME)
-        self._reading_mutex = threading.Lock()
+        self._lookup = Lookup(directory)
         self._mutex = threading.Lock()
         self._changing_mutex = threading.Lock()
         self._closed = False
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        linger_s = config.linger_ms / 1e3 if config.durability is Durability.GROUP else 0.0
+        self._queue = GroupQueue(linger_s, config.group_records)
         self.queued_records = 0
         """Not yet acknowledged."""
         self.queued_bytes = 0
@@ -203,7 +139,7 @@ class Spool:
             row = row_of(record)
         except ValueError as error:
             raise InternalError("the record cannot be logged") from error
-        waiting = _Waiting(row, asyncio.get_running_loop().create_future(), time.monotonic())
+        waiting = Waiting(row, asyncio.get_running_loop().create_future(), time.monotonic())
         with self._mutex:
             self._check_open()
             self.queued_records += 1
@@ -223,7 +159,7 @@ class Spool:
         try:
             return self._writer.write(rows)
         except LogFull:
-            self._room.ran_out(_size_bytes(rows))
+            self._room.ran_out(size_bytes(rows))
             raise
         finally:
             self._upkeep.committed()
@@ -251,40 +187,19 @@ class Spool:
         none, and the decoding of one record when it is in the spool.
         Raises `Unavailable` when the log is closed or cannot be read, `InternalError` when the row is damaged.
         """
-        with self._reading_mutex:
-            try:
-                row = self._reading.execute(_FIND, (principal, request_id)).fetchone()
-                sealed = register.latest(self._reading, principal, request_id)
-            except apsw.Error as error:
-                raise Unavailable("the log cannot be read", RETRY_AFTER_MS) from error
-        if row is not None and (sealed is None or row[0] >= sealed.attempt):
-            return Logged.of(self._unpack(StoredRow(*row[1:])))
-        return None if sealed is None else Logged.sealed(sealed)
+        return self._lookup.latest(principal, request_id)
 
     def read(self, logged: Logged) -> Record:
         """The record of what `latest` found; blocks for a look into a segment when it is in one.
 
         Raises `InternalError` when it cannot be read.
         """
-        if logged.record is not None:
-            return logged.record
-        try:
-            with self._reading_mutex:
-                segments = register.segments_around(self._reading, logged.ordinal)
-            return read_one(self.directory, segments, logged.ordinal)
-        except (LogError, apsw.Error) as error:
-            raise InternalError("the logged answer cannot be read") from error
+        return self._lookup.read(logged)
 
     def find(self, principal: str, request_id: str) -> Record | None:
         """`latest` and `read` in one."""
         logged = self.latest(principal, request_id)
         return None if logged is None else self.read(logged)
-
-    def _unpack(self, row: StoredRow) -> Record:
-        try:
-            return unpack(row, decode, self.directory / SPOOL_NAME)
-        except LogError as error:
-            raise InternalError("the logged answer is damaged") from error
 
     def close(self) -> None:
         """Commits what is queued, then lets go of the folder. Blocks; a second call does nothing."""
@@ -292,11 +207,10 @@ class Spool:
             if self._closed:
                 return
             self._closed = True
-            self._queue.put(None)
+            self._queue.end()
         self._thread.join()
         self._upkeep.close()
-        with self._reading_mutex:
-            self._reading.close()
+        self._lookup.close()
         with self._changing_mutex:
             self._writer.close()
         self._lock.release()
@@ -307,14 +221,11 @@ class Spool:
             raise Unavailable("the log is closed", RETRY_AFTER_MS)
 
     def _write_groups(self) -> None:
-        while (first := self._queue.get()) is not None:
-            group, closing = self._gather(first)
+        while group := self._queue.next():
             self._write_group(group)
             self._upkeep.committed()
-            if closing:
-                return
 
-    def _write_group(self, group: Sequence[_Waiting]) -> None:
+    def _write_group(self, group: Sequence[Waiting]) -> None:
         rows = [waiting.row for waiting in group]
         outcomes: Sequence[int | RequestError | None]
         try:
@@ -322,51 +233,10 @@ class Spool:
         except RequestError as error:
             outcomes = [error] * len(group)
             if isinstance(error, LogFull):
-                self._room.ran_out(_size_bytes(rows))
-        _answer(group, outcomes)
+                self._room.ran_out(size_bytes(rows))
+        answer(group, outcomes)
         now_s = time.monotonic()
         with self._mutex:
             self.queued_records -= len(group)
-            self.queued_bytes -= _size_bytes(rows)
+            self.queued_bytes -= size_bytes(rows)
         self._on_group(Group(len(group), tuple(now_s - waiting.since_s for waiting in group)))
-
-    def _gather(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
-        """Everything queued, up to the group size; and whether the end of the queue was met."""
-        group = [first]
-        until = time.monotonic() + self._linger_s
-        while len(group) < self._config.group_records:
-            wait_s = until - time.monotonic()
-            try:
-                waiting = self._queue.get(timeout=wait_s) if wait_s > 0 else self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if waiting is None:
-                return group, True
-            group.append(waiting)
-        return group, False
-
-
-def _size_bytes(rows: Sequence[Row]) -> int:
-    return sum(len(row.record) for row in rows)
-
-
-def _answer(group: Sequence[_Waiting], outcomes: Sequence[int | RequestError | None]) -> None:
-    """Wakes each event loop once with what became of its records."""
-    answers: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | RequestError]]] = {}
-    for waiting, outcome in zip(group, outcomes, strict=True):
-        if outcome is None:
-            outcome = RequestIdReused("this attempt of the request is in the log already")
-        answers.setdefault(waiting.future.get_loop(), []).append((waiting.future, outcome))
-    for loop, settled in answers.items():
-        with contextlib.suppress(RuntimeError):  # that loop has ended: nobody waits any more
-            loop.call_soon_threadsafe(_settle, settled)
-
-
-def _settle(settled: Sequence[tuple[asyncio.Future[int], int | RequestError]]) -> None:
-    for future, answer in settled:
-        if future.done():
-            continue
-        if isinstance(answer, RequestError):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)

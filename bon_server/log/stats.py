@@ -30,7 +30,7 @@ class Stats(TypedDict):
     """Records still in the spool."""
     segments: int
     removed: int
-    """Segments that were published and are no longer here; nothing else counts them."""
+    """Segments, also of feedback, that were published and are no longer here; nothing else counts them."""
     feedback: int
     bytes: int
     """Of the log's files on disk."""

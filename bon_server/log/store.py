@@ -1,8 +1,8 @@
 """Where segments are published: a bucket of an object store, or a folder, through the package `obstore`.
 
-Nothing is ever overwritten. A call is tried once, within a time limit; who calls decides what is tried again. A folder
-gets its files by our own hands: obstore's do not sync, and a power cut could leave a torn file under a name that is
-then taken for good.
+Nothing is ever overwritten, but for an erasure, which replaces what it has read. A call is tried once, within a time
+limit; who calls decides what is tried again. A folder gets its files by our own hands: obstore's do not sync, and a
+power cut could leave a torn file under a name that is then taken for good.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from bon_server.errors import ConfigError, LogError, StartupError
-from bon_server.log.whole_file import make_folder, sync_folder
+from bon_server.log.whole_file import make_folder, sync_folder, whole_file
 
 SCHEMES: Final = ("file", "s3", "gs", "az")
 FAILURES: Final = (
@@ -49,6 +49,14 @@ class StoreError(LogError):
         super().__init__(message)
         self.kind = kind
         """One of `FAILURES`; `conflict` and `local` where one object is the trouble, not the store."""
+
+
+class Object(NamedTuple):
+    """What was read."""
+
+    content: bytes
+    version: dict[str, str]
+    """What the store knows this content by."""
 
 
 class Store:
@@ -106,6 +114,30 @@ class Store:
             for chunk in self._api.get(self._store, name).stream():
                 digest.update(chunk)
         return digest.hexdigest()
+
+    def read(self, name: str) -> Object | None:
+        """An object, whole; None: it is not there."""
+        with self._naming(name):
+            try:
+                got = self._api.get(self._store, name)
+                version = {key: got.meta[key] for key in ("e_tag", "version") if got.meta.get(key) is not None}
+                return Object(bytes(got.bytes()), version)
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise
+                return None
+
+    def replace(self, name: str, content: bytes, seen: Object) -> None:
+        """Replaces an object, in one step, if it still is what was read. Readers meet the old or the new one."""
+        with self._naming(name):
+            if self._folder is not None:
+                with whole_file(self._folder / name) as file:
+                    file.write(content)
+                return
+            try:
+                self._api.put(self._store, name, content, mode=seen.version)
+            except self._api.exceptions.PreconditionError:
+                raise StoreError("conflict", f"{self.uri}/{name} changed while it was being replaced") from None
 
     @contextmanager
     def _naming(self, name: str, wrong_options: type[ConfigError] | None = None) -> Iterator[None]:

@@ -32,7 +32,7 @@ snapshots that an erasure made stale. May run while a server writes; what is sea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -41,28 +41,27 @@ import pyarrow as pa
 
 from bon_server.errors import LogError
 from bon_server.log import snapshot
-from bon_server.log.columns import to_batch
-from bon_server.log.database import SPOOL_NAME, StoredRow, row_of, unpack
+from bon_server.log.database import SPOOL_NAME
 from bon_server.log.feedback import Feedback
 from bon_server.log.feedback_columns import FEEDBACK
 from bon_server.log.feedback_columns import from_batch as to_feedback
 from bon_server.log.reader import LogReader
-from bon_server.log.record import Record, decode
+from bon_server.log.record import Record
 from bon_server.log.register import Segment
 from bon_server.log.register_changes import Version
 from bon_server.log.segment_reader import Part
 from bon_server.log.segments import RECORDS, Table, place_of
-from bon_server.log.verify_feedback import Registered, feedback_parts, feedback_rows, read_register
+from bon_server.log.verify_feedback import Registered, described_feedback, feedback_parts, feedback_rows, read_register
 from bon_server.log.verify_records import Seen, record_problems
 from bon_server.log.verify_report import MAX_PROBLEMS, Problem, Report
 from bon_server.log.verify_segment import RowGroup, segment_rows, to_records
+from bon_server.log.verify_spool import spool_records
 from bon_server.log.whole_file import sha256_of
 
-_PAGE = "SELECT ordinal, sha256, record, principal, request_id, attempt, kind, outcome FROM records"
 _OWN_FILES = re.compile(
     rf"{re.escape(SPOOL_NAME)}(-wal|-shm)?|writer\.lock|rejected/[^/]+|{snapshot.FOLDER}/[^/]+\.json"
 )
-_DESCRIPTION = re.compile(rf"{RECORDS.folder}/[^/]+/[^/]+/_\d+-\d+\.json")
+_DESCRIPTION = re.compile(rf"({RECORDS.folder}|{FEEDBACK.folder})/[^/]+/[^/]+/_\d+-\d+\.json")
 Registration = Segment | Version | None
 Row = TypeVar("Row", Record, Feedback)
 
@@ -134,6 +133,10 @@ class _Verification:
         except LogError as error:
             self._add("spool_damaged", SPOOL_NAME, str(error))
         self._registered |= self._known.feedback
+        self._registered |= described_feedback(self._directory, self._known.own_writer, self._description_damaged)
+
+    def _description_damaged(self, error: LogError) -> None:
+        self._add("description_damaged", FEEDBACK.folder, str(error))
 
     def _add(self, kind: str, file: str, detail: str, row: int | None = None) -> None:
         self._report["ok"] = False
@@ -261,36 +264,16 @@ class _Verification:
             self._add("spool_damaged", SPOOL_NAME, str(error))
 
     def _check_spool(self) -> None:
-        writer = self._reader.own_writer
         try:
-            for row in self._spool_rows():
-                self._check_row(writer, row)
+            for ordinal, found, unfit in spool_records(self._reader):
+                if isinstance(found, LogError):
+                    self._add("row_damaged", SPOOL_NAME, str(found), ordinal)
+                    continue
+                if unfit is not None:
+                    self._add("row_unfit", SPOOL_NAME, unfit, ordinal)
+                self._check_record(self._reader.own_writer, SPOOL_NAME, ordinal, found, None)
         except LogError as error:
             self._add("spool_damaged", SPOOL_NAME, str(error))
-
-    def _spool_rows(self) -> Iterator[tuple[StoredRow, tuple[object, ...]]]:
-        after = 0
-        while after < self._reader.last_ordinal:
-            page = f"{_PAGE} WHERE ordinal > ? AND ordinal <= ? ORDER BY ordinal LIMIT 64"
-            rows = self._reader.database(page, after, self._reader.last_ordinal)
-            for row in rows:
-                yield StoredRow(*row[:3]), row[3:]
-            after = rows[-1][0] if rows else self._reader.last_ordinal
-
-    def _check_row(self, writer: str, row: tuple[StoredRow, tuple[object, ...]]) -> None:
-        stored, copies = row
-        try:
-            record = unpack(stored, decode, self._reader.spool_file)
-        except LogError as error:
-            self._add("row_damaged", SPOOL_NAME, str(error), stored.ordinal)
-            return
-        try:
-            to_batch([record])
-            if tuple(row_of(record)[:5]) != copies:
-                self._add("row_unfit", SPOOL_NAME, "its columns are not those of its record", stored.ordinal)
-        except ValueError as error:
-            self._add("row_unfit", SPOOL_NAME, str(error), stored.ordinal)
-        self._check_record(writer, SPOOL_NAME, stored.ordinal, record, None)
 
     def _check_snapshot(self, path: Path) -> None:
         file = self._name(path)

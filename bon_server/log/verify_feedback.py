@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from bon_server.log import register_changes as changes
 from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.feedback import Feedback, unpack
 from bon_server.log.feedback_columns import FEEDBACK
+from bon_server.log.published import described
 from bon_server.log.register import Segment
 from bon_server.log.segment_reader import Part, part_of
 from bon_server.log.segments import listed, place_of
@@ -65,6 +66,22 @@ def feedback_parts(directory: Path, known: Registered) -> Iterator[tuple[str, Pa
         place = place_of(file, FEEDBACK.folder)
         if place is not None and place.writer != known.own_writer:
             yield place.writer, Part(directory / file, place.date, place.first_ordinal, place.last_ordinal)
+
+
+def described_feedback(directory: Path, own_writer: str, on_damage: Callable[[LogError], None]) -> dict[str, Segment]:
+    """What the descriptions beside published feedback of other writers say, by file; `on_damage` hears of bad ones."""
+    found = {}
+    for file in listed(directory, FEEDBACK.folder):
+        place = place_of(file, FEEDBACK.folder)
+        if place is not None and place.writer != own_writer:
+            try:
+                segment = described(directory, file)
+            except LogError as error:
+                on_damage(error)
+                continue
+            if segment is not None:
+                found[file] = segment
+    return found
 
 
 def feedback_rows(directory: Path) -> Iterator[tuple[int, Feedback | LogError, bool]]:

@@ -80,6 +80,8 @@ class Manifest(TypedDict):
     filters: Filters
     counts: Counts
     inputs: list[Input]
+    snapshot: NotRequired[str]
+    """Name of the snapshot, of each log, that `inputs` are; not there when all of a log was read."""
     outputs: list[Output]
     policies: list[dict[str, str]]
     """Policies of the eligible candidates: `id` and `revision`."""

@@ -16,7 +16,7 @@ from bon_server.offline.manifest import Manifest, read_manifest
 
 MARKER_NAME = ".selecting"
 _OURS = ("part-*.jsonl", "meta.parquet", "manifest.json", ".*.tmp")
-_IDENTITY = ("rule", "format", "seed", "k", "filters", "inputs")
+_IDENTITY = ("rule", "format", "seed", "k", "filters", "inputs", "snapshot")
 
 
 @contextmanager

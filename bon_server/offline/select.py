@@ -19,6 +19,7 @@ from bon_server import __version__
 from bon_server.errors import ConfigError, LogError
 from bon_server.log.reader import LogReader, Where, refuse_damage
 from bon_server.log.record import Record
+from bon_server.log.snapshot import open_snapshot
 from bon_server.log.where import Ordinals
 from bon_server.offline.export import FORMATS, Chosen, export
 from bon_server.offline.gather import BATCH_CANDIDATES, Gathering, with_writers
@@ -50,6 +51,8 @@ class SelectOptions:
     """Kinds of records to choose from. Scored completions came from somewhere else than the policy."""
     reward_model: str | None = None
     """Only rewards of this model count: `ID` or `ID@REVISION`. Needed when a log holds several."""
+    snapshot: str | None = None
+    """Choose from exactly the segments that the snapshot of this name pins, in each log. None: from all there is."""
 
 
 def select(
@@ -67,12 +70,16 @@ def select(
     """
     _check(options)
     with ExitStack() as stack:
-        readers = [stack.enter_context(LogReader(log, on_damage)) for log in options.logs]
+        readers = [stack.enter_context(_open(log, options.snapshot, on_damage)) for log in options.logs]
         manifest, kept = _choose(options, readers, on_records)
         with prepare(options.out, manifest):
             manifest["outputs"] = export(options.out, _chosen(options, readers, kept))
             write_manifest(options.out, manifest)
     return manifest
+
+
+def _open(log: Path, snapshot: str | None, on_damage: Callable[[LogError], None]) -> LogReader:
+    return LogReader(log, on_damage) if snapshot is None else open_snapshot(log, snapshot, on_damage)
 
 
 def _check(options: SelectOptions) -> None:
@@ -121,6 +128,8 @@ def _choose(
         reward_models=_the_reward_models(gathering.reward_models),
         version=__version__,
     )
+    if options.snapshot is not None:
+        manifest["snapshot"] = options.snapshot
     return manifest, kept
 
 

@@ -21,8 +21,9 @@ from bon_server.errors import (
     RequestIdRunning,
     Unavailable,
 )
+from bon_server.log.logged import Logged
 from bon_server.log.record import Record, StageTimes, prompt_hash
-from bon_server.log.spool import Logged, Spool
+from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.content import Redact, UsedIds, to_log
 from bon_server.serving.deadlines import Deadlines

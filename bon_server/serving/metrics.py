@@ -6,8 +6,8 @@ from collections import Counter as Counts
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
+from bon_server.log.groups import Group
 from bon_server.log.record import Record
-from bon_server.log.spool import Group
 from bon_server.types import PolicyRef
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

@@ -10,10 +10,13 @@ one there alone.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from tests.log.preload import run_module
 
 SECTOR_BYTES = 512
 _ENTRY = struct.Struct("<cQQII")
@@ -63,6 +66,14 @@ class CrashState:
             target.write_bytes(content)
 
 
+def recorded(recorder: Path, module: str, folder: Path, *arguments: str) -> list[Operation]:
+    """What `python -m MODULE FOLDER ARGUMENTS` does in a new folder. recorder: `recorder.c`, compiled."""
+    trace = folder.with_name("trace")
+    folder.mkdir()
+    run_module(recorder, module, folder, *arguments, RECORD_FOLDER=str(folder), RECORD_TRACE=str(trace))
+    return read_trace(trace)
+
+
 def read_trace(trace: Path) -> list[Operation]:
     """The operations in order. Inodes are told apart from those that were reused."""
     data, at = trace.read_bytes(), 0
@@ -79,17 +90,46 @@ def read_trace(trace: Path) -> list[Operation]:
     return operations
 
 
+def in_each_state(
+    operations: Sequence[Operation],
+    old: Path,
+    new: Path,
+    check: Callable[[CrashState, Path], None],
+    torn: bool = True,
+    since: str | None = None,
+) -> int:
+    """Builds each state at `new`, which must not exist, checks it, and removes it. Returns how many there were.
+
+    old: the folder whose files were recorded. torn, since: see `crash_states`.
+    """
+    count = 0
+    for state in crash_states(operations, torn=torn, since=since):
+        count += 1
+        state.build(old, new)
+        try:
+            check(state, new)
+        except Exception as error:
+            raise AssertionError(state.how) from error
+        shutil.rmtree(new)
+    return count
+
+
 def crash_states(
-    operations: Sequence[Operation], ignored: tuple[str, ...] = ("-shm",), torn: bool = True
+    operations: Sequence[Operation],
+    ignored: tuple[str, ...] = ("-shm",),
+    torn: bool = True,
+    since: str | None = None,
 ) -> Iterator[CrashState]:
     """Every state once, in the order of the operations. ignored: files with these endings do not count. torn: also
-    those in which the last write is torn, which are most of them."""
+    those in which the last write is torn, which are most of them. since: only those after this was noted."""
     seen: set[tuple[bytes, int]] = set()
     notes: list[str] = []
     folders = _folders(operations)
     for end in range(len(operations) + 1):
         if end and operations[end - 1].kind == "N":
             notes.append(operations[end - 1].data.decode())
+        if since is not None and since not in notes:
+            continue
         for how, kept in _choices(operations, end, torn):
             gone = folders - _folders(kept)
             files = {

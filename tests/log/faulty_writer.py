@@ -14,6 +14,7 @@ from typing import Any
 
 from bon_server.config import LogConfig
 from bon_server.errors import BonError, LogError
+from bon_server.log import groups
 from bon_server.log import spool as spool_module
 from bon_server.log.spool import Spool
 from bon_server.types import Durability
@@ -38,13 +39,13 @@ async def count_syncs(folder: Path, durability: str, synchronous: str | None = N
     `ahead` has, for each group, the writes to the write-ahead log that were not synced when it was acknowledged.
     """
     ahead = []
-    acknowledge = spool_module._answer
+    acknowledge = groups.answer
 
     def watched(*arguments: Any) -> None:
         ahead.append(FAULTS.faults_unsynced_wal_writes())
         acknowledge(*arguments)
 
-    spool_module._answer = watched  # type: ignore[assignment]
+    spool_module.answer = watched  # type: ignore[attr-defined, assignment]
     config = LogConfig(durability=Durability(durability), linger_ms=20, group_records=10, async_sync_ms=50)
     with closing(Spool.open(folder, config)) as spool:
         if synchronous:

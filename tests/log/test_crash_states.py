@@ -18,7 +18,7 @@ from bon_server.log.reader import LogReader
 from bon_server.log.record import Record
 from bon_server.log.writer import Writer
 from bon_server.types import Durability
-from tests.log.crash_states import CrashState, Operation, crash_states, read_trace
+from tests.log.crash_states import CrashState, Operation, crash_states, in_each_state, read_trace
 from tests.log.preload import compiled, run_module
 from tests.log.records import record
 
@@ -65,17 +65,7 @@ def _in_each_state(
     operations: list[Operation], old: Path, folder: Path, check: Callable[[CrashState, list[Record]], None]
 ) -> int:
     """How many states there were."""
-    count = 0
-    for state in crash_states(operations):
-        count += 1
-        here = folder / "log"
-        state.build(old, here)
-        try:
-            check(state, _opened(here))
-        except Exception as error:
-            raise AssertionError(state.how) from error
-        shutil.rmtree(here)
-    return count
+    return in_each_state(operations, old, folder / "log", lambda state, here: check(state, _opened(here)))
 
 
 def _whole_and_once(state: CrashState, found: list[Record]) -> dict[str, int]:

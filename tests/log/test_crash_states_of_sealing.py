@@ -1,11 +1,10 @@
-"""Every state that a power cut may leave of committing, sealing and publishing to a folder.
+"""Every state that a power cut may leave of committing, sealing and publishing to a folder, of records or of feedback.
 
 In each of them the next start has what was acknowledged, once, and goes on to seal and publish it.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -13,29 +12,30 @@ from pathlib import Path
 import pytest
 
 from bon_server.config import LogConfig
+from bon_server.log.feedback_reader import FeedbackReader
 from bon_server.log.publisher import publish_all
 from bon_server.log.reader import LogReader
 from bon_server.log.sealing import seal
 from bon_server.log.segments import listed
 from bon_server.log.spool import Spool
 from bon_server.log.verify import verify
-from tests.log.crash_states import CrashState, Operation, crash_states, read_trace
-from tests.log.preload import run_module
+from tests.log.crash_states import CrashState, Operation, in_each_state, recorded
 from tests.log.test_crash_states import fast_folder as fast_folder
 from tests.log.test_crash_states import recorder as recorder
 
 
 def _trace(recorder: Path, tmp_path: Path, *arguments: str) -> list[Operation]:
-    trace, folder = tmp_path / "trace", tmp_path / "disk"
-    folder.mkdir()
-    environment = {"RECORD_FOLDER": str(folder), "RECORD_TRACE": str(trace)}
-    run_module(recorder, "tests.log.recorded_sealer", folder, *arguments, **environment)
-    return read_trace(trace)
+    return recorded(recorder, "tests.log.recorded_sealer", tmp_path / "disk", *arguments)
 
 
 def _ids(folder: Path) -> list[str]:
-    with LogReader(folder) as reader:
-        return [one.request_id for one in reader.records()]
+    """Of records and observations."""
+    with LogReader(folder) as reader, FeedbackReader(folder) as observed:
+        return [*(one.request_id for one in reader.records()), *(one.feedback_id for one in observed.all())]
+
+
+def _sealed(folder: Path) -> set[str]:
+    return {*listed(folder), *listed(folder, "feedback")}
 
 
 def _noted(state: CrashState, what: str) -> set[str]:
@@ -45,7 +45,7 @@ def _noted(state: CrashState, what: str) -> set[str]:
 def _check(state: CrashState, disk: Path, met: Counter[str]) -> None:
     """Recovers, reads, seals and publishes; met: what kinds of states there were."""
     log, table = disk / "log", disk / "table"
-    there = set(listed(table))
+    there = _sealed(table)
     for file in _noted(state, "published"):
         assert file in there, f"{file} is not in the store any more"
     assert not there or verify(table)["ok"]
@@ -56,47 +56,41 @@ def _check(state: CrashState, disk: Path, met: Counter[str]) -> None:
         report = verify(log)
         assert report["ok"], report["problems"]
         met.update(note["kind"] for note in report["notes"])
-        before = set(listed(log))
+        before = _sealed(log)
         seal(spool, 1 << 30, 3_600.0)
-        assert _ids(log) == found and before <= set(listed(log))
+        assert _ids(log) == found and before <= _sealed(log)
         report = verify(log)
         assert report["ok"], report["problems"]
         assert "interrupted_sealing" not in {note["kind"] for note in report["notes"]}
         result = publish_all(spool, LogConfig(publish=table.as_uri()), patience_s=0)
         assert result.failure is None
-    met["published again"] += len(there & set(listed(log))) > 0 and result.published > 0
+    met["published again"] += len(there & _sealed(log)) > 0 and result.published > 0
     if found:
         assert sorted(_ids(table)) == sorted(found) and verify(table)["ok"]
 
 
 def _in_each_state(operations: list[Operation], old: Path, folder: Path, torn: bool) -> Counter[str]:
     met: Counter[str] = Counter()
-    for state in crash_states(operations, torn=torn):
-        met["states"] += 1
-        here = folder / "disk"
-        state.build(old, here)
-        try:
-            _check(state, here, met)
-        except Exception as error:
-            raise AssertionError(state.how) from error
-        shutil.rmtree(here)
+    met["states"] = in_each_state(
+        operations, old, folder / "disk", lambda state, here: _check(state, here, met), torn=torn
+    )
     return met
 
 
-@pytest.mark.parametrize(
-    ("sealings", "torn"), [(1, False), pytest.param(1, True, marks=[pytest.mark.slow, pytest.mark.long])]
-)
+@pytest.mark.parametrize("torn", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.long])])
+@pytest.mark.parametrize("kind", ["records", "feedback"])
 def test_nothing_is_lost_or_doubled_by_a_power_cut(
-    recorder: Path, tmp_path: Path, fast_folder: Path, sealings: int, torn: bool
+    recorder: Path, tmp_path: Path, fast_folder: Path, kind: str, torn: bool
 ) -> None:
-    operations = _trace(recorder, tmp_path, str(sealings))
-    assert sum(operation.data.startswith(b"published") for operation in operations) == 2 * sealings
+    operations = _trace(recorder, tmp_path, kind)
+    assert sum(operation.data.startswith(b"published") for operation in operations) == 2
     met = _in_each_state(operations, tmp_path / "disk", fast_folder, torn)
-    assert met["states"] > (300 if torn else 100) * sealings
+    assert met["states"] > (300 if torn else 100)
     assert min(met["interrupted_sealing"], met["temporary_file"], met["published again"]) > 10, met
 
 
-def test_without_syncs_this_would_fail(recorder: Path, tmp_path: Path, fast_folder: Path) -> None:
-    operations = _trace(recorder, tmp_path, "1", "unsynced")
+@pytest.mark.parametrize("kind", ["records", "feedback"])
+def test_without_syncs_this_would_fail(recorder: Path, tmp_path: Path, fast_folder: Path, kind: str) -> None:
+    operations = _trace(recorder, tmp_path, kind, "unsynced")
     with pytest.raises(AssertionError, match=r"after \d+ of"):
         _in_each_state(operations, tmp_path / "disk", fast_folder, torn=False)

@@ -94,7 +94,7 @@ def _observed(log: Path) -> list[str]:
         return [one.feedback_id for one in reader.all()]
 
 
-def _holding(log: Path, text: str) -> list[str]:
+def holding(log: Path, text: str) -> list[str]:
     """Files in which a text is found, also when it is compressed."""
     found = []
     for path in sorted(path for path in log.rglob("*") if path.is_file()):
@@ -108,25 +108,25 @@ def _holding(log: Path, text: str) -> list[str]:
 
 @pytest.mark.parametrize("match", [BY_ID, BY_TAG], ids=["id", "tag"])
 def test_nothing_is_left_in_any_file(log: Path, match: Match) -> None:
-    assert len(_holding(log, SECRET)) == 4, "the two segments, that of feedback and the spool"
+    assert len(holding(log, SECRET)) == 4, "the two segments, that of feedback and the spool"
     result = erase(log, match)
     assert (result["records"], result["feedback"], len(result["rewritten"])) == (4, 4, 3)
-    assert _holding(log, SECRET) == []
+    assert holding(log, SECRET) == []
     assert set(_requests(log)) == OTHERS and len(_requests(log)) == len(OTHERS)
     assert sorted(_observed(log)) == sorted(OBSERVED)
     report = verify(log)
     assert report["ok"], report["problems"]
     again = erase(log, match)
-    assert again == Erased(records=0, feedback=0, rewritten=[], stale_snapshots=[], not_searched=[])
+    assert again == Erased(records=0, feedback=0, rewritten=[], stale_snapshots=[], republished=[], not_searched=[])
 
 
 def test_what_sealing_left_in_free_pages_goes_too(tmp_path: Path) -> None:
     with closing(Spool.open(tmp_path)) as spool:
         spool.append([_secret(1), *(record(f"r{i}") for i in range(50))])
         seal(spool)
-    assert SPOOL_NAME in _holding(tmp_path, f"{SECRET} said")
+    assert SPOOL_NAME in holding(tmp_path, f"{SECRET} said")
     erase(tmp_path, BY_ID)
-    assert _holding(tmp_path, SECRET) == []
+    assert holding(tmp_path, SECRET) == []
 
 
 def test_snapshots_that_lost_records_are_stale(log: Path) -> None:
@@ -170,7 +170,7 @@ def test_feedback_with_the_tag_goes_without_its_record(tmp_path: Path) -> None:
         record_feedback(spool, observation("theirs too", tags={"user": SECRET}))
         record_feedback(spool, observation("another's", tags={"user": "x"}))
     assert erase(tmp_path, BY_TAG) | {"rewritten": []} == Erased(
-        records=0, feedback=2, rewritten=[], stale_snapshots=[], not_searched=[]
+        records=0, feedback=2, rewritten=[], stale_snapshots=[], republished=[], not_searched=[]
     )
     assert _requests(tmp_path) == ["r"] and _observed(tmp_path) == ["another's"]
 
@@ -183,7 +183,7 @@ def test_segments_of_other_writers_and_copies_without_register(log: Path) -> Non
     stray = (log / file).with_name("000000000900-000000000999.parquet")
     shutil.copy(list(log.glob("segments/*/*/*.parquet"))[-1], stray)
     erase(log, BY_ID)
-    assert _holding(log, SECRET) == []
+    assert holding(log, SECRET) == []
 
 
 def test_an_interrupted_sealing_does_not_keep_it(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_an_interrupted_sealing_does_not_keep_it(log: Path, monkeypatch: pytest.
     files = set(listed(log))
     (log / next(iter(files))).with_name(".x.parquet.tmp").write_text(SECRET)
     erase(log, BY_ID)
-    assert _holding(log, SECRET) == [] and set(_requests(log)) == OTHERS and verify(log)["notes"] != []
+    assert holding(log, SECRET) == [] and set(_requests(log)) == OTHERS and verify(log)["notes"] != []
     with closing(Spool.open(log)) as spool:
         seal(spool)
     assert sorted(_requests(log)) == sorted(OTHERS) and verify(log)["ok"]
@@ -255,7 +255,7 @@ def test_a_crash_at_any_step_is_finished_by_running_it_again(log: Path, monkeypa
         assert set(_observed(state)) >= OBSERVED and len(set(_observed(state))) == len(_observed(state))
         assert verify(state)["ok"], (state, verify(state)["problems"])
         erase(state, BY_TAG)
-        assert _holding(state, SECRET) == [], state
+        assert holding(state, SECRET) == [], state
         assert sorted(_requests(state)) == sorted(OTHERS) and sorted(_observed(state)) == sorted(OBSERVED)
         assert read_snapshot(state / "snapshots" / "with.json").get("stale")
         assert verify(state)["ok"], (state, verify(state)["problems"])
@@ -289,7 +289,7 @@ def test_a_reader_in_a_transaction_stops_it_until_it_runs_again(log: Path, monke
             erase(log, BY_ID)
         rows.close()
     erase(log, BY_ID)
-    assert _holding(log, SECRET) == []
+    assert holding(log, SECRET) == []
 
 
 def test_it_needs_the_log_to_itself(log: Path) -> None:

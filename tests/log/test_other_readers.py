@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
 
+from bon_server.log.snapshot import make_snapshot
 from bon_server.log.spool import Spool
 from tests.log.records import ODD_TEXT, record
 from tests.log.test_sealing import seal
@@ -79,23 +81,42 @@ def test_our_own_reader_sees_the_spool_too(log: Path, capsys: pytest.CaptureFixt
     assert sum(map(int, capsys.readouterr().out.split())) == REQUESTS + 1
 
 
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-def test_ray_data(log: Path) -> None:
-    import ray.data
-
-    rows = ray.data.read_parquet(f"{log}/segments").take_all()
-    assert {row["request_id"]: max(c["reward"] for c in row["candidates"]) for row in rows} == BEST
+def test_what_a_snapshot_pins(log: Path) -> None:
+    make_snapshot(log, "NAME")
+    assert sorted(_run("Snapshots", log)["ids"]) == sorted(BEST)
 
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.skipif(importlib.util.find_spec("pyspark") is None, reason="Spark is not installed")
-def test_spark(log: Path) -> None:
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; make test-engines has it")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray about itself
+def test_ray_data(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        shown = _run("Ray Data", log)
+        assert {row["request_id"]: row["reward"] for row in shown["best"].take_all()} == BEST
+        (third,) = (row for row in shown["log"].take_all() if row["request_id"] == "r3")
+    finally:
+        ray.shutdown()
+    assert list(third["tags"]) == [{"key": "team", "value": ODD_TEXT}] and str(third["date"]) == "2026-11-23"
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.skipif(find_spec("pyspark") is None, reason="Spark is not installed; make test-engines has it")
+@pytest.mark.skipif(which("java") is None, reason="Spark needs Java")
+def test_spark(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
     from pyspark.sql import SparkSession
 
-    session = SparkSession.builder.master("local[1]").getOrCreate()
-    rows = session.read.parquet(f"{log}/segments").collect()
-    session.stop()
-    assert {row["request_id"]: max(c["reward"] for c in row["candidates"]) for row in rows} == BEST
+    session = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+    try:
+        shown = _run("Spark", log)
+        assert {row["request_id"]: row["reward"] for row in shown["best"].collect()} == BEST
+        (third,) = shown["log"].where("request_id = 'r3'").collect()
+    finally:
+        session.stop()
+    assert [tag["value"] for tag in third["tags"]] == [ODD_TEXT] and str(third["date"]) == "2026-11-23"

@@ -4,133 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from contextlib import closing
-from itertools import cycle
 from pathlib import Path
-from typing import Any
 
-import duckdb
-import pyarrow.dataset
 import pytest
 
-from bon_server.config import LogConfig
-from bon_server.errors import ConfigError, LogError, StartupError
-from bon_server.log import published, publisher, publishing
+from bon_server.log import published
 from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.publisher import Publisher, publish_all
 from bon_server.log.publishing import Publishing
 from bon_server.log.reader import LogReader
-from bon_server.log.sealing import seal
 from bon_server.log.segments import listed
-from bon_server.log.snapshot import make_snapshot
 from bon_server.log.spool import Spool
 from bon_server.log.store import Store
-from bon_server.log.verify import verify
-from tests.log.faulty_store import Fault, FaultyStore, faulty_store, uri
-from tests.log.records import record
-from tests.log.s3_server import BUCKET, s3_server
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def s3_port() -> Iterator[int]:
-    """A real S3 server's."""
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def faulty(s3_port: int) -> Iterator[FaultyStore]:
-    """A way to it on which there may be faults."""
-    with faulty_store(s3_port) as store:
-        yield store
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    """An open spool in `tmp_path / "log"`."""
-    with closing(Spool.open(tmp_path / "log")) as spool:
-        yield spool
-
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits long."""
-    monkeypatch.setattr(publisher, "CHECK_S", 0.01)
-    monkeypatch.setattr(publishing, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(publishing, "LONGEST_PAUSE_S", 0.05)
-
-
-def config(faulty: FaultyStore, tmp_path: Path, **fields: Any) -> LogConfig:
-    """Settings that publish to a prefix named after the test."""
-    defaults: dict[str, Any] = {
-        "publish": uri(tmp_path.name),
-        "publish_options": faulty.options(tmp_path),
-        "publish_timeout_s": 1.0,
-        "publish_close_s": 0.5,
-    }
-    return LogConfig(**(defaults | fields))
-
-
-def fill(spool: Spool, segments: int = 1, start: int = 0, replay_window_s: float = 3_600.0) -> None:
-    """So many segments with a record each: `r0`, `r1`, ..."""
-    for number in range(start, start + segments):
-        spool.append([record(f"r{number}")])
-        seal(spool, 1 << 30, replay_window_s)
-
-
-def download(s3_port: int, prefix: str, folder: Path) -> Path:
-    """All objects under a prefix, asked of the server itself."""
-    listing = _get(f"http://127.0.0.1:{s3_port}/{BUCKET}?list-type=2&prefix={prefix}/").decode()
-    for key in (part.partition("</Key>")[0] for part in listing.split("<Key>")[1:]):
-        target = folder / key.removeprefix(f"{prefix}/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(_get(f"http://127.0.0.1:{s3_port}/{BUCKET}/{key}"))
-    return folder
-
-
-def _get(address: str, method: str = "GET", data: bytes | None = None) -> bytes:
-    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=any/20260101/us-east-1/s3/aws4_request"}
-    with urllib.request.urlopen(urllib.request.Request(address, data, signed, method=method)) as answer:
-        content: bytes = answer.read()
-        return content
-
-
-def ids(folder: Path) -> list[str]:
-    """Request ids as DuckDB and Arrow find them in a folder of segments; both must agree."""
-    log = duckdb.connect().read_parquet(str(folder / "segments/**/*.parquet"), hive_partitioning=True)
-    by_duckdb = sorted(row[0] for row in log.project("request_id").fetchall())
-    # Arrow reads the whole folder: what lies beside the segments must not disturb it.
-    dataset = pyarrow.dataset.dataset(folder / "segments", format="parquet", partitioning="hive")
-    assert sorted(dataset.to_table(columns=["request_id"])["request_id"].to_pylist()) == by_duckdb
-    return by_duckdb
-
-
-def published_ids(faulty: FaultyStore, tmp_path: Path) -> list[str]:
-    """What is in the store, downloaded, verified, and read in three ways."""
-    copy = download(faulty.upstream_port, tmp_path.name, tmp_path / f"copy-{time.monotonic_ns()}")
-    assert verify(copy)["problems"] == []
-    with LogReader(copy) as reader:
-        assert reader.described.keys() == set(listed(copy))
-        found = sorted(one.request_id for one in reader.records())
-    assert found == ids(copy)
-    return found
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 20.0) -> None:
-    """Waits for it."""
-    until = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until, "did not come true in time"
-        time.sleep(0.01)
+from tests.log.faulty_store import Fault, FaultyStore
+from tests.log.publishing import config, download, eventually, fill, published_ids
+from tests.log.publishing import faulty as faulty
+from tests.log.publishing import s3_port as s3_port
+from tests.log.publishing import soon as soon
+from tests.log.publishing import spool as spool
 
 
 def test_segments_are_published_with_their_descriptions(faulty: FaultyStore, tmp_path: Path, spool: Spool) -> None:
@@ -251,80 +144,6 @@ def test_a_damaged_local_file_is_not_published(faulty: FaultyStore, tmp_path: Pa
     assert published_ids(faulty, tmp_path) == ["r1"]
 
 
-def test_local_copies_go_only_after_confirmation_and_the_replay_window(
-    faulty: FaultyStore, tmp_path: Path, spool: Spool
-) -> None:
-    where = config(faulty, tmp_path, publish_keep_local=False)
-    fill(spool, 2, replay_window_s=0)
-    fill(spool, 1, start=2, replay_window_s=3_600)
-    files = list(listed(tmp_path / "log"))
-    make_snapshot(tmp_path / "log", "pins")
-    fill(spool, 3, start=3, replay_window_s=0)
-    faulty.next_faults("503", "503", "503", "503", "503", "503", method="PUT")
-    publish_all(spool, where, patience_s=0)
-    assert len(list(listed(tmp_path / "log"))) == 6
-    faulty.fault = lambda method, path: None
-    result = publish_all(spool, where, patience_s=0)
-    assert (result.published, result.removed) == (6, 2)
-    left = list(listed(tmp_path / "log"))
-    assert left[:3] == files, "a snapshot names them"
-    assert len(left) == 4, "the newest stays"
-    with LogReader(tmp_path / "log") as reader:
-        assert [one.request_id for one in reader.records()] == ["r0", "r1", "r2", "r5"]
-        assert len(reader.removed) == 2
-    assert verify(tmp_path / "log")["problems"] == []
-    assert published_ids(faulty, tmp_path) == [f"r{i}" for i in range(6)]
-    spool.append([record("r6")])
-    seal(spool, 1 << 30, 0)
-    assert publish_all(spool, where, patience_s=0).published == 1, "its number and name are new"
-    assert spool.find("", "r2") is not None
-
-
-def test_a_local_copy_stays_when_the_object_has_changed(faulty: FaultyStore, tmp_path: Path, spool: Spool) -> None:
-    fill(spool, 2, replay_window_s=0)
-    publish_all(spool, config(faulty, tmp_path), patience_s=0)
-    first = next(listed(tmp_path / "log"))
-    address = f"http://127.0.0.1:{faulty.upstream_port}/{BUCKET}/{tmp_path.name}/{first.replace('=', '%3D')}"
-    _get(address, "PUT", b"changed")
-    result = publish_all(spool, config(faulty, tmp_path, publish_keep_local=False), patience_s=0)
-    assert result.removed == 0 and "has changed" in str(result.failure)
-    assert (tmp_path / "log" / first).exists()
-
-
-def test_a_crash_while_removing_is_cleared_away(
-    faulty: FaultyStore, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(spool, 2, replay_window_s=0)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(publishing, "_unlink", _interrupted)
-        publish_all(spool, config(faulty, tmp_path, publish_keep_local=False), patience_s=0)
-    assert len(list(listed(tmp_path / "log"))) == 2
-    with LogReader(tmp_path / "log") as reader:
-        assert [one.request_id for one in reader.records()] == ["r1"]
-    report = verify(tmp_path / "log")
-    assert report["ok"] and [note["kind"] for note in report["notes"]] == ["removed_segment"]
-    publish_all(spool, config(faulty, tmp_path), patience_s=0)
-    assert len(list(listed(tmp_path / "log"))) == 1
-
-
-def _interrupted(path: Path) -> None:
-    raise KeyboardInterrupt
-
-
-def test_a_reader_that_goes_on_meets_segments_made_after_a_removal(
-    faulty: FaultyStore, tmp_path: Path, spool: Spool
-) -> None:
-    """Its view of what was sealed must not shift when segments before it go."""
-    fill(spool, 3, replay_window_s=0)
-    spool.append([record("late")])
-    missing: list[LogError] = []
-    with LogReader(tmp_path / "log", missing.append) as reader:
-        assert publish_all(spool, config(faulty, tmp_path, publish_keep_local=False), patience_s=0).removed == 2
-        seal(spool, 1 << 30, 0)
-        assert [one.request_id for one in reader.records()] == ["r2", "late"]
-    assert len(missing) == 2 and all("is missing" in str(error) for error in missing)
-
-
 def test_a_store_that_hangs_delays_nothing(faulty: FaultyStore, tmp_path: Path) -> None:
     faulty.fault = lambda method, path: "hang"
     with closing(Spool.open(tmp_path / "log")) as spool:
@@ -337,107 +156,3 @@ def test_a_store_that_hangs_delays_nothing(faulty: FaultyStore, tmp_path: Path) 
         running.close()
     assert time.monotonic() - began_s < 5
     assert running.publishing.backlog.segments >= 1
-
-
-def _child(folder: Path, faulty: FaultyStore, tmp_path: Path, groups: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.log.publishing_writer", str(folder), uri(tmp_path.name)]
-    arguments = [*command, faulty.options(tmp_path), str(groups)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ)
-
-
-def test_several_writers_share_one_bucket(faulty: FaultyStore, tmp_path: Path) -> None:
-    faults = cycle([fault for one in ("503", "lost", "reset", "expired") for fault in (one, None, None, None)])
-    faulty.fault = lambda method, path: next(faults) if method == "PUT" else None
-    children = [_child(tmp_path / f"writer{i}", faulty, tmp_path, groups=4) for i in range(4)]
-    acknowledged = []
-    for child in children:
-        lines = child.communicate(timeout=120)[0].decode().splitlines()
-        assert child.returncode == 0 and lines[-1] == "published"
-        acknowledged += lines[:-1]
-    assert len(acknowledged) == 4 * 4 * 5
-    assert published_ids(faulty, tmp_path) == sorted(acknowledged)
-    copy = download(faulty.upstream_port, tmp_path.name, tmp_path / "all")
-    with LogReader(copy) as reader:
-        assert len(set(reader.writers) - {""}) == 4
-    assert any(fault == "lost" for _, _, fault in faulty.requests)
-
-
-@pytest.mark.parametrize("ending", [".parquet", ".json"])
-def test_a_kill_between_upload_and_confirmation(faulty: FaultyStore, tmp_path: Path, ending: str) -> None:
-    folder = tmp_path / "writer"
-    faulty.fault = lambda method, path: "held" if method == "PUT" and path.endswith(ending) else None
-    child = _child(folder, faulty, tmp_path, groups=1)
-    assert faulty.holding.wait(60)
-    child.send_signal(signal.SIGKILL)
-    lines = child.communicate(timeout=60)[0].decode().splitlines()
-    faulty.release.set()
-    faulty.fault = lambda method, path: None
-    before = download(faulty.upstream_port, tmp_path.name, tmp_path / "before")
-    assert list(listed(before)), "it was uploaded"
-    with closing(open_for_reading(folder / SPOOL_NAME)) as database:
-        waiting = published.waiting(database, uri(tmp_path.name))
-        assert [one.file for one in waiting][:1] == list(listed(before))[:1], "and nobody has been told"
-    lines += _child(folder, faulty, tmp_path, groups=1).communicate(timeout=60)[0].decode().splitlines()
-    assert lines.pop() == "published"
-    assert published_ids(faulty, tmp_path) == sorted(lines)
-
-
-def test_a_folder_is_a_store_too(tmp_path: Path, spool: Spool) -> None:
-    fill(spool, 2)
-    table = tmp_path / "a table"
-    where = LogConfig(publish=f"{table.as_uri()}/")
-    assert publish_all(spool, where, patience_s=0).published == 2
-    assert ids(table) == ["r0", "r1"]
-    assert verify(table)["problems"] == []
-    for path in table.rglob("*"):
-        assert path.stat().st_mode & 0o077 == 0, path
-    file = next(listed(table))
-    (table / file).write_bytes(b"other")
-    report = verify(table)
-    assert {problem["kind"] for problem in report["problems"]} >= {"segment_size", "segment_unreadable"}
-    elsewhere = LogConfig(publish=table.as_uri(), publish_keep_local=False)
-    fill(spool, 1, start=2)
-    assert publish_all(spool, elsewhere, patience_s=0).published == 1, "a slash at the end is no other place"
-    assert not list(table.rglob("*.tmp"))
-
-
-def test_damage_to_a_copy_is_named(tmp_path: Path, spool: Spool) -> None:
-    fill(spool, 3)
-    table = tmp_path / "table"
-    publish_all(spool, LogConfig(publish=table.as_uri()), patience_s=0)
-    first, second, third = listed(table)
-    (table / first).unlink()
-    (table / published.description_of(second)).write_text("{")
-    content = bytearray((table / third).read_bytes())
-    content[10] ^= 1
-    (table / third).write_bytes(content)
-    kinds = {(problem["kind"], problem["file"]) for problem in verify(table)["problems"]}
-    assert {("segment_missing", first), ("description_damaged", "segments"), ("segment_changed", third)} <= kinds
-
-
-@pytest.mark.parametrize(
-    "wrong", ["nonsense", "/folder", "ftp://x/y", "s3://", "file://host/x", "memory:///", "http://host/x", "file:///"]
-)
-def test_what_cannot_be_published_to_is_refused(spool: Spool, wrong: str) -> None:
-    with pytest.raises(ConfigError, match=r"log\.publish .* allowed are"):
-        Publisher(spool, LogConfig(publish=wrong))
-
-
-def test_unknown_options_are_refused(tmp_path: Path, spool: Spool) -> None:
-    (tmp_path / "options.toml").write_text("no_such_key = 1\n")
-    with pytest.raises(ConfigError, match="no_such_key"):
-        Publisher(spool, LogConfig(publish="s3://b/p", publish_options=str(tmp_path / "options.toml")))
-
-
-def test_a_missing_package_is_named(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(StartupError, match=r"bon-server\[publish\]"):
-        Publisher(spool, LogConfig(publish="s3://bucket/prefix"))
-
-
-def test_pauses_grow_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "FIRST_PAUSE_S", 1.0)
-    monkeypatch.setattr(publishing, "LONGEST_PAUSE_S", 60.0)
-    for failures, longest in ((1, 1.0), (2, 2.0), (5, 16.0), (9, 60.0), (10_000, 60.0)):
-        pauses = [publishing.pause_s(failures) for _ in range(50)]
-        assert longest / 2 <= min(pauses) and max(pauses) <= longest and len(set(pauses)) > 1

@@ -22,8 +22,9 @@ from bon_server.errors import (
     Unavailable,
 )
 from bon_server.log.database import SPOOL_NAME, check_sqlite
+from bon_server.log.groups import Group
 from bon_server.log.reader import LogReader
-from bon_server.log.spool import Group, Spool
+from bon_server.log.spool import Spool
 from bon_server.log.writer import Recovery
 from bon_server.types import Candidate, CandidateStatus, Durability, Outcome
 from tests.log.records import ODD_TEXT, record, scored

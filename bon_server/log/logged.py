@@ -1,0 +1,97 @@
+"""What a log knows of a request: in the spool, or remembered of a segment. For retries, which get the logged answer."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import apsw
+
+from bon_server.errors import InternalError, LogError, Unavailable
+from bon_server.log import register
+from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading, unpack
+from bon_server.log.record import Record, decode
+from bon_server.log.segment_reader import read_one
+from bon_server.log.writer import RETRY_AFTER_MS
+from bon_server.types import Outcome
+
+_FIND = """
+SELECT attempt, ordinal, sha256, record FROM records
+WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """What is known of a logged attempt without reading segments."""
+
+    attempt: int
+    outcome: Outcome
+    request_digest: str
+    content_logged: bool
+    ordinal: int
+    record: Record | None = None
+    """None: it is in a segment, see `Spool.read`."""
+
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        """A record of the spool."""
+        return cls(
+            record.attempt,
+            record.outcome,
+            record.request_digest,
+            record.content_logged,
+            record.ordinal or 0,
+            record,
+        )
+
+    @classmethod
+    def sealed(cls, sealed: register.Sealed) -> Self:
+        """A record of a segment."""
+        outcome, logged = Outcome(sealed.outcome), bool(sealed.content_logged)
+        return cls(sealed.attempt, outcome, sealed.request_digest, logged, sealed.ordinal)
+
+
+class Lookup:
+    """A reading connection of its own, for any thread. Its methods are those of `Spool`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._reading = open_for_reading(directory / SPOOL_NAME)
+        self._mutex = threading.Lock()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        with self._mutex:
+            self._reading.close()
+
+    def latest(self, principal: str, request_id: str) -> Logged | None:
+        """See `Spool.latest`."""
+        with self._mutex:
+            try:
+                row = self._reading.execute(_FIND, (principal, request_id)).fetchone()
+                sealed = register.latest(self._reading, principal, request_id)
+            except apsw.Error as error:
+                raise Unavailable("the log cannot be read", RETRY_AFTER_MS) from error
+        if row is not None and (sealed is None or row[0] >= sealed.attempt):
+            return Logged.of(self._unpack(StoredRow(*row[1:])))
+        return None if sealed is None else Logged.sealed(sealed)
+
+    def read(self, logged: Logged) -> Record:
+        """See `Spool.read`."""
+        if logged.record is not None:
+            return logged.record
+        try:
+            with self._mutex:
+                segments = register.segments_around(self._reading, logged.ordinal)
+            return read_one(self._directory, segments, logged.ordinal)
+        except (LogError, apsw.Error) as error:
+            raise InternalError("the logged answer cannot be read") from error
+
+    def _unpack(self, row: StoredRow) -> Record:
+        try:
+            return unpack(row, decode, self._directory / SPOOL_NAME)
+        except LogError as error:
+            raise InternalError("the logged answer is damaged") from error
