@@ -41,7 +41,7 @@ _PAGE = (
 )
 _REMEMBER_ROWS = 256
 _LET_COMMIT_S = 0.005
-"""Pause after each transaction: who waits for the lock of the writer gets it only when it is not taken again at once."""
+"""Pause after each transaction: a lock that is taken again at once is never had by who waits for it."""
 MakePage = Callable[[Sequence[StoredRow], int], SealedPage]
 """`sealed_page.seal_page`, or something that has it done elsewhere."""
 
