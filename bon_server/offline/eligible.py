@@ -134,9 +134,12 @@ class Policies:
     def in_batch(cls, candidates: Candidates) -> Policies:
         policy = candidates.batch["policy"]
         ids = policy.field("id").dictionary_encode()
-        known = policy.field("revision").take(pa.array(candidates.row))
-        own = candidates.field("policy_revision")
-        revisions = pc.if_else(pc.equal(pc.fill_null(own, ""), ""), pc.fill_null(known, ""), own).dictionary_encode()
+        own = pc.fill_null(candidates.field("policy_revision"), "")
+        missing = pc.equal(own, "")
+        if pc.any(missing).as_py():
+            known = policy.field("revision").take(pa.array(candidates.row))
+            own = pc.if_else(missing, pc.fill_null(known, ""), own)
+        revisions = own.dictionary_encode()
         codes = ids.indices.fill_null(-1).to_numpy(zero_copy_only=False)[candidates.row]
         different = len(revisions.dictionary)
         found, of = np.unique(codes * different + revisions.indices.to_numpy(), return_inverse=True)
