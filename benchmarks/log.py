@@ -19,20 +19,21 @@ sealing runs; `disk` says what the same disk does without a log. Nothing else sh
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: Python then looks for modules in this folder, where it would find `select.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import argparse
 import asyncio
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-if not __package__:  # run as a script: Python then looks for modules in this folder
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.log_commits import FULL, QUICK, CommitSizes, measure_commits, measure_disk
 from benchmarks.log_reading import measure_memory, measure_rates

@@ -3,9 +3,8 @@
 Ties go to the lowest index and a reward that is missing or not finite is never chosen, whatever the order of arrival,
 of files, shards or threads. (`argmax` of torch, DuckDB and Polars all choose NaN.)
 
-Online, `argmax` chooses among the candidates of one request. Offline, rules choose from a `Pool`, the columns of many
-candidates at once. Every offline rule keeps a subset of its pool and `rule(rule(a) + b) == rule(a + b)`, so a log of
-any size can be fed in batches, carrying only what was kept so far.
+Online, `argmax` and `soft` choose among the candidates of one request. The offline rules, which choose from many
+prompts at once, have their names here and are in `offline/rules.py`.
 """
 
 from __future__ import annotations
@@ -15,14 +14,10 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-Positions = NDArray[np.intp]
 
 
 def argmax(rewards: Sequence[float | None]) -> int | None:
@@ -73,101 +68,39 @@ def lowest(rewards: Sequence[float | None], fraction: float) -> list[int]:
 
 
 class OfflineRule(StrEnum):
-    """How `bon select` chooses, each rule with the random control it is to be compared with."""
+    """How `bon select` chooses, each rule with the random control it is to be compared with.
+
+    A control chooses as many of each prompt as its rule does (of the whole log, for `top-k-overall`), from the same
+    candidates, by a random number instead of by reward. What each does exactly is said in `offline/rules.py`.
+    """
 
     BEST_PER_PROMPT = "best-per-prompt"
+    TOP_K_PER_PROMPT = "top-k-per-prompt"
     TOP_K_OVERALL = "top-k-overall"
+    THRESHOLD = "threshold"
+    PAIRS = "pairs"
+    SOFT = "soft"
     RANDOM_BEST_PER_PROMPT = "random-best-per-prompt"
-    """One candidate of each prompt, drawn uniformly from those the rule could have chosen."""
+    RANDOM_TOP_K_PER_PROMPT = "random-top-k-per-prompt"
     RANDOM_TOP_K_OVERALL = "random-top-k-overall"
-    """K candidates, drawn uniformly without replacement from those the rule could have chosen."""
-
-    @property
-    def needs_k(self) -> bool:
-        """Whether the rule chooses a given number of candidates."""
-        return self in (OfflineRule.TOP_K_OVERALL, OfflineRule.RANDOM_TOP_K_OVERALL)
+    RANDOM_THRESHOLD = "random-threshold"
+    RANDOM_PAIRS = "random-pairs"
+    RANDOM_SOFT = "random-soft"
 
     @property
     def is_random(self) -> bool:
-        """Whether it is a control, which looks at a seed instead of at rewards."""
-        return self in (OfflineRule.RANDOM_BEST_PER_PROMPT, OfflineRule.RANDOM_TOP_K_OVERALL)
+        """Whether it is a control."""
+        return self.value.startswith("random-")
 
+    @property
+    def shape(self) -> OfflineRule:
+        """The rule that a control is the control of; of the others, themselves."""
+        return OfflineRule(self.value.removeprefix("random-"))
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Candidates to choose from: (m,) columns. (writer, ordinal, index) is the place in the log, no two alike."""
-
-    prompt: NDArray[np.bytes_]
-    """`S32`: the 32 bytes of the prompt's identity."""
-    priority: NDArray[np.float64]
-    """What decides: the reward, or for a control a random number. Not finite: never chosen."""
-    writer: NDArray[np.int32]
-    ordinal: NDArray[np.int64]
-    index: NDArray[np.int32]
-
-    @classmethod
-    def of(
-        cls,
-        prompt: Sequence[bytes] = (),
-        priority: Sequence[float] = (),
-        writer: Sequence[int] = (),
-        ordinal: Sequence[int] = (),
-        index: Sequence[int] = (),
-    ) -> Self:
-        """From Python sequences of equal length m."""
-        return cls(
-            np.array(prompt, dtype="S32"),
-            np.array(priority, dtype=np.float64),
-            np.array(writer, dtype=np.int32),
-            np.array(ordinal, dtype=np.int64),
-            np.array(index, dtype=np.int32),
-        )
-
-    def __len__(self) -> int:
-        return len(self.priority)
-
-    def take(self, positions: Positions) -> Pool:
-        """The candidates at `positions`: (j,) into this pool."""
-        return Pool(*(getattr(self, column.name)[positions] for column in fields(self)))
-
-    def join(self, other: Pool) -> Pool:
-        """These candidates followed by those of `other`."""
-        return Pool(*(np.concatenate([getattr(self, c.name), getattr(other, c.name)]) for c in fields(self)))
-
-
-def choose(rule: OfflineRule, pool: Pool, k: int | None) -> Positions:
-    """Positions of what a rule keeps of a pool. For a control, `pool.priority` is `random_priority`."""
-    if rule.needs_k:
-        return top_k_overall(pool, 0 if k is None else k)
-    return best_per_prompt(pool)
-
-
-def best_per_prompt(pool: Pool) -> Positions:
-    """(p,) positions of the candidate of highest priority of each prompt, in log order; ties to the first in the log.
-
-    A prompt without a finite priority has none.
-    """
-    usable = np.flatnonzero(np.isfinite(pool.priority))
-    usable = usable[np.lexsort((*_log_order(pool, usable), -pool.priority[usable], pool.prompt[usable]))]
-    prompt = pool.prompt[usable]
-    best = usable[np.append(True, prompt[1:] != prompt[:-1])[: len(usable)]]
-    in_log_order: Positions = best[np.lexsort(_log_order(pool, best))]
-    return in_log_order
-
-
-def top_k_overall(pool: Pool, k: int) -> Positions:
-    """(min(k, finite),) positions of the candidates of highest priority, best first; ties to the first in the log."""
-    usable = np.flatnonzero(np.isfinite(pool.priority))
-    if 0 < k < len(usable):
-        kth_highest = -np.partition(-pool.priority[usable], k - 1)[k - 1]
-        usable = usable[pool.priority[usable] >= kth_highest]
-    best_first: Positions = usable[np.lexsort((*_log_order(pool, usable), -pool.priority[usable]))]
-    return best_first[:k]
-
-
-def _log_order(pool: Pool, positions: Positions) -> tuple[NDArray[np.generic], ...]:
-    """Keys for `lexsort`, which takes the least significant first."""
-    return pool.index[positions], pool.ordinal[positions], pool.writer[positions]
+    @property
+    def needs_k(self) -> bool:
+        """Whether it chooses a number of candidates that must be given."""
+        return self.shape in (OfflineRule.TOP_K_PER_PROMPT, OfflineRule.TOP_K_OVERALL)
 
 
 def request_key(seed: int, principal: str, request_id: str, attempt: int) -> int:

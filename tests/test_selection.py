@@ -3,108 +3,18 @@
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.selection import OfflineRule, Pool, argmax, choose, lowest, random_priority, request_key, soft
-
-WORKED_EXAMPLE = [
-    [0.7, 0.3, 0.5, 0.2],
-    [0.4, 0.8, 0.6, 0.5],
-    [0.9, 0.3, 0.4, 0.7],
-    [0.2, 0.5, 0.8, 0.6],
-    [0.5, 0.4, 0.3, 0.6],
-]
+from bon_server.selection import argmax, lowest, random_priority, request_key, soft
 
 SOFT_DRAWS = [2, 0, 2, 0, 0, 1, 2, 1]
 
 few_rewards = st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0, math.nan, math.inf, -math.inf])
-
-
-@dataclass(frozen=True)
-class Row:
-    """One candidate of a pool, as brute force sees it."""
-
-    prompt: bytes
-    reward: float
-    place: tuple[int, int, int]
-
-
-@st.composite
-def rows(draw: st.DrawFn) -> list[Row]:
-    """Ragged requests of few prompts with many ties."""
-    drawn = []
-    for ordinal in range(draw(st.integers(0, 8))):
-        prompt = draw(st.sampled_from([b"a" * 32, b"a" * 31 + b"\0", b"\0" * 32]))
-        writer = draw(st.integers(0, 1))
-        rewards = draw(st.lists(few_rewards, max_size=4))
-        drawn += [Row(prompt, reward, (writer, ordinal, i)) for i, reward in enumerate(rewards)]
-    return drawn
-
-
-def pool_of(rows: list[Row]) -> Pool:
-    places = list(zip(*(row.place for row in rows), strict=True)) or [(), (), ()]
-    return Pool.of([row.prompt for row in rows], [row.reward for row in rows], *places)
-
-
-def places_of(pool: Pool) -> list[tuple[int, int, int]]:
-    return list(zip(pool.writer.tolist(), pool.ordinal.tolist(), pool.index.tolist(), strict=True))
-
-
-def kept(rule: OfflineRule, rows: list[Row], k: int | None = None) -> list[tuple[int, int, int]]:
-    pool = pool_of(rows)
-    return places_of(pool.take(choose(rule, pool, k)))
-
-
-def brute_force_best_per_prompt(rows: list[Row]) -> list[tuple[int, int, int]]:
-    finite = [row for row in rows if math.isfinite(row.reward)]
-    groups = {row.prompt: [other for other in finite if other.prompt == row.prompt] for row in finite}
-    return sorted(min(group, key=lambda row: (-row.reward, row.place)).place for group in groups.values())
-
-
-def brute_force_top_k(rows: list[Row], k: int) -> list[tuple[int, int, int]]:
-    finite = [row for row in rows if math.isfinite(row.reward)]
-    return [row.place for row in sorted(finite, key=lambda row: (-row.reward, row.place))[:k]]
-
-
-@given(rows())
-def test_best_per_prompt_agrees_with_brute_force(rows: list[Row]) -> None:
-    assert kept(OfflineRule.BEST_PER_PROMPT, rows) == brute_force_best_per_prompt(rows)
-
-
-@given(rows(), st.integers(1, 12))
-def test_top_k_agrees_with_brute_force(rows: list[Row], k: int) -> None:
-    assert kept(OfflineRule.TOP_K_OVERALL, rows, k) == brute_force_top_k(rows, k)
-
-
-@given(rows(), st.sampled_from(OfflineRule), st.randoms(use_true_random=False))
-def test_the_order_of_rows_changes_nothing(rows: list[Row], rule: OfflineRule, shuffler: random.Random) -> None:
-    k = 3 if rule.needs_k else None
-    before = kept(rule, rows, k)
-    shuffler.shuffle(rows)
-    assert kept(rule, rows, k) == before
-
-
-@given(rows(), st.sampled_from(OfflineRule), st.integers(0, 20))
-def test_feeding_in_batches_changes_nothing(rows: list[Row], rule: OfflineRule, cut: int) -> None:
-    k = 3 if rule.needs_k else None
-    first, second = pool_of(rows[:cut]), pool_of(rows[cut:])
-    carried = first.take(choose(rule, first, k)).join(second)
-    assert places_of(carried.take(choose(rule, carried, k))) == kept(rule, rows, k)
-
-
-@given(st.lists(few_rewards, min_size=1, max_size=8))
-def test_for_one_prompt_top_one_best_and_argmax_agree(rewards: list[float]) -> None:
-    rows = [Row(b"p" * 32, reward, (0, 0, i)) for i, reward in enumerate(rewards)]
-    winner = argmax(rewards)
-    expected = [] if winner is None else [(0, 0, winner)]
-    assert kept(OfflineRule.TOP_K_OVERALL, rows, 1) == kept(OfflineRule.BEST_PER_PROMPT, rows) == expected
 
 
 @pytest.mark.parametrize(
@@ -120,19 +30,6 @@ def test_for_one_prompt_top_one_best_and_argmax_agree(rewards: list[float]) -> N
 )
 def test_argmax(rewards: list[float | None], winner: int | None) -> None:
     assert argmax(rewards) == winner
-
-
-def test_the_worked_example() -> None:
-    rows = [Row(b"%d" % i, r, (0, i, j)) for i, row in enumerate(WORKED_EXAMPLE) for j, r in enumerate(row)]
-
-    def top(k: int) -> list[int]:
-        return [4 * ordinal + index for _, ordinal, index in kept(OfflineRule.TOP_K_OVERALL, rows, k)]
-
-    assert [index for _, _, index in kept(OfflineRule.BEST_PER_PROMPT, rows)] == [0, 1, 0, 2, 3]
-    assert top(5) == [8, 5, 14, 0, 11]
-    assert top(4) == [8, 5, 14, 0]
-    assert top(6) == [8, 5, 14, 0, 11, 6]
-    assert len(top(100)) == 20
 
 
 def draw(seed: int, requests: int, n: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

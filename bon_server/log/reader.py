@@ -160,6 +160,11 @@ class LogReader:
         schema = SCHEMA if columns is None else prune(columns)
         for batch in read_ahead(self.parts, schema, where, self._on_damage):
             yield conform(batch, schema)
+        yield from self.unsealed_batches(columns, where)
+
+    def unsealed_batches(self, columns: Collection[str] | None = None, where: Where = EVERYTHING) -> Iterator[Any]:
+        """As `batches`, of the rows that are in none of `parts`."""
+        schema = SCHEMA if columns is None else prune(columns)
         for _, rows, parts in self._pages(where):
             records = [record for _, record in self._unpacked(rows, Record, where)]
             if records:
@@ -169,6 +174,10 @@ class LogReader:
 
     def sources(self) -> list[Source]:
         """The files of the prefix, in the order of the log; reads the spool once, and segments not registered here."""
+        return self.segment_sources() + self.unsealed_sources()
+
+    def unsealed_sources(self) -> list[Source]:
+        """The files of the rows that are in none of `parts`; the spool also when it has no rows and there are none."""
         digest = hashlib.sha256()
         rows = size = 0
         late: list[Part] = []
@@ -178,8 +187,8 @@ class LogReader:
             for row in page:
                 digest.update(row.record)
                 size += len(row.record)
-        sources = [*self.segment_sources(), *(_source(part, None) for part in late)]
-        if rows or not (sources or self._spool is None):
+        sources = [_source(part, None) for part in late]
+        if rows or not (late or self.parts or self._spool is None):
             sources.append(Source(self.spool_file, rows, digest.hexdigest(), self.last_ordinal, size))
         return sources
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import msgspec
 
@@ -18,21 +18,8 @@ from bon_server.log.whole_file import whole_file
 MANIFEST_NAME = "manifest.json"
 
 
-class Filters(TypedDict):
-    """What was left out before choosing, and what was chosen within."""
-
-    keep_truncated: bool
-    """Whether candidates that ended at `max_tokens` could be chosen."""
-    kinds: list[str]
-    """Kinds of records that were chosen from."""
-    merge: bool
-    """Whether requests of one prompt were merged."""
-    reward_model: str | None
-    """The only reward model whose rewards count, as `ID` or `ID@REVISION`; null: there must be only one."""
-
-
 class Counts(TypedDict):
-    """`candidates` = `eligible` + the sum of `dropped`."""
+    """`candidates` = `eligible` + the sum of `dropped`. Of requests within `since` and `until`; others are not read."""
 
     requests: int
     """Records read."""
@@ -42,8 +29,9 @@ class Counts(TypedDict):
     eligible: int
     """Candidates that the rule chose from."""
     dropped: dict[str, int]
-    """Candidates left out before choosing, by reason."""
+    """Candidates left out before choosing, by reason; the reasons are in `eligible.py`."""
     selected: int
+    """Candidates chosen; of pairs, chosen and rejected ones."""
 
 
 class Input(TypedDict):
@@ -69,24 +57,53 @@ class Output(TypedDict):
     """Of data: the form of its prompts, `chat` or `text`; a file holds one form, as TRL wants it."""
 
 
+class Policy(TypedDict):
+    """Who sampled, and with which share."""
+
+    id: str
+    revision: str
+    candidates: int
+    """That each passed the filters which look at one candidate."""
+    selected: int
+    share: float
+    """Of all that were selected, 0 to 1."""
+
+
+class RewardModel(TypedDict):
+    """Whose rewards were compared."""
+
+    name: str
+    id: str
+    revision: str
+    mean: NotRequired[float]
+    """With `normalise`: what was taken from its rewards."""
+    deviation: NotRequired[float]
+    """With `normalise`: what they were divided by."""
+
+
 class Manifest(TypedDict):
     """`manifest.json`, also printed by `bon select --json`."""
 
     rule: str
     format: str
     seed: int
-    """Of a control's draw; the other rules ignore it."""
+    """Of random draws; rules without any ignore it."""
     k: int | None
-    filters: Filters
+    parameters: dict[str, Any]
+    """Of the rule, the others but `k`; see `rules.Rule`."""
+    filters: dict[str, Any]
+    """See `options.Filters`."""
+    written: dict[str, Any]
+    """See `options.Written`."""
     counts: Counts
     inputs: list[Input]
     snapshot: NotRequired[str]
     """Name of the snapshot, of each log, that `inputs` are; not there when all of a log was read."""
     outputs: list[Output]
-    policies: list[dict[str, str]]
-    """Policies of the eligible candidates: `id` and `revision`."""
-    reward_models: list[dict[str, str]]
-    """Whose rewards were compared: `name`, `id` and `revision`."""
+    policies: list[Policy]
+    reward_models: list[RewardModel]
+    audit: dict[str, Any] | None
+    """Tokens of the selected: `cut` have more than `max_length`, of `unknown` it is not known."""
     version: str
     """Of the program that wrote it."""
 

@@ -1,58 +1,47 @@
 """`bon select`: choose candidates of a log and write them as a training set.
 
-    pass 1   every record, small columns only ──► filters ──► rule, batch by batch ──► what is kept
-    pass 2   the records of what is kept, in log order ──► part-*.jsonl, meta.parquet; manifest.json last
+    gather   files of the log      ──► candidates without texts, shuffled by prompt
+    choose   prompts               ──► picks, shuffled by place in the log
+    export   picks in log order    ──► part-*, meta.parquet; manifest.json last
 
-The order of the whole log is (writer, ordinal, candidate index), a writer being the position of a folder among those
-given. Both passes read the same prefix of each log, the one that was there at the start.
+The order of the whole log is (writer, ordinal, candidate index), writers being counted through the folders as they are
+given; the training set has first what is for chats, then texts, each in log order. Every stage reads the same prefix of
+each log, the one that was there at the start. What a stage holds in memory does not grow with the log.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from bon_server import __version__
-from bon_server.errors import ConfigError, LogError
-from bon_server.log.reader import LogReader, Where, refuse_damage
-from bon_server.log.record import Record
+from bon_server.errors import LogError
+from bon_server.log.reader import LogReader, refuse_damage
 from bon_server.log.snapshot import open_snapshot
-from bon_server.log.where import Ordinals
-from bon_server.offline.export import FORMATS, Chosen, export
-from bon_server.offline.gather import BATCH_CANDIDATES, Gathering, with_writers
-from bon_server.offline.manifest import Filters, Manifest, write_manifest
-from bon_server.offline.output_folder import prepare
-from bon_server.selection import OfflineRule, Pool, choose
-from bon_server.types import Kind, ModelRef
+from bon_server.log.whole_file import sha256_of, whole_file
+from bon_server.offline.choosing import choose_prompts, merge
+from bon_server.offline.eligible import exact_name
+from bon_server.offline.executors import Executor
+from bon_server.offline.exporting import Export, divide_lines, merged_audit, write_shard
+from bon_server.offline.gathering import gather
+from bon_server.offline.inputs import Inputs, all_inputs
+from bon_server.offline.manifest import Counts, Manifest, Output, Policy, RewardModel, write_manifest
+from bon_server.offline.meta import META_NAME, MetaWriter
+from bon_server.offline.normalising import measure, scales
+from bon_server.offline.options import SelectOptions as SelectOptions
+from bon_server.offline.options import check
+from bon_server.offline.output_folder import check_same, finished, is_intact, working
+from bon_server.offline.plan import Plan
+from bon_server.offline.planning import make_plan, manifest_inputs
+from bon_server.offline.predicate import load_predicate
+from bon_server.offline.repeated import answers, repeated
 
-
-@dataclass(frozen=True, slots=True)
-class SelectOptions:
-    """What to choose, from where, to where."""
-
-    logs: tuple[Path, ...]
-    """Log folders; their order is the first key of the log order."""
-    rule: OfflineRule
-    out: Path
-    """Missing, empty, or left by an earlier run of the same selection."""
-    k: int | None = None
-    """How many, for the rules that need it."""
-    format: str = "trl-sft"
-    seed: int = 0
-    """Of a control's draw; other rules ignore it."""
-    merge: bool = True
-    """Whether requests of one prompt count as one."""
-    keep_truncated: bool = False
-    """Whether candidates that ended at `max_tokens` can be chosen."""
-    kinds: tuple[Kind, ...] = (Kind.GENERATE, Kind.IMPORT)
-    """Kinds of records to choose from. Scored completions came from somewhere else than the policy."""
-    reward_model: str | None = None
-    """Only rewards of this model count: `ID` or `ID@REVISION`. Needed when a log holds several."""
-    snapshot: str | None = None
-    """Choose from exactly the segments that the snapshot of this name pins, in each log. None: from all there is."""
+Summaries = Sequence[dict[str, Any]]
 
 
 def select(
@@ -68,12 +57,21 @@ def select(
     Raises `ConfigError` for options that do not go together and `LogError` when a log cannot be read, its rewards are
     of different models, or `out` holds something else.
     """
-    _check(options)
+    check(options)
+    if options.filters.predicate is not None:
+        load_predicate(options.filters.predicate)
+    there = finished(options.out)
     with ExitStack() as stack:
         readers = [stack.enter_context(_open(log, options.snapshot, on_damage)) for log in options.logs]
-        manifest, kept = _choose(options, readers, on_records)
-        with prepare(options.out, manifest):
-            manifest["outputs"] = export(options.out, _chosen(options, readers, kept))
+        inputs = all_inputs(readers)
+        asked = _asked(options)
+        if there is not None:
+            check_same(options.out, there, asked | {"inputs": manifest_inputs(inputs, {})})
+            if there["version"] == __version__ and is_intact(options.out, there):
+                return there
+        identity = asked | {"inputs": [one.identity() for one in inputs], "version": __version__}
+        with working(options.out, identity) as work:
+            manifest = _Selection(options, asked, inputs, work).run(on_records, on_damage)
             write_manifest(options.out, manifest)
     return manifest
 
@@ -82,86 +80,157 @@ def _open(log: Path, snapshot: str | None, on_damage: Callable[[LogError], None]
     return LogReader(log, on_damage) if snapshot is None else open_snapshot(log, snapshot, on_damage)
 
 
-def _check(options: SelectOptions) -> None:
-    if not options.logs:
-        raise ConfigError("log: none given; at least one folder is needed")
-    if len({log.resolve() for log in options.logs}) < len(options.logs):
-        raise ConfigError(f"log: {', '.join(map(str, options.logs))} given; each folder may be named once")
-    if options.format not in FORMATS:
-        raise ConfigError(f"format: {options.format!r} given; allowed are {', '.join(FORMATS)}")
-    if options.rule.needs_k and (options.k is None or options.k < 1):
-        raise ConfigError(f"k: {options.k} given; the rule {options.rule} needs a number from 1")
-    if not options.rule.needs_k and options.k is not None:
-        raise ConfigError(f"k: {options.k} given; the rule {options.rule} takes none")
-
-
-def _choose(
-    options: SelectOptions, readers: Sequence[LogReader], on_records: Callable[[int], None]
-) -> tuple[Manifest, Pool]:
-    """The manifest without outputs, and what the rule keeps, best first for the rules over the whole log."""
-    filters = Filters(
-        keep_truncated=options.keep_truncated,
-        kinds=sorted(kind.value for kind in options.kinds),
-        merge=options.merge,
-        reward_model=options.reward_model,
-    )
-    seed = options.seed if options.rule.is_random else None
-    gathering = Gathering(readers, filters, seed, on_records)
-    kept = Pool.of()
-    waiting = Pool.of()
-    for pool in gathering.pools():
-        waiting = waiting.join(pool)
-        # Joining again only when as much is new as was kept makes the whole linear, not quadratic, in the log.
-        if len(waiting) >= max(BATCH_CANDIDATES, len(kept)):
-            kept, waiting = _keep(options, kept.join(waiting)), Pool.of()
-    kept = _keep(options, kept.join(waiting))
-    manifest = Manifest(
-        rule=options.rule.value,
-        format=options.format,
-        seed=options.seed,
-        k=options.k,
-        filters=filters,
-        counts=gathering.counts(len(kept)),
-        inputs=gathering.inputs,
-        outputs=[],
-        policies=[{"id": policy, "revision": revision} for policy, revision in sorted(gathering.policies)],
-        reward_models=_the_reward_models(gathering.reward_models),
-        version=__version__,
-    )
+def _asked(options: SelectOptions) -> dict[str, Any]:
+    """What was asked for, as the manifest says it."""
+    parameters = asdict(options.the_rule())
+    asked = {
+        "rule": parameters.pop("name").value,
+        "format": options.the_format,
+        "seed": options.seed,
+        "k": parameters.pop("k"),
+        "parameters": parameters,
+        "filters": options.filters.as_json(),
+        "written": asdict(options.written),
+    }
     if options.snapshot is not None:
-        manifest["snapshot"] = options.snapshot
-    return manifest, kept
+        asked["snapshot"] = options.snapshot
+    as_written: dict[str, Any] = json.loads(json.dumps(asked))
+    return as_written
 
 
-def _keep(options: SelectOptions, pool: Pool) -> Pool:
-    return pool.take(choose(options.rule, pool, options.k))
+class _Selection:
+    """One run, stage by stage."""
+
+    def __init__(self, options: SelectOptions, asked: dict[str, Any], inputs: tuple[Inputs, ...], work: Path) -> None:
+        self._asked = asked
+        self._inputs = inputs
+        self._options = options
+        self._executor = Executor(options.engine, options.threads, work)
+        self._work = work
+
+    def run(self, on_records: Callable[[int], None], on_damage: Callable[[LogError], None]) -> Manifest:
+        """Returns the manifest; all other files are written."""
+        plan = self._plan()
+        gathered = list(_told(self._run("gather", gather, plan, len(plan.tasks)), on_records, on_damage))
+        models = _reward_models(plan, gathered)
+        chosen = list(self._run("choose", choose_prompts, plan, plan.bucket_tasks))
+        picked = list(self._run("merge", merge, plan, 1)) if plan.rule.is_overall else chosen
+        export = Export(plan, divide_lines(plan, (one["lines"] for one in picked)))
+        exported, meta = self._export(export)
+        digests: dict[str, list[Any]] = {}
+        for one in gathered:
+            digests |= one["digests"]
+        manifest: Manifest = self._asked | {  # type: ignore[assignment]
+            "counts": _counts(gathered, chosen, exported),
+            "inputs": manifest_inputs(self._inputs, digests),
+            "outputs": [*map(_output, exported), meta],
+            "policies": _policies(gathered, exported),
+            "reward_models": models,
+            "audit": merged_audit(plan, (one["lengths"] for one in exported)),
+            "version": __version__,
+        }
+        return manifest
+
+    def _run(self, stage: str, task: Any, context: Any, count: int) -> Iterator[dict[str, Any]]:
+        return self._executor.run(stage, task, context, count)
+
+    def _plan(self) -> Plan:
+        plan = make_plan(self._options, self._inputs, self._work)
+        if plan.repeated:
+            list(self._run("answers", answers, plan, len(plan.tasks)))
+            list(self._run("repeated", repeated, plan, plan.bucket_tasks))
+        if plan.filters.normalise:
+            measured = self._run("measure", measure, plan, len(plan.tasks))
+            plan = replace(plan, scales=scales(measured))
+        return plan
+
+    def _export(self, export: Export) -> tuple[Summaries, Output]:
+        """The sidecar grows while files are written."""
+        path, exported, rows = export.plan.out / META_NAME, [], 0
+        with whole_file(path) as file, closing(MetaWriter(file, self._work)) as meta:
+            for number, one in enumerate(self._run("export", write_shard, export, len(export.shards))):
+                meta.add(number)
+                exported.append(one)
+                rows += one["selected"]
+        return exported, Output(file=META_NAME, role="meta", rows=rows, sha256=sha256_of(path))
 
 
-def _the_reward_models(found: Mapping[str, tuple[ModelRef, ...]]) -> list[dict[str, str]]:
-    if len(found) > 1:
+def _told(
+    summaries: Iterator[dict[str, Any]],
+    on_records: Callable[[int], None],
+    on_damage: Callable[[LogError], None],
+) -> Iterator[dict[str, Any]]:
+    """The summaries of the first stage, telling of progress and damage."""
+    requests = 0
+    for one in summaries:
+        for text in one["damage"]:
+            on_damage(LogError(text))
+        requests += one["requests"]
+        on_records(requests)
+        yield one
+
+
+def _reward_models(plan: Plan, gathered: Summaries) -> list[RewardModel]:
+    """Whose rewards were compared. Raises `LogError` for several, unless they were normalised."""
+    found: dict[str, list[list[str]]] = {}
+    for one in gathered:
+        for refs, count in one["models"]:
+            if count:
+                found.setdefault(exact_name(tuple((ref[0], ref[1], ref[2]) for ref in refs)), refs)
+    if len(found) > 1 and not plan.filters.normalise:
         names = " and ".join(name or "(not named)" for name in sorted(found))
         raise LogError(
-            f"rewards of different reward models cannot be compared: {names};"
-            " choose one with --reward-model, or rescore the log"
+            f"rewards of different reward models cannot be compared: {names}; choose one with --reward-model, rescore"
+            " the log, or compare how far each is from the mean of its model with --normalise"
         )
-    models = next(iter(found.values()), ())
-    return [{"name": model.name, "id": model.id, "revision": model.revision} for model in models]
+    models: list[RewardModel] = []
+    measured = {name: (mean, deviation) for name, mean, deviation in plan.scales}
+    for exact, refs in sorted(found.items()):
+        for name, model, revision in refs:
+            told = RewardModel(name=name, id=model, revision=revision)
+            if exact in measured:
+                told["mean"], told["deviation"] = measured[exact]
+            models.append(told)
+    return models
 
 
-def _chosen(options: SelectOptions, readers: Sequence[LogReader], kept: Pool) -> Iterator[Chosen]:
-    """The second pass: what was kept with its record, in log order."""
-    wanted: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    places = zip(kept.writer.tolist(), kept.ordinal.tolist(), kept.index.tolist(), strict=True)
-    for position, (writer, ordinal, index) in enumerate(places):
-        wanted[writer, ordinal].append((index, position + 1 if options.rule.needs_k else 1))
-    ordinals: dict[int, set[int]] = defaultdict(set)
-    for writer, ordinal in wanted:
-        ordinals[writer].add(ordinal)
-    for log, (first_writer, reader) in zip(options.logs, with_writers(readers), strict=True):
-        writers = range(first_writer, first_writer + len(reader.writers))
-        here = Where(ordinals=Ordinals(ordinal for writer in writers for ordinal in ordinals[writer]))
-        for (writer, ordinal), record in reader.fields(Record, here):
-            for index, rank in sorted(wanted.pop((first_writer + writer, ordinal), [])):
-                yield Chosen(str(log), first_writer + writer, record, index, rank)
-    if wanted:
-        raise LogError(f"{len(wanted)} chosen records left the log while it was being read")
+def _counts(gathered: Summaries, chosen: Summaries, exported: Summaries) -> Counts:
+    dropped: Counter[str] = Counter()
+    for one in (*gathered, *chosen):
+        dropped.update(one["dropped"])
+    candidates = sum(one["candidates"] for one in gathered)
+    return Counts(
+        requests=sum(one["requests"] for one in gathered),
+        prompts=sum(one["prompts"] for one in chosen),
+        candidates=candidates,
+        eligible=candidates - dropped.total(),
+        dropped={reason: count for reason, count in sorted(dropped.items()) if count},
+        selected=sum(one["selected"] for one in exported),
+    )
+
+
+def _policies(gathered: Summaries, exported: Summaries) -> list[Policy]:
+    candidates: Counter[tuple[str, str]] = Counter()
+    selected: Counter[tuple[str, str]] = Counter()
+    for summaries, counted in ((gathered, candidates), (exported, selected)):
+        for one in summaries:
+            for name, revision, count in one["policies"]:
+                counted[name, revision] += count
+    total = sum(one["selected"] for one in exported)
+    return [
+        Policy(
+            id=name,
+            revision=revision,
+            candidates=candidates[name, revision],
+            selected=selected[name, revision],
+            share=selected[name, revision] / total if total else 0.0,
+        )
+        for name, revision in sorted(candidates)
+    ]
+
+
+def _output(exported: dict[str, Any]) -> Output:
+    output = Output(file=exported["file"], role="data", rows=exported["rows"], sha256=exported["sha256"])
+    if exported["prompts"] is not None:
+        output["prompts"] = exported["prompts"]
+    return output

@@ -9,6 +9,7 @@ import pytest
 
 from bon_server.errors import LogError
 from bon_server.log.whole_file import whole_file
+from bon_server.offline.options import Filters
 from bon_server.offline.select import SelectOptions, select
 from bon_server.selection import OfflineRule
 from tests.offline.grouped_files import import_lines, line, worked_example
@@ -22,6 +23,9 @@ def run(folder: Path, **options: object) -> Path:
     rule = OfflineRule.BEST_PER_PROMPT
     select(SelectOptions(**({"logs": (folder / "log",), "rule": rule, "out": folder / "out"} | options)))  # type: ignore[arg-type]
     return folder / "out"
+
+
+TRUNCATED = Filters(keep_truncated=True)
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -42,19 +46,22 @@ def test_another_selection_is_not_overwritten(tmp_path: Path) -> None:
     import_lines(tmp_path, worked_example())
     before = contents(run(tmp_path))
     with pytest.raises(LogError, match=r"another selection \(its filters\)"):
-        run(tmp_path, keep_truncated=True)
+        run(tmp_path, filters=TRUNCATED)
     import_lines(tmp_path, [line("new", [1.0])], reward_model="rm")
     with pytest.raises(LogError, match=r"another selection \(its filters, inputs\)"):
-        run(tmp_path, reward_model="rm")
+        run(tmp_path, filters=Filters(reward_model="rm"))
     assert contents(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("renames", range(3))
+@pytest.mark.parametrize("renames", range(18))
 def test_a_run_that_was_cut_off_is_finished_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
+    """Cut off before each of the files that it writes; what was left over is finished, not mixed with other files."""
     import_lines(tmp_path, worked_example())
-    expected = contents(run(tmp_path, out=tmp_path / "expected") and tmp_path / "expected")
+    import_lines(tmp_path, worked_example()[:2], log="log2")
+    logs = {"logs": (tmp_path / "log", tmp_path / "log2"), "filters": Filters(normalise=True)}
+    expected = contents(run(tmp_path, out=tmp_path / "expected", **logs) and tmp_path / "expected")
     rename, calls = Path.rename, iter(range(100))
 
     def power_cut(path: Path, target: Path) -> Path:
@@ -64,11 +71,36 @@ def test_a_run_that_was_cut_off_is_finished_by_the_next(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", power_cut)
-        run(tmp_path)
-    assert not (tmp_path / "out" / "manifest.json").exists()
+        run(tmp_path, **logs)
     (tmp_path / "out" / ".part-00007.jsonl.tmp").write_text("torn")
-    (tmp_path / "out" / "part-00007.jsonl").write_text("left over")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert contents(run(tmp_path, **logs)) | {".part-00007.jsonl.tmp": b"torn"} == expected | {
+        ".part-00007.jsonl.tmp": b"torn"
+    }
+
+
+def test_another_selection_starts_over_where_one_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_lines(tmp_path, worked_example())
+    expected = contents(run(tmp_path, out=tmp_path / "expected") and tmp_path / "expected")
+
+    def power_cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("bon_server.offline.select.write_manifest", power_cut)
+        run(tmp_path, format="grouped")
+    assert (tmp_path / "out" / "part-00000.jsonl").exists()
     assert contents(run(tmp_path)) == expected
+
+
+def test_an_intact_selection_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_lines(tmp_path, worked_example())
+    before = contents(run(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.delattr("bon_server.offline.select.make_plan")
+        assert contents(run(tmp_path)) == before
+    (tmp_path / "out" / "meta.parquet").write_bytes(b"damage")
+    assert contents(run(tmp_path)) == before
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import pytest
 from bon_server.errors import ConfigError, LogError
 from bon_server.log.record import Record
 from bon_server.log.spool import Spool
-from bon_server.offline import select as select_module
 from bon_server.offline.manifest import Manifest, sha256_of
+from bon_server.offline.options import Filters
 from bon_server.offline.select import SelectOptions, select
 from bon_server.selection import OfflineRule
 from bon_server.types import Candidate, CandidateStatus, FinishReason, Kind, Message, ModelRef, Outcome, PolicyRef
@@ -27,9 +28,10 @@ BEST, TOP_K = OfflineRule.BEST_PER_PROMPT, OfflineRule.TOP_K_OVERALL
 
 
 def run(folder: Path, rule: OfflineRule = BEST, logs: tuple[str, ...] = ("log",), **options: Any) -> Manifest:
-    """Selects into `folder/out`."""
+    """Selects into `folder/out`; options that are filters become some."""
     out = folder / options.pop("out", "out")
-    return select(SelectOptions(tuple(folder / log for log in logs), rule, out, **options))
+    filters = Filters(**{name: options.pop(name) for name in Filters.__dataclass_fields__ if name in options})
+    return select(SelectOptions(tuple(folder / log for log in logs), rule, out, filters=filters, **options))
 
 
 def rows(folder: Path, part: str = "part-00000.jsonl") -> list[Any]:
@@ -92,7 +94,9 @@ def test_the_manifest_describes_the_files_and_is_the_same_every_time(tmp_path: P
         assert output["sha256"] == sha256_of(out / output["file"]) and output["rows"] == 6
     assert [output["role"] for output in manifest["outputs"]] == ["data", "meta"]
     assert manifest["inputs"][0]["rows"] == 6 and manifest["inputs"][0]["last_ordinal"] == 6
-    assert manifest["policies"] == [{"id": "a-policy", "revision": "abcd"}]
+    assert manifest["policies"] == [
+        {"id": "a-policy", "revision": "abcd", "candidates": 12, "selected": 6, "share": 1.0}
+    ]
     assert manifest["reward_models"] == [{"name": "reward", "id": "a-reward-model", "revision": "1f2e"}]
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     (out / "part-00000.jsonl").write_text("damage")
@@ -108,7 +112,10 @@ def test_the_sidecar_says_where_each_row_is_from(tmp_path: Path) -> None:
     expected = {
         "file": "part-00000.jsonl",
         "line": 0,
+        "role": None,
         "rank": 1,
+        "weight": 1.0,
+        "value": 0.9,
         "log": str(tmp_path / "log"),
         "writer": 0,
         "ordinal": 2,
@@ -186,23 +193,23 @@ def test_chats_and_texts_go_to_files_of_their_own(tmp_path: Path) -> None:
     serve(
         tmp_path,
         record("t", (0.5,), prompt_text="Once upon", prompt_messages=None),
-        record("c", (0.5,)),
+        record("c", (0.75,)),
         record("u", (0.5,), prompt_text=ODD_TEXT, prompt_messages=None, candidates=(scored(0, 0.5, text=ODD_TEXT),)),
     )
     manifest = run(tmp_path)
     assert [(one["file"], one.get("prompts"), one["rows"]) for one in manifest["outputs"]] == [
-        ("part-00000.jsonl", "text", 2),
-        ("part-00001.jsonl", "chat", 1),
+        ("part-00000.jsonl", "chat", 1),
+        ("part-00001.jsonl", "text", 2),
         ("meta.parquet", None, 3),
     ]
-    texts = [json.loads(text) for text in (tmp_path / "out" / "part-00000.jsonl").read_bytes().split(b"\n")[:-1]]
+    texts = [json.loads(text) for text in (tmp_path / "out" / "part-00001.jsonl").read_bytes().split(b"\n")[:-1]]
     assert texts[0] == {"prompt": "Once upon", "completion": "answer 0"}
     assert texts[1] == {"prompt": ODD_TEXT, "completion": ODD_TEXT}
     meta = pq.read_table(tmp_path / "out" / "meta.parquet").to_pylist()
-    assert [(row["file"], row["line"]) for row in meta] == [
-        ("part-00000.jsonl", 0),
-        ("part-00001.jsonl", 0),
-        ("part-00000.jsonl", 1),
+    assert [(row["file"], row["line"], row["reward"]) for row in meta] == [
+        ("part-00000.jsonl", 0, 0.75),
+        ("part-00001.jsonl", 0, 0.5),
+        ("part-00001.jsonl", 1, 0.5),
     ]
 
 
@@ -222,9 +229,43 @@ def test_rewards_of_different_models_are_not_compared(tmp_path: Path) -> None:
         run(tmp_path, reward_model="rm", out="other")
 
 
-def test_several_policies_are_listed(tmp_path: Path) -> None:
-    serve(tmp_path, record("a", policy=PolicyRef("p", "2")), record("b", policy=PolicyRef("p", "1")))
-    assert run(tmp_path)["policies"] == [{"id": "p", "revision": "1"}, {"id": "p", "revision": "2"}]
+def test_rewards_of_different_models_are_compared_when_normalised(tmp_path: Path) -> None:
+    """Model 2 gives ten times as much; that its second is the best of all shows only beside its own others."""
+    first, second = (ModelRef("reward", "rm", revision) for revision in "12")
+    chat = {name: (Message("user", name),) for name in "ab"}
+    serve(
+        tmp_path,
+        record("a1", (1.0, 2.0, 3.0), prompt_messages=chat["a"], reward_models=(first,)),
+        record("b1", (0.0, 4.0), prompt_messages=chat["b"], reward_models=(first,)),
+        record("a2", (10.0, 12.0, 11.0, 11.0), prompt_messages=chat["a"], reward_models=(second,)),
+    )
+    manifest = run(tmp_path, normalise=True)
+    assert [(model["revision"], model["mean"]) for model in manifest["reward_models"]] == [("1", 2.0), ("2", 11.0)]
+    deviations = [model["deviation"] for model in manifest["reward_models"]]
+    assert deviations == pytest.approx([math.sqrt(2), math.sqrt(0.5)])
+    meta = pq.read_table(tmp_path / "out" / "meta.parquet").to_pylist()
+    assert [(row["request_id"], row["candidate_index"], row["reward"]) for row in meta] == [
+        ("b1", 1, 4.0),
+        ("a2", 1, 12),
+    ]
+    assert [row["value"] for row in meta] == pytest.approx([2 / math.sqrt(2), 1 / math.sqrt(0.5)])
+
+
+def test_the_share_of_each_policy_is_told(tmp_path: Path) -> None:
+    """Of one prompt, asked of three policies; the second model in a log of its own."""
+    serve(
+        tmp_path, record("a", (0.1, 0.5), policy=PolicyRef("p", "2"), candidates=(scored(0, 0.1, policy_revision=""),))
+    )
+    serve(tmp_path, record("b", (0.9, 0.7), policy=PolicyRef("q", "1")), record("c", (0.8,)), log="log2")
+    logs = ("log", "log2")
+    manifest = run(tmp_path, OfflineRule.TOP_K_PER_PROMPT, logs, k=2)
+    assert manifest["policies"] == [
+        {"id": "a-policy", "revision": "abcd", "candidates": 1, "selected": 1, "share": 0.5},
+        {"id": "p", "revision": "2", "candidates": 1, "selected": 0, "share": 0.0},
+        {"id": "q", "revision": "abcd", "candidates": 2, "selected": 1, "share": 0.5},
+    ]
+    assert run(tmp_path, BEST, logs, policies=("p@2",), out="p")["counts"]["dropped"] == {"policy": 3}
+    assert run(tmp_path, BEST, logs, policies=("p", "q@1"), out="q")["counts"]["dropped"] == {"policy": 3}
 
 
 def test_logs_are_read_in_the_order_given_and_ties_go_to_the_first(tmp_path: Path) -> None:
@@ -262,20 +303,6 @@ def test_controls_draw_the_same_from_a_shuffled_log_and_differ_by_seed(tmp_path:
     assert "3.2" not in everything and len(everything) > 60
 
 
-def test_small_batches_choose_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [line(str(i % 7), [((i * 37 + j * 11) % 10) / 10 for j in range(4)], tags={"i": str(i)}) for i in range(40)]
-    import_lines(tmp_path, lines)
-    for rule in OfflineRule:
-        k = 9 if rule.needs_k else None
-        run(tmp_path, rule, out=f"whole-{rule}", k=k)
-        with monkeypatch.context() as patch:
-            patch.setattr(select_module, "BATCH_CANDIDATES", 1)
-            patch.setattr("bon_server.offline.gather.BATCH_CANDIDATES", 3)
-            run(tmp_path, rule, out=f"small-{rule}", k=k)
-        whole, small = tmp_path / f"whole-{rule}", tmp_path / f"small-{rule}"
-        assert {p.name: p.read_bytes() for p in whole.iterdir()} == {p.name: p.read_bytes() for p in small.iterdir()}
-
-
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -283,6 +310,19 @@ def test_small_batches_choose_the_same(tmp_path: Path, monkeypatch: pytest.Monke
         ({"rule": TOP_K, "k": 0}, "k: 0 given"),
         ({"rule": BEST, "k": 3}, "k: 3 given; the rule best-per-prompt takes none"),
         ({"format": "csv"}, "format: 'csv' given; allowed are trl-sft"),
+        ({"format": "trl-dpo"}, "format: 'trl-dpo' given; it does not hold what best-per-prompt chooses"),
+        ({"rule": OfflineRule.PAIRS, "format": "trl-sft"}, "it does not hold what pairs chooses"),
+        ({"rule": OfflineRule.PAIRS, "margin": -1.0}, "margin: -1.0 given"),
+        ({"rule": OfflineRule.PAIRS, "against": "all"}, "against: 'all' given; the rule pairs needs worst or random"),
+        ({"rule": OfflineRule.THRESHOLD}, "needs either a threshold or a quantile"),
+        ({"rule": OfflineRule.THRESHOLD, "threshold": math.nan}, "threshold: nan given"),
+        ({"rule": OfflineRule.SOFT, "temperature": 0.0}, "temperature: 0.0 given"),
+        ({"rule": OfflineRule.SOFT, "weights": True, "k": 2}, "with weights all are chosen"),
+        ({"temperature": 1.0}, "temperature: 1.0 given; the rule best-per-prompt takes none"),
+        ({"duplicates": "some"}, "duplicates: 'some' given"),
+        ({"kinds": ("chat",)}, "kind: 'chat' given; allowed are generate, score, import"),
+        ({"predicate": "nowhere"}, "expected module:function"),
+        ({"since": datetime(2026, 1, 1)}, "since: 2026-01-01T00:00:00 given; it needs a time zone"),
         ({"logs": ()}, "log: none given"),
         ({"logs": ("log", "log")}, "each folder may be named once"),
     ],
@@ -302,4 +342,4 @@ def test_progress_is_told(tmp_path: Path) -> None:
     import_lines(tmp_path, worked_example())
     told: list[int] = []
     select(SelectOptions((tmp_path / "log",), BEST, tmp_path / "out"), told.append)
-    assert told == [1, 2, 3, 4, 5]
+    assert told == [5]

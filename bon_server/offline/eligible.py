@@ -1,0 +1,267 @@
+"""The kernel: an Arrow batch of records to its candidates, each with the reason why it cannot be chosen, if any.
+
+Of the reasons that hold, one counts, the first of:
+
+    kind_score …        its record is of a kind that is not asked for
+    repeated_request    the same request was answered earlier, in another log
+    principal, tags     its record is not of a caller, or has not the tags, that are asked for
+    no_content          its record was logged without prompt and completions
+    prompt_tokens       its prompt came as token ids, which the export format cannot hold
+    prompt_text         its prompt was a text to be continued, which the export format cannot hold
+    length, …           its text is not complete: the finish reason
+    unscored, …         it has no reward: the status
+    other_reward_model  another reward model than the one asked for gave its reward
+    policy              it is not of a policy that is asked for
+    tokens, chars       its length is not within the bounds
+    no_token_ids        its tokens, or those of its prompt, are not in the log; only where the format needs them
+    predicate           the user's function said no
+
+and later, when all of a prompt is together (`choosing.py`): `duplicate`, `min_n`, `min_spread`.
+
+Failed and cancelled attempts take part: what they sampled to the end and scored is as good as any other sample.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from bon_server.log.columns import SCHEMA
+from bon_server.offline.formats import FORMATS
+from bon_server.offline.options import Filters
+from bon_server.offline.predicate import says_no
+from bon_server.offline.rows import CHAT, TEXT, TOKENS
+from bon_server.types import CandidateStatus, FinishReason, Kind
+
+Mask = NDArray[np.bool_]
+Numbers = NDArray[np.int64]
+
+
+def columns(filters: Filters, file_format: str) -> list[str]:
+    """The columns of a record that the kernel looks at."""
+    if filters.predicate is not None:
+        return list(SCHEMA.names)
+    names = ["ordinal", "kind", "prompt_hash", "prompt_text", "prompt_messages.role", "content_logged"]
+    names += ["policy.id", "policy.revision", "reward_models", "candidates.policy_revision"]
+    names += ["candidates.status", "candidates.reward", "candidates.finish_reason"]
+    wanted = {
+        "principal": filters.principals,
+        "tags": filters.tags,
+        "candidates.completion_tokens": filters.min_tokens is not None or filters.max_tokens is not None,
+        "candidates.text": filters.min_chars is not None or filters.max_chars is not None,
+    }
+    if FORMATS[file_format].tokens:
+        names += ["prompt_token_ids", "candidates.token_ids"]
+    return names + [name for name, needed in wanted.items() if needed]
+
+
+class Candidates:
+    """The candidates of a batch, request by request in index order: (m,) columns."""
+
+    def __init__(self, batch: Any) -> None:
+        lengths = lengths_of(batch["candidates"])
+        self.batch = batch
+        self.struct = batch["candidates"].flatten()
+        self.row: Numbers = np.repeat(np.arange(batch.num_rows), lengths)
+        """Of the batch."""
+        self.index: Numbers = np.arange(len(self.row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        self.reward: NDArray[np.float64] = self.field("reward").to_numpy(zero_copy_only=False)
+        """NaN where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def field(self, name: str) -> Any:
+        """(m,) Arrow array."""
+        return self.struct.field(name)
+
+
+@dataclass(slots=True)
+class Models:
+    """The reward models of the rows of a batch; several make one when they score together."""
+
+    of: Numbers
+    """(n,) which of `refs`."""
+    refs: list[tuple[tuple[str, str, str], ...]]
+    """(name, id, revision) of each."""
+
+    @classmethod
+    def in_batch(cls, batch: Any) -> Models:
+        models = batch["reward_models"]
+        lengths = lengths_of(models)
+        flat = models.flatten()
+        parts = [pc.fill_null(flat.field(name), "") for name in ("name", "id", "revision")]
+        names = pc.binary_join_element_wise(*parts, "\x1f")
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        joined = pc.binary_join(pa.ListArray.from_arrays(offsets, names), "\x1e").dictionary_encode()
+        refs = [
+            tuple(_three(one) for one in text.split("\x1e")) if text else () for text in joined.dictionary.to_pylist()
+        ]
+        return cls(joined.indices.to_numpy(), refs)
+
+
+def _three(text: str) -> tuple[str, str, str]:
+    name, model, revision = text.split("\x1f")
+    return name, model, revision
+
+
+def loose_name(models: tuple[tuple[str, str, str], ...]) -> str:
+    """`ID+…`, what an ensemble (mostly of one) is called."""
+    return "+".join(model for _, model, _ in models)
+
+
+def exact_name(models: tuple[tuple[str, str, str], ...]) -> str:
+    """`ID@REVISION+…`"""
+    return "+".join(f"{model}@{revision}" if revision else model for _, model, revision in models)
+
+
+@dataclass(slots=True)
+class Policies:
+    """Who sampled the candidates of a batch."""
+
+    of: Numbers
+    """(m,) which of `names`."""
+    names: list[tuple[str, str] | None]
+    """(id, revision), None where the record names no policy."""
+
+    @classmethod
+    def in_batch(cls, candidates: Candidates) -> Policies:
+        policy = candidates.batch["policy"]
+        ids = policy.field("id").dictionary_encode()
+        own = pc.fill_null(candidates.field("policy_revision"), "")
+        missing = pc.equal(own, "")
+        if pc.any(missing).as_py():
+            known = policy.field("revision").take(pa.array(candidates.row))
+            own = pc.if_else(missing, pc.fill_null(known, ""), own)
+        revisions = own.dictionary_encode()
+        codes = ids.indices.fill_null(-1).to_numpy(zero_copy_only=False)[candidates.row]
+        different = len(revisions.dictionary)
+        found, of = np.unique(codes * different + revisions.indices.to_numpy(), return_inverse=True)
+        named = ids.dictionary.to_pylist(), revisions.dictionary.to_pylist()
+        names = [None if one < 0 else (named[0][one // different], named[1][one % different]) for one in found.tolist()]
+        return cls(of, names)
+
+
+class Reasons:
+    """Why candidates cannot be chosen: (m,) codes, the first reason that was given."""
+
+    def __init__(self, count: int) -> None:
+        self._code = np.zeros(count, dtype=np.int16)
+        self._names = [""]
+
+    def mark(self, where: Mask, name: str) -> None:
+        """where: (m,) those that it holds for; it counts for those without a reason so far."""
+        if where.any():
+            self._names.append(name)
+            self._code[where & (self._code == 0)] = len(self._names) - 1
+
+    @property
+    def none(self) -> Mask:
+        """(m,) those that can be chosen."""
+        can: Mask = self._code == 0
+        return can
+
+    def counts(self) -> Counter[str]:
+        """Candidates by reason."""
+        found: Counter[str] = Counter()
+        for name, count in zip(self._names, np.bincount(self._code, minlength=len(self._names)).tolist(), strict=True):
+            if name and count:
+                found[name] += count
+        return found
+
+
+def reasons(
+    candidates: Candidates, filters: Filters, file_format: str, repeated: Mask, models: Models, policies: Policies
+) -> Reasons:
+    """repeated: (n,) the rows whose request was answered earlier elsewhere."""
+    why, batch, row = Reasons(len(candidates)), candidates.batch, candidates.row
+    for kind in Kind:
+        if kind not in filters.kinds:
+            why.mark(_equal(batch["kind"], kind)[row], f"kind_{kind}")
+    why.mark(repeated[row], "repeated_request")
+    if filters.principals:
+        why.mark(~_is_in(pc.fill_null(batch["principal"], ""), filters.principals)[row], "principal")
+    for key, value in filters.tags:
+        why.mark(~_has_tag(batch["tags"], key, value)[row], "tags")
+    why.mark(~pc.fill_null(batch["content_logged"], True).to_numpy(zero_copy_only=False)[row], "no_content")
+    form = prompt_forms(batch)
+    allowed = FORMATS[file_format].forms
+    for number, name in ((TOKENS, "prompt_tokens"), (TEXT, "prompt_text")):
+        if number not in allowed:
+            why.mark((form == number)[row], name)
+    _mark_unfit(why, candidates, filters)
+    if filters.reward_model is not None:
+        named = np.array([filters.reward_model in (loose_name(one), exact_name(one)) for one in models.refs] or [False])
+        why.mark(~named[models.of[row]], "other_reward_model")
+    if filters.policies:
+        wanted = [one is not None and bool({one[0], "@".join(one)} & set(filters.policies)) for one in policies.names]
+        why.mark(~np.array(wanted or [False])[policies.of], "policy")
+    _mark_by_size(why, candidates, filters)
+    if FORMATS[file_format].tokens:
+        missing = (lengths_of(batch["prompt_token_ids"]) == 0)[row] | (lengths_of(candidates.field("token_ids")) == 0)
+        why.mark(missing, "no_token_ids")
+    if filters.predicate is not None:
+        why.mark(says_no(filters.predicate, batch, row, candidates.index, why.none), "predicate")
+    return why
+
+
+def _mark_unfit(why: Reasons, candidates: Candidates, filters: Filters) -> None:
+    fine = (FinishReason.STOP, FinishReason.LENGTH) if filters.keep_truncated else (FinishReason.STOP,)
+    _mark_values(why, candidates.field("finish_reason"), [one for one in FinishReason if one not in fine])
+    _mark_values(why, candidates.field("status"), [one for one in CandidateStatus if one is not CandidateStatus.SCORED])
+    why.mark(np.isnan(candidates.reward) & ~candidates.field("reward").is_valid().to_numpy(False), "unscored")
+    why.mark(~np.isfinite(candidates.reward), "non_finite")
+
+
+def _mark_values(why: Reasons, strings: Any, values: list[Any]) -> None:
+    found = pc.index_in(strings, value_set=pa.array([str(value) for value in values])).fill_null(-1)
+    codes = found.to_numpy(zero_copy_only=False)
+    for code, value in enumerate(values):
+        why.mark(codes == code, str(value))
+
+
+def _mark_by_size(why: Reasons, candidates: Candidates, filters: Filters) -> None:
+    for name, least, most in (
+        ("tokens", filters.min_tokens, filters.max_tokens),
+        ("chars", filters.min_chars, filters.max_chars),
+    ):
+        if least is None and most is None:
+            continue
+        sizes = candidates.field("completion_tokens") if name == "tokens" else pc.utf8_length(candidates.field("text"))
+        counted = pc.fill_null(sizes, 0).to_numpy(zero_copy_only=False)
+        why.mark((counted < (least or 0)) | (counted > (np.inf if most is None else most)), name)
+
+
+def prompt_forms(batch: Any) -> NDArray[np.int32]:
+    """(n,) positions in `rows.FORMS`."""
+    text = batch["prompt_text"].is_valid().to_numpy(False)
+    chat = batch["prompt_messages"].is_valid().to_numpy(False)
+    return np.where(text, TEXT, np.where(chat, CHAT, TOKENS)).astype(np.int32)
+
+
+def lengths_of(lists: Any) -> Numbers:
+    """(n,) lengths of lists, 0 for null."""
+    lengths: Numbers = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return lengths
+
+
+def _equal(strings: Any, value: str) -> Mask:
+    return _is_in(strings, (str(value),))
+
+
+def _is_in(strings: Any, values: tuple[str, ...]) -> Mask:
+    found: Mask = pc.is_in(strings, value_set=pa.array(values)).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _has_tag(tags: Any, key: str, value: str) -> Mask:
+    flat = tags.flatten()
+    hit = _equal(flat.field("key"), key) & _equal(flat.field("value"), value)
+    rows = np.repeat(np.arange(len(tags)), lengths_of(tags))
+    return np.bincount(rows[hit], minlength=len(tags)) > 0

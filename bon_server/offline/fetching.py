@@ -1,0 +1,108 @@
+"""Third stage, first half: the texts of what was picked, read again from the files that have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bon_server.errors import LogError
+from bon_server.log.where import Ordinals
+from bon_server.offline.eligible import lengths_of
+from bon_server.offline.gathering import batches
+from bon_server.offline.plan import File, Plan
+from bon_server.offline.rows import Rows
+
+_OF_REQUEST = (
+    "request_id",
+    "principal",
+    "attempt",
+    "kind",
+    "n",
+    "prompt_hash",
+    "prompt_text",
+    "prompt_messages",
+)
+_OF_CANDIDATE = ("text", "reward", "finish_reason", "completion_tokens", "policy_revision")
+_DENSE = 0.5
+"""Share of a file's rows above which it is read whole rather than filtered first."""
+
+
+def fetch(plan: Plan, picks: Rows, token_ids: bool, prompt_token_ids: bool) -> Any:
+    """An Arrow table with a row for each pick, in their order.
+
+    Columns: those of `_OF_REQUEST`, `policy_id`, `request_policy_revision`, those of `_OF_CANDIDATE`, and where asked
+    for `token_ids` and `prompt_token_ids`. Raises `LogError` when one cannot be read.
+    """
+    pieces, numbers = [], []
+    damage: list[str] = []
+    for file, mine in _files(plan, picks):
+        for batch in _wanted_batches(plan, file, picks["ordinal"][mine], token_ids, prompt_token_ids, damage):
+            number, row = _matches(picks["ordinal"], mine, batch["ordinal"].to_numpy())
+            pieces.append(_take(batch, row, picks["index"][number], token_ids, prompt_token_ids))
+            numbers.append(number)
+    found = np.concatenate([*numbers, np.empty(0, dtype=np.intp)])
+    if len(found) != len(picks) or len(np.unique(found)) != len(picks):
+        reason = f": {damage[0]}" if damage else ""
+        raise LogError(f"{len(picks) - len(found)} chosen candidates cannot be read again{reason}")
+    table = pa.Table.from_batches(pieces).combine_chunks()
+    return table.take(pa.array(np.argsort(found, kind="stable"))).combine_chunks()
+
+
+def _files(plan: Plan, picks: Rows) -> Iterator[tuple[File, NDArray[np.intp]]]:
+    """Files that may hold some of the picks, with the numbers of these, by ordinal."""
+    order = np.lexsort([picks["ordinal"], picks["writer"]])
+    writers, ordinals = picks["writer"][order], picks["ordinal"][order]
+    for file in plan.files:
+        first, last = np.searchsorted(writers, [file.writer, file.writer + 1])
+        low, high = first + np.searchsorted(ordinals[first:last], [file.part.first_ordinal, file.part.last_ordinal + 1])
+        if low < high:
+            yield file, order[low:high]
+
+
+def _wanted_batches(
+    plan: Plan, file: File, ordinals: NDArray[np.int64], token_ids: bool, prompt_token_ids: bool, damage: list[str]
+) -> Iterator[Any]:
+    """ordinals: rising."""
+    names = ["ordinal", *_OF_REQUEST, "policy.id", "policy.revision"]
+    names += [f"candidates.{name}" for name in _OF_CANDIDATE]
+    names += ["candidates.token_ids"] * token_ids + ["prompt_token_ids"] * prompt_token_ids
+    part = replace(file.part, after_ordinal=int(ordinals[0]) - 1, through_ordinal=int(ordinals[-1]))
+    span = int(ordinals[-1] - ordinals[0]) + 1
+    only = None if len(ordinals) > _DENSE * span else Ordinals(ordinals.tolist())
+    yield from batches(plan, replace(file, part=part), names, damage, only)
+
+
+def _matches(
+    picked: NDArray[np.int64], mine: NDArray[np.intp], ordinals: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Numbers of picks, and the row of each.
+
+    picked: ordinals of all picks; mine: the numbers of those of a file, by ordinal; ordinals: those of the rows.
+    """
+    sorted_picks = picked[mine]
+    left = np.searchsorted(sorted_picks, ordinals, side="left")
+    counts = np.searchsorted(sorted_picks, ordinals, side="right") - left
+    row = np.repeat(np.arange(len(ordinals)), counts)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return mine[left[row] + within], row
+
+
+def _take(batch: Any, row: NDArray[np.intp], index: Any, token_ids: bool, prompt_token_ids: bool) -> Any:
+    lengths = lengths_of(batch["candidates"])
+    flat = pa.array((np.cumsum(lengths) - lengths)[row] + index)
+    rows = pa.array(row)
+    candidates = batch["candidates"].flatten()
+    columns = {name: batch[name].take(rows) for name in _OF_REQUEST}
+    columns["policy_id"] = batch["policy"].field("id").take(rows)
+    columns["request_policy_revision"] = batch["policy"].field("revision").take(rows)
+    columns |= {name: candidates.field(name).take(flat) for name in _OF_CANDIDATE}
+    if token_ids:
+        columns["token_ids"] = candidates.field("token_ids").take(flat)
+    if prompt_token_ids:
+        columns["prompt_token_ids"] = batch["prompt_token_ids"].take(rows)
+    return pa.RecordBatch.from_pydict(columns)

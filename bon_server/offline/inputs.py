@@ -1,0 +1,122 @@
+"""The files of the logs as a selection finds them, and a copy of what is in no segment yet.
+
+Rows of a spool are copied into Parquet files in the work folder: every later stage then reads files that do not change,
+in any process, also while the server goes on writing and sealing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bon_server.errors import LogError
+from bon_server.log.reader import LogReader, Source, Where
+from bon_server.log.segment_reader import Part
+from bon_server.log.segments import Place, SegmentsWriter, file_of, footer_sha256, open_parquet
+from bon_server.log.whole_file import sha256_of
+from bon_server.offline.plan import File
+
+FROZEN_RECORDS = 1 << 12
+"""About how many rows of a spool make one file, and are held in memory."""
+_DATE = "1970-01-01"
+"""Stands in the name of files that have rows of any date."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What is read of a log."""
+
+    reader: LogReader
+    first_writer: int
+    segments: tuple[File, ...]
+    unsealed: tuple[Source, ...]
+    """Files whose rows are copied first."""
+
+    @classmethod
+    def of(cls, reader: LogReader, first_writer: int) -> Inputs:
+        """Reads the spool once."""
+        known = {reader.directory / one.file: one for one in (*reader.segments, *reader.described.values())}
+        files = []
+        for writer, part in reader.parts_by_writer():
+            segment = known.get(part.path)
+            files.append(
+                File(
+                    # Asking the register again belongs to the process of the reader.
+                    part=replace(part, path=part.path.resolve(), look_again=None),
+                    writer=first_writer + reader.writers.index(writer),
+                    name=str(part.path),
+                    sha256=None if segment is None else segment.sha256,
+                    rows=None if segment is None else segment.rows,
+                )
+            )
+        return cls(reader, first_writer, tuple(files), tuple(reader.unsealed_sources()))
+
+    @property
+    def own_writer(self) -> int:
+        """The writer of the rows that are in no segment."""
+        return self.first_writer + self.reader.writers.index(self.reader.own_writer)
+
+    def identity(self) -> list[list[Any]]:
+        """Differs when anything that is read does."""
+        sealed = [[one.name, one.sha256 or _footer(one.part.path)] for one in self.segments]
+        return sealed + [[str(one.file), one.sha256] for one in self.unsealed]
+
+
+def measure_file(path: Path) -> tuple[int, str]:
+    """Rows and SHA-256 of a segment; what cannot be read has none."""
+    try:
+        with closing(open_parquet(path)) as parquet:
+            return parquet.metadata.num_rows, sha256_of(path)
+    except LogError:
+        return 0, sha256_of(path) if path.exists() else ""
+
+
+def _footer(path: Path) -> str:
+    try:
+        return footer_sha256(path)
+    except (OSError, ValueError):
+        return "unreadable"
+
+
+def all_inputs(readers: Sequence[LogReader]) -> tuple[Inputs, ...]:
+    """Of each log; writers are counted through all of them."""
+    found: list[Inputs] = []
+    for reader in readers:
+        first_writer = sum(len(one.reader.writers) for one in found)
+        found.append(Inputs.of(reader, first_writer))
+    return tuple(found)
+
+
+def freeze(inputs: Inputs, work: Path, where: Where) -> dict[str, Any]:
+    """Copies the rows that are in no segment; returns the files with first and last ordinal."""
+    files: list[list[Any]] = []
+    batches = inputs.reader.unsealed_batches(None, where)
+    for pending in _by_count(batches):
+        ordinals = [ordinal for batch in pending for ordinal in batch["ordinal"].to_pylist()]
+        place = Place(_DATE, str(inputs.own_writer), min(ordinals), max(ordinals))
+        with SegmentsWriter(work, place.writer, place.first_ordinal, place.last_ordinal) as writer:
+            for batch in pending:
+                writer.add(_DATE, batch)
+        files.append([file_of(place), place.first_ordinal, place.last_ordinal])
+    return {"files": files}
+
+
+def _by_count(batches: Iterator[Any]) -> Iterator[list[Any]]:
+    pending: list[Any] = []
+    for batch in batches:
+        pending.append(batch)
+        if sum(one.num_rows for one in pending) >= FROZEN_RECORDS:
+            yield pending
+            pending = []
+    if pending:
+        yield pending
+
+
+def frozen_files(inputs: Inputs, work: Path, frozen: Any) -> Iterator[File]:
+    """frozen: what `freeze` returned."""
+    for file, first, last in frozen["files"]:
+        part = Part(work / file, _DATE, first, last)
+        yield File(part=part, writer=inputs.own_writer, name=str(part.path), sha256="", rows=0, frozen=True)
