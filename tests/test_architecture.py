@@ -71,7 +71,15 @@ def test_imports_go_one_way() -> None:
 
 def test_a_server_without_models_needs_no_engine() -> None:
     """Synthetic models, reward functions, and all log tools run without torch, transformers and vLLM."""
-    modules = ["cli", "serving.server", "policy.synthetic", "reward.synthetic", "reward.function", "offline.select"]
+    modules = [
+        "cli",
+        "serving.server",
+        "policy.synthetic",
+        "reward.synthetic",
+        "reward.function",
+        "offline.select",
+        "evaluate.curve",
+    ]
     script = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module('bon_server.' + m)\n"
     script += "heavy = {'torch', 'transformers', 'vllm'} & set(sys.modules)\nassert not heavy, heavy"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

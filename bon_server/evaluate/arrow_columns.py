@@ -1,0 +1,121 @@
+"""Numbers of candidates out of Arrow batches of a log.
+
+reward       of the reward model
+length       characters of the text
+tokens       sampled tokens; 0 says that nobody counted
+logprob      of the text under the distribution sampled from, in nats
+truncated    1 where max_tokens cut it, 0 where not
+duplicate    1 where an earlier candidate of the request has the same text, 0 where not
+other names  parts of the reward, `rewards`
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from bon_server.types import FinishReason, LogprobKind
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+_PARTS = {
+    "reward": ("reward",),
+    "length": ("text",),
+    "tokens": ("completion_tokens",),
+    "logprob": ("logprob", "logprob_kind"),
+    "truncated": ("finish_reason",),
+    "duplicate": ("text",),
+}
+RESERVED = tuple(_PARTS)
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def parts_of(name: str) -> list[str]:
+    """The columns of the log that a number is made of."""
+    return [f"candidates.{part}" for part in _PARTS.get(name, ("rewards",))]
+
+
+def requests_of(batch: Any) -> Ints:
+    """(c,) the row in the batch of each candidate."""
+    return np.repeat(np.arange(batch.num_rows), _lengths(batch.column("candidates")))
+
+
+def number_of(batch: Any, name: str) -> Floats:
+    """(c,) one number of every candidate, NaN where it has none."""
+    candidates = batch.column("candidates").flatten()
+    match name:
+        case "reward":
+            return _numpy(candidates.field("reward"))
+        case "length":
+            return np.where(_logged(batch), _numpy(pc.utf8_length(candidates.field("text"))), np.nan)
+        case "tokens":
+            tokens = _numpy(candidates.field("completion_tokens"))
+            return np.where(tokens > 0, tokens, np.nan)
+        case "logprob":
+            sampled = _is(candidates.field("logprob_kind"), LogprobKind.SAMPLED)
+            return np.where(sampled, np.minimum(_numpy(candidates.field("logprob")), 0.0), np.nan)
+        case "truncated":
+            reasons = candidates.field("finish_reason")
+            known = _bools(reasons.is_valid())
+            return np.where(known, _is(reasons, FinishReason.LENGTH), np.nan)
+        case "duplicate":
+            return np.where(_logged(batch), _repeats(requests_of(batch), candidates.field("text")), np.nan)
+    return _part(candidates.field("rewards"), name)
+
+
+def part_names(batch: Any) -> list[str]:
+    """The names of the parts of rewards in a batch."""
+    entries = batch.column("candidates").flatten().field("rewards").flatten()
+    return sorted(pc.unique(entries.field("key")).to_pylist())
+
+
+def spread(texts: Any) -> NDArray[np.uint64]:
+    """(m,) numbers spread over 64 bits, equal for equal texts (of which 64 bytes count) and else practically never."""
+    words = texts.to_numpy(zero_copy_only=False).astype("S64").view(np.uint64).reshape(-1, 8)
+    mixed = np.zeros(len(words), dtype=np.uint64)
+    for column in words.T:
+        mixed = (mixed ^ column) * _MIX
+        mixed ^= mixed >> np.uint64(29)
+    return mixed
+
+
+def _part(rewards: Any, name: str) -> Floats:
+    entries = rewards.flatten()
+    chosen = _is(entries.field("key"), name)
+    result = np.full(len(rewards), np.nan)
+    result[np.repeat(np.arange(len(rewards)), _lengths(rewards))[chosen]] = _numpy(entries.field("value"))[chosen]
+    return result
+
+
+def _repeats(request: Ints, texts: Any) -> Floats:
+    """(c,) 1 where an earlier candidate of the same request has the same text."""
+    codes = pc.dictionary_encode(texts).indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    _, first = np.unique(request * (len(texts) + 1) + codes, return_index=True)
+    repeated = np.ones(len(texts))
+    repeated[first] = 0.0
+    return repeated
+
+
+def _logged(batch: Any) -> NDArray[np.bool_]:
+    """(c,) whether the candidate's text is in the log."""
+    return _bools(pc.fill_null(batch.column("content_logged"), True))[requests_of(batch)]
+
+
+def _is(texts: Any, text: str) -> NDArray[np.bool_]:
+    return _bools(pc.fill_null(pc.equal(texts, pa.scalar(text, pa.string())), False))
+
+
+def _bools(array: Any) -> NDArray[np.bool_]:
+    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.bool_)
+
+
+def _numpy(array: Any) -> Floats:
+    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _lengths(lists: Any) -> Ints:
+    return np.asarray(pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False), dtype=np.int64)

@@ -1,0 +1,170 @@
+"""`bon evaluate curve`: reward, another value, KL and tokens of the best of k, for every k there are samples for.
+
+One pass, a batch at a time; what is kept is a table of sums (`estimators.clusters`). Each request is estimated on its
+own N candidates with a rank, and figures at k are means over the requests with N >= k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bon_server.estimators.clusters import Floats, ratios
+from bon_server.estimators.kl_best_of_n import kl_bound
+from bon_server.evaluate.curve_sums import (
+    COUNTED,
+    KL,
+    LAST,
+    REQUESTS,
+    REWARD,
+    TOKENS,
+    VALUE,
+    VALUE_LAST,
+    VALUED,
+    WINNER,
+    WITH_LOGPROB,
+    CurveOptions,
+    KlMethod,
+    Sample,
+    extrapolated_ks,
+    gains,
+    gather,
+    sums_by_k,
+)
+from bon_server.evaluate.fits import fit_of_curve
+
+
+def curve(options: CurveOptions) -> dict[str, Any]:
+    """The document of `bon evaluate curve --json`.
+
+    Raises `ConfigError` for options that do not go together and `LogError` when a log cannot be read or has nothing to
+    evaluate.
+    """
+    seen, sample, stopped = gather(options)
+    rows = curve_rows(sample, options, stopped)
+    return {
+        "prompts": sample.requests,
+        "rank_by": options.rank_by,
+        "value": options.value,
+        "sample": "stopped" if stopped else "independent",
+        "reward_models": sorted(seen.reward_models),
+        "merged": options.source.merge,
+        "counts": {
+            "requests": seen.requests,
+            "candidates": seen.candidates,
+            "ranked": sample.ranked,
+            "left_out": dict(sorted((+seen.left_out).items())),
+            "prompts_with_ties": sample.tied,
+            "prompts_tied_for_best": sample.tied_for_best,
+        },
+        "intervals": "95 %, bootstrap over " + ("groups of prompts" if sample.sums.grouped else "prompts"),
+        "warnings": [_STOPPED] if stopped else [],
+        "curve": rows,
+        "fit": None if stopped or options.value is None else _fit(sample, options, rows),
+    }
+
+
+def _fit(sample: Sample, options: CurveOptions, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    kl = np.array([row["kl_nats"] if row["kl_nats"] is not None else np.nan for row in rows[: sample.largest_n]])
+    by_k, with_n_from_k = sums_by_k(sample)
+    return fit_of_curve(kl, by_k[..., VALUE], with_n_from_k[..., VALUED], options.seed)
+
+
+_STOPPED = (
+    "every request ran with a budget or was stopped: rewards decided which candidates there are, so they are no"
+    " independent sample; means are of what was scored, and no KL is valid but the bound log n"
+)
+
+
+def curve_rows(sample: Sample, options: CurveOptions, stopped: bool) -> list[dict[str, Any]]:
+    """One row for each k."""
+    size = sample.largest_n
+    by_k, with_n_from_k = sums_by_k(sample)
+    method = options.kl_method or (KlMethod.EXACT_PLUGIN if sample.tied else KlMethod.BOUND)
+    kl, kl_count = (WINNER, WITH_LOGPROB) if method is KlMethod.WINNER_PROBABILITY else (KL, REQUESTS)
+    above = [
+        by_k[..., REWARD],
+        gains(by_k[..., REWARD], by_k[..., LAST]),
+        by_k[..., VALUE],
+        gains(by_k[..., VALUE], by_k[..., VALUE_LAST]),
+        by_k[..., kl],
+        with_n_from_k[..., TOKENS],
+    ]
+    counted = (REQUESTS, REQUESTS, VALUED, VALUED, kl_count, COUNTED)
+    below = [with_n_from_k[..., count] for count in counted]
+    means, between = ratios(np.concatenate(above, axis=1), np.concatenate(below, axis=1), options.seed)
+    counts = with_n_from_k.sum(axis=0)
+    return [
+        _row(
+            k,
+            counts[k - 1],
+            means.reshape(6, size)[:, k - 1],
+            between.reshape(2, 6, size)[:, :, k - 1],
+            None if stopped else method,
+            options,
+        )
+        for k in range(1, size + 1)
+    ] + _extrapolated(sample, options, stopped)
+
+
+def _row(
+    k: int, counts: Floats, means: Floats, between: Floats, method: KlMethod | None, options: CurveOptions
+) -> dict[str, Any]:
+    reward, gain, value, value_gain, kl, tokens = map(_number, means)
+    row: dict[str, Any] = {
+        "k": k,
+        "prompts": int(counts[REQUESTS]),
+        "reward": reward,
+        "reward_ci": _pair(between[:, 0]),
+        "gain": gain,
+        "gain_ci": _pair(between[:, 1]),
+    }
+    if options.value is not None:
+        row |= {"value": value, "value_ci": _pair(between[:, 2]), "value_prompts": int(counts[VALUED])}
+        row |= {"value_gain": value_gain, "value_gain_ci": _pair(between[:, 3])}
+    if method is None:
+        return row | _NO_KL | {"tokens": None if tokens is None else k * tokens}
+    if method is KlMethod.BOUND:
+        kl = kl_bound(k)
+    return row | {
+        "kl_nats": kl,
+        "kl_ci": _pair(between[:, 4]) if method is not KlMethod.BOUND else None,
+        "kl_bound_nats": kl_bound(k),
+        "kl_method": None if kl is None else method.value,
+        "tokens": None if tokens is None else k * tokens,
+    }
+
+
+_NO_KL = {"kl_nats": None, "kl_ci": None, "kl_bound_nats": None, "kl_method": None}
+
+
+def _extrapolated(sample: Sample, options: CurveOptions, stopped: bool) -> list[dict[str, Any]]:
+    if options.extrapolate is None:
+        return []
+    table = sample.beyond.table
+    below = np.repeat(table[:, :1], table.shape[1] - 1, axis=1)
+    means, between = ratios(table[:, 1:], below, options.seed)
+    return [
+        {
+            "k": k,
+            "prompts": int(below[:, 0].sum()),
+            "reward": float(means[index]),
+            "reward_ci": _pair(between[:, index]),
+            **_NO_KL,
+            "kl_bound_nats": None if stopped else kl_bound(k),
+            "tokens": None,
+            "extrapolated": True,
+        }
+        for index, k in enumerate(extrapolated_ks(options.extrapolate))
+        if k > sample.largest_n
+    ]
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _pair(bounds: Floats) -> list[float] | None:
+    return [float(bound) for bound in bounds] if np.isfinite(bounds).all() else None

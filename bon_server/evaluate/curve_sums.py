@@ -1,0 +1,183 @@
+"""What a curve is made of: sums over requests, gathered in one pass over the logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bon_server.errors import ConfigError, LogError
+from bon_server.estimators.clusters import ClusterSums, Floats
+from bon_server.estimators.kl_best_of_n import kl_exact_plugin, kl_winner_probability_at_k
+from bon_server.estimators.order_statistics import reward_at_k, reward_beyond, weighted
+from bon_server.evaluate.reading import Seen, Source, tables
+from bon_server.evaluate.table import Table, blocks
+
+
+class KlMethod(StrEnum):
+    """How KL(best-of-k || policy) is put in figures."""
+
+    BOUND = "bound"
+    """log k - (k-1)/k: right for rewards without ties."""
+    EXACT_PLUGIN = "exact-plugin"
+    """Exact for the discrete distribution of each request's own rewards; right where rewards take few values."""
+    WINNER_PROBABILITY = "winner-probability"
+    """From the log-probabilities of the winners; right for prompts with few likely answers."""
+
+
+# Columns of sums at each k, side by side. The first ones are kept at k = N only and added up from above when read.
+REQUESTS, TOKENS, COUNTED, LAST, UNTIED, VALUED, VALUE_LAST, WITH_LOGPROB, REWARD, KL, VALUE, WINNER = range(12)
+WIDTH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class CurveOptions:
+    """What is looked at."""
+
+    source: Source
+    rank_by: str = "reward"
+    """What the best is best in: `reward`, a part of it, `length` or `tokens`."""
+    value: str | None = None
+    """Also the mean of this, of the best by rank."""
+    kl_method: KlMethod | None = None
+    """None: `exact-plugin` when rewards are tied anywhere, else `bound`."""
+    drop_truncated: bool = False
+    """Whether candidates cut at max_tokens are left out."""
+    extrapolate: int | None = None
+    """Also k beyond the samples there are, in powers of two up to this; labelled, see `reward_beyond`."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """Sums over requests whose candidates came about in one way."""
+
+    sums: ClusterSums = field(default_factory=lambda: ClusterSums(WIDTH))
+    largest_n: int = 0
+    requests: int = 0
+    ranked: int = 0
+    """Candidates with a rank."""
+    tied: int = 0
+    """Requests in which two candidates have one rank."""
+    tied_for_best: int = 0
+    beyond: ClusterSums = field(default_factory=lambda: ClusterSums(1))
+    """Sums of the extrapolations and, first, their number."""
+
+
+def gather(options: CurveOptions) -> tuple[Seen, Sample, bool]:
+    """Reads the logs. Returns what was seen, the sums to go by, and whether those are of stopped requests.
+
+    Stopped requests are left out, and counted, where there are others.
+    """
+    if options.extrapolate is not None and options.extrapolate < 1:
+        raise ConfigError(f"extrapolate: {options.extrapolate} given; a number from 1 is needed")
+    seen, independent, stopped = Seen(), Sample(), Sample()
+    for table in tables(options.source, _numbers(options), seen):
+        for sample, requests in ((independent, ~table.stopped), (stopped, table.stopped)):
+            if requests.any():
+                _add(sample, table.take(requests), options)
+    if independent.requests:
+        seen.left_out["stopped"] += stopped.requests
+        return seen, independent, False
+    if not stopped.requests:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in seen.left_out.items() if count) or "nothing"
+        raise LogError(f"{options.rank_by}: no candidate has it; {seen.requests} requests read, {left_out} left out")
+    return seen, stopped, True
+
+
+def _numbers(options: CurveOptions) -> Sequence[str]:
+    names = [options.rank_by, "tokens"]
+    if options.value is not None:
+        names.append(options.value)
+    if options.drop_truncated:
+        names.append("truncated")
+    if options.kl_method is KlMethod.WINNER_PROBABILITY:
+        names.append("logprob")
+    return names
+
+
+def _add(sample: Sample, table: Table, options: CurveOptions) -> None:
+    ranks = table.numbers[options.rank_by]
+    usable = np.isfinite(ranks)
+    if options.drop_truncated:
+        usable &= table.numbers["truncated"] != 1.0
+    for requests, candidates in blocks(table, usable):
+        _add_ranks(sample, table.prompt[requests], ranks[candidates], table.numbers["tokens"][candidates], options)
+    if options.value is not None:
+        values = table.numbers[options.value]
+        for requests, candidates in blocks(table, usable & np.isfinite(values)):
+            at_k = reward_at_k(ranks[candidates], values[candidates])
+            last = np.column_stack([np.ones(len(requests)), at_k[:, -1]])
+            _add_figures(sample, table.prompt[requests], VALUE, at_k, VALUED, last)
+    if options.kl_method is KlMethod.WINNER_PROBABILITY:
+        logprobs = table.numbers["logprob"]
+        for requests, candidates in blocks(table, usable & np.isfinite(logprobs)):
+            at_k = kl_winner_probability_at_k(ranks[candidates], logprobs[candidates])
+            _add_figures(sample, table.prompt[requests], WINNER, at_k, WITH_LOGPROB, np.ones((len(requests), 1)))
+
+
+def _add_ranks(
+    sample: Sample, prompt: NDArray[np.uint64], ranks: Floats, tokens: Floats, options: CurveOptions
+) -> None:
+    requests, n = ranks.shape
+    ordered = np.sort(ranks, axis=1)
+    ties = ordered[:, 1:] == ordered[:, :-1]
+    tied = ties.any(axis=1)
+    sample.requests += requests
+    sample.ranked += ranks.size
+    sample.tied += int(tied.sum())
+    sample.tied_for_best += int(ties[:, -1].sum()) if n > 1 else 0
+    at_k = weighted(ordered, np.arange(1, n + 1))
+    mean_tokens = tokens.mean(axis=1)
+    counted = np.isfinite(mean_tokens)
+    at_n = [np.ones(requests), np.where(counted, mean_tokens, 0.0), counted, at_k[:, -1], ~tied]
+    _add_figures(sample, prompt, REWARD, at_k, REQUESTS, np.column_stack(at_n))
+    if options.kl_method in (None, KlMethod.EXACT_PLUGIN) and tied.any():
+        sample.sums.add(prompt[tied], _column(KL, n), kl_exact_plugin(ordered[tied]))
+    if options.extrapolate is not None:
+        ks = extrapolated_ks(options.extrapolate)
+        beyond = np.stack([at_k[:, k - 1] if k <= n else reward_beyond(ordered, k) for k in ks], axis=1)
+        sample.beyond.widen(1 + beyond.shape[1])
+        sample.beyond.add(prompt, slice(0, 1 + beyond.shape[1]), np.column_stack([np.ones(requests), beyond]))
+
+
+def _add_figures(
+    sample: Sample, prompt: NDArray[np.uint64], measure: int, at_k: Floats, first_at_n: int, at_n: Floats
+) -> None:
+    """Adds (m, n) figures at k = 1..n to one column, and (m, w) others to w columns at k = n."""
+    n = at_k.shape[1]
+    sample.largest_n = max(sample.largest_n, n)
+    sample.sums.widen(WIDTH * n)
+    sample.sums.add(prompt, _column(measure, n), at_k)
+    start = (n - 1) * WIDTH + first_at_n
+    sample.sums.add(prompt, slice(start, start + at_n.shape[1]), at_n)
+
+
+def _column(measure: int, last_k: int) -> slice:
+    return slice(measure, (last_k - 1) * WIDTH + measure + 1, WIDTH)
+
+
+def extrapolated_ks(last: int) -> list[int]:
+    """Powers of two up to a number, and the number."""
+    return [1 << power for power in range(last.bit_length()) if 1 << power < last] + [last]
+
+
+def sums_by_k(sample: Sample) -> tuple[Floats, Floats]:
+    """(clusters, K, columns) sums at each k, and sums over that k and all above."""
+    by_k = sample.sums.table[:, : WIDTH * sample.largest_n].reshape(-1, sample.largest_n, WIDTH).copy()
+    for n in np.flatnonzero(by_k[..., UNTIED].any(axis=0)).tolist():
+        by_k[:, : n + 1, KL] += by_k[:, n, UNTIED, None] * kl_exact_plugin(np.arange(n + 1.0))
+    return by_k, np.cumsum(by_k[:, ::-1], axis=1)[:, ::-1]
+
+
+def gains(at_k: Floats, at_n: Floats) -> Floats:
+    """(clusters, K) sums of what the k-th sample adds, over requests with N >= k; 0 for the first.
+
+    at_n: sums at k = N, which are no part of what the next k is compared with.
+    """
+    before = at_k[:, :-1] - at_n[:, :-1]
+    return np.concatenate([np.zeros_like(at_k[:, :1]), at_k[:, 1:] - before], axis=1)

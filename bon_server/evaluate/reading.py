@@ -1,0 +1,191 @@
+"""Logs as a stream of tables, with what must not be mixed kept apart and what is left out counted.
+
+Taken are records of what a policy sampled (kinds `generate` and `import`); scored completions of other origin are left
+out. A request that is in several logs, because a retry met another replica, counts once, by its earliest answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from bon_server.errors import ConfigError, LogError
+from bon_server.evaluate.arrow_columns import RESERVED, number_of, part_names, parts_of, requests_of, spread
+from bon_server.evaluate.repeats import Repeats, repeats_in
+from bon_server.evaluate.table import Table, merged
+from bon_server.log.reader import LogReader, refuse_damage
+from bon_server.types import Kind, Outcome, SelectionReason
+
+_KINDS = (Kind.GENERATE, Kind.IMPORT)
+_STOPPED_REASONS = [SelectionReason.THRESHOLD, SelectionReason.ADAPTIVE, SelectionReason.DEADLINE]
+_STOPPED_OUTCOMES = [Outcome.FAILED, Outcome.CANCELLED]
+_BUDGETS = ("stop_at_reward", "price_per_candidate", "prune_fraction")
+_ALWAYS = ("kind", "outcome", "prompt_hash", "selection_reason", "reward_models")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which logs, and how they are read."""
+
+    logs: tuple[Path, ...]
+    merge: bool = False
+    """Whether requests of one prompt count as one; holds every number of the log in memory."""
+    reward_model: str | None = None
+    """Only rewards of this model count: `ID` or `ID@REVISION`. Needed when a log holds several."""
+    on_records: Callable[[int], None] = lambda records: None
+    """Called with the number of records read so far."""
+    on_damage: Callable[[LogError], None] = refuse_damage
+    """Called with what cannot be read, which is left out when it returns."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was read; complete when the stream has ended."""
+
+    requests: int = 0
+    candidates: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Requests by the reason why they do not take part."""
+    reward_models: set[str] = field(default_factory=set)
+    """`ID@REVISION` of who gave the rewards that take part."""
+    parts: set[str] = field(default_factory=set)
+    """Names of parts of rewards, as far as they were looked for."""
+
+
+def tables(source: Source, numbers: Sequence[str], seen: Seen, columns: Sequence[str] = ()) -> Iterator[Table]:
+    """The requests of the logs, batch by batch, or all at once where requests are merged.
+
+    Args:
+        numbers: which numbers of candidates, see `arrow_columns`.
+        columns: which columns of requests, as the log names them; merged requests have none.
+
+    Raises:
+        ConfigError: no log, or one twice.
+        LogError: a log cannot be read, rewards are of different reward models, or no candidate has a number of
+            that name.
+    """
+    if not source.logs:
+        raise ConfigError("log: none given; at least one folder is needed")
+    if len({log.resolve() for log in source.logs}) < len(source.logs):
+        raise ConfigError(f"log: {', '.join(map(str, source.logs))} given; each folder may be named once")
+    streamed = _stream(source, tuple(dict.fromkeys(numbers)), seen, tuple(columns))
+    if not source.merge:
+        yield from streamed
+    else:
+        whole = list(streamed)
+        for stopped in (False, True):
+            some = [table.take(table.stopped == stopped) for table in whole if (table.stopped == stopped).any()]
+            if some:
+                yield merged(some)
+
+
+def _stream(source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple[str, ...]) -> Iterator[Table]:
+    found = dict.fromkeys(numbers, False)
+    with ExitStack() as stack:
+        readers = [stack.enter_context(LogReader(log, source.on_damage)) for log in source.logs]
+        repeats = repeats_in(readers) if sum(len(reader.writers) for reader in readers) > 1 else None
+        for reader in readers:
+            for batch in reader.batches(_columns(numbers, columns, repeats)):
+                seen.requests += batch.num_rows
+                source.on_records(seen.requests)
+                kept = _kept(batch, source, seen, repeats)
+                if kept.num_rows:
+                    yield _table(kept, found, columns, seen)
+    missing = [name for name, there in found.items() if not there and name not in RESERVED]
+    if missing and seen.candidates:
+        there = ", ".join(sorted(seen.parts)) or "none"
+        raise LogError(f"{missing[0]}: no candidate has a part of its reward of that name; there are: {there}")
+
+
+def _columns(numbers: tuple[str, ...], columns: tuple[str, ...], repeats: Repeats | None) -> list[str]:
+    of_candidates = [part for name in (*numbers, "reward") for part in parts_of(name)]
+    budget = [f"budget.{name}" for name in _BUDGETS]
+    logged = ["content_logged"] if {"length", "duplicate"} & set(numbers) else []
+    retried = ["request_id", "principal", "created_at"] if repeats is not None else []
+    return sorted({*_ALWAYS, *budget, *of_candidates, *logged, *retried, *columns})
+
+
+def _kept(batch: Any, source: Source, seen: Seen, repeats: Repeats | None) -> Any:
+    """The requests that take part."""
+    kinds = batch.column("kind")
+    right = pc.is_in(kinds, pa.array([str(kind) for kind in _KINDS]))
+    for kind in kinds.filter(pc.invert(right)).to_pylist():
+        seen.left_out[f"kind_{kind}"] += 1
+    batch = _where(batch, right)
+    if repeats is not None:
+        first = repeats.keeps(batch)
+        seen.left_out["repeated_request"] += len(first) - int(first.sum())
+        batch = _where(batch, pa.array(first))
+    return _of_one_reward_model(batch, source, seen)
+
+
+def _of_one_reward_model(batch: Any, source: Source, seen: Seen) -> Any:
+    loose, exact = _model_names(batch.column("reward_models"))
+    if source.reward_model is not None:
+        wanted = pc.or_(pc.equal(loose, source.reward_model), pc.equal(exact, source.reward_model))
+        others = pc.sum(pc.invert(wanted)).as_py() or 0
+        seen.left_out["other_reward_model"] += others
+        batch, exact = _where(batch, wanted), exact.filter(wanted)
+    scored = np.zeros(batch.num_rows, dtype=np.bool_)
+    scored[requests_of(batch)[np.isfinite(number_of(batch, "reward"))]] = True
+    seen.reward_models.update(pc.unique(exact.filter(pa.array(scored, pa.bool_()))).to_pylist())
+    if len(seen.reward_models) > 1:
+        names = " and ".join(name or "(not named)" for name in sorted(seen.reward_models))
+        raise LogError(
+            f"rewards of different reward models cannot be compared: {names};"
+            " choose one with --reward-model, or rescore the log"
+        )
+    return batch
+
+
+def _model_names(models: Any) -> tuple[Any, Any]:
+    """(m,) ids joined by +, and the same with revisions: as `log.reward_models` names them."""
+    flat = models.flatten()
+    ids, revisions = pc.fill_null(flat.field("id"), ""), pc.fill_null(flat.field("revision"), "")
+    exact = pc.if_else(pc.equal(revisions, ""), ids, pc.binary_join_element_wise(ids, revisions, "@"))
+    offsets = np.concatenate([[0], np.cumsum(pc.fill_null(models.value_lengths(), 0).to_numpy(zero_copy_only=False))])
+    return tuple(
+        pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names), "+") for names in (ids, exact)
+    )
+
+
+def _table(batch: Any, found: dict[str, bool], columns: tuple[str, ...], seen: Seen) -> Table:
+    request = requests_of(batch)
+    seen.candidates += len(request)
+    numbers = {name: number_of(batch, name) for name in found}
+    for name, values in numbers.items():
+        found[name] = found[name] or bool(np.isfinite(values).any())
+        if not found[name] and name not in RESERVED:
+            seen.parts.update(part_names(batch))
+    return Table(
+        prompt=spread(batch.column("prompt_hash")),
+        stopped=_stopped(batch),
+        request=request,
+        numbers=numbers,
+        columns={name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns},
+    )
+
+
+def _stopped(batch: Any) -> NDArray[np.bool_]:
+    """(m,) whether a budget, a deadline, a caller or a failure decided which candidates there are."""
+    reasons = pa.array([str(reason) for reason in _STOPPED_REASONS])
+    outcomes = pa.array([str(outcome) for outcome in _STOPPED_OUTCOMES])
+    stopped = pc.or_(pc.is_in(batch.column("selection_reason"), reasons), pc.is_in(batch.column("outcome"), outcomes))
+    budget = batch.column("budget")
+    for name in _BUDGETS:
+        given = pc.and_(budget.is_valid(), budget.field(name).is_valid())
+        stopped = pc.or_(stopped, given)
+    return np.asarray(stopped.to_numpy(zero_copy_only=False), dtype=np.bool_)
+
+
+def _where(batch: Any, mask: Any) -> Any:
+    return batch if pc.all(mask, min_count=0).as_py() else batch.filter(pc.fill_null(mask, False))

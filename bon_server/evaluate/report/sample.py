@@ -1,0 +1,110 @@
+"""Some requests of a log with their texts: the same ones whenever the log is read, however large it is.
+
+Chosen by a digest of their id, which is as good as drawing them at random and needs no second look at the others.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from hashlib import blake2b
+
+import msgspec
+
+from bon_server.evaluate.reading import Source
+from bon_server.log.reader import LogReader, Where
+from bon_server.log.reward_models import reward_model_names
+from bon_server.log.where import Ordinals
+from bon_server.types import FinishReason, Kind, ModelRef, PolicyRef, Sampling
+
+SAMPLED_REQUESTS = 1_000
+
+
+class SampledCandidate(msgspec.Struct):
+    """A candidate, as far as the report shows it."""
+
+    index: int
+    text: str = ""
+    reward: float | None = None
+    rewards: dict[str, float] = {}
+    finish_reason: FinishReason | None = None
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str
+
+
+class SampledRequest(msgspec.Struct):
+    """A request, as far as the report shows it."""
+
+    request_id: str
+    kind: Kind
+    created_at: datetime
+    candidates: list[SampledCandidate]
+    principal: str = ""
+    prompt_text: str | None = None
+    prompt_messages: list[_Message] | None = None
+    policy: PolicyRef | None = None
+    reward_models: tuple[ModelRef, ...] = ()
+    sampling: Sampling | None = None
+    content_logged: bool = True
+
+    @property
+    def prompt(self) -> str:
+        """The prompt in one text, the role before each message but a single user's."""
+        if self.prompt_text is not None:
+            return self.prompt_text
+        messages = self.prompt_messages or []
+        if len(messages) == 1 and messages[0].role == "user":
+            return messages[0].content
+        return "\n\n".join(f"[{message.role}] {message.content}" for message in messages) or "(token ids)"
+
+    @property
+    def scored(self) -> list[SampledCandidate]:
+        """Candidates with a reward, the best first; of equals the lowest index."""
+        scored = [candidate for candidate in self.candidates if candidate.reward is not None]
+        return sorted(scored, key=lambda candidate: (-(candidate.reward or 0.0), candidate.index))
+
+
+def sample_requests(source: Source, most: int = SAMPLED_REQUESTS) -> list[SampledRequest]:
+    """At most so many requests with at least two scored candidates, in an order that says nothing of them."""
+    with ExitStack() as stack:
+        readers = [stack.enter_context(LogReader(log, source.on_damage)) for log in source.logs]
+        chosen = heapq.nsmallest(most, _places(readers))
+        requests = sorted(_read(readers, chosen), key=lambda request: _digest(request.principal, request.request_id))
+    return [request for request in requests if len(request.scored) > 1 and _is_wanted(request, source)]
+
+
+def _places(readers: Sequence[LogReader]) -> Iterator[tuple[int, int, int]]:
+    """Digest of the id, log and ordinal of every request of a policy."""
+    for number, reader in enumerate(readers):
+        for batch in reader.batches(["request_id", "principal", "ordinal", "kind"]):
+            columns = (batch.column(name).to_pylist() for name in ("kind", "principal", "request_id", "ordinal"))
+            for kind, principal, request_id, ordinal in zip(*columns, strict=True):
+                if kind != Kind.SCORE:
+                    yield _digest(principal or "", request_id), number, ordinal
+
+
+def _read(readers: Sequence[LogReader], chosen: Sequence[tuple[int, int, int]]) -> Iterator[SampledRequest]:
+    ordinals: dict[int, set[int]] = defaultdict(set)
+    for _, number, ordinal in chosen:
+        ordinals[number].add(ordinal)
+    digests = {digest for digest, _, _ in chosen}
+    for number, reader in enumerate(readers):
+        for _, request in reader.fields(SampledRequest, Where(ordinals=Ordinals(ordinals[number]))):
+            digest = _digest(request.principal, request.request_id)
+            if digest in digests:  # a request in two logs comes once
+                digests.discard(digest)
+                yield request
+
+
+def _digest(principal: str, request_id: str) -> int:
+    return int.from_bytes(blake2b(f"{principal}\0{request_id}".encode(), digest_size=8).digest())
+
+
+def _is_wanted(request: SampledRequest, source: Source) -> bool:
+    return source.reward_model is None or source.reward_model in reward_model_names(request.reward_models)

@@ -1,0 +1,103 @@
+"""Sums over prompts stay exact when prompts are grouped, and intervals cover the truth as often as they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bon_server.estimators import ClusterSums, bootstrap_totals, interval, reward_at_k
+from bon_server.estimators.clusters import EXACT_CLUSTERS, GROUPS, figures
+
+
+def keys(count: int, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    return np.random.default_rng(seed).integers(0, 1 << 63, size=count, dtype=np.uint64)
+
+
+def test_a_prompt_has_one_row_however_often_it_comes() -> None:
+    sums = ClusterSums(2)
+    some = keys(100)
+    for _ in range(3):
+        sums.add(some, slice(0, 2), np.ones((100, 2)))
+    assert sums.table.shape == (100, 2)
+    assert (sums.table == 3).all()
+
+
+def test_many_prompts_are_grouped_and_totals_stay() -> None:
+    random = np.random.default_rng(3)
+    sums = ClusterSums(1)
+    totals = np.zeros(3)
+    for batch in range(6):
+        clusters = keys(3_000, seed=batch)
+        numbers = random.normal(size=(3_000, 3))
+        sums.widen(1 if batch < 2 else 3)
+        wide = numbers[:, : 1 if batch < 2 else 3]
+        sums.add(clusters, slice(0, wide.shape[1]), wide)
+        totals[: wide.shape[1]] += wide.sum(axis=0)
+    assert sums.grouped
+    assert sums.table.shape == (GROUPS, 3)
+    assert sums.table.sum(axis=0) == pytest.approx(totals)
+
+
+def test_a_grouped_prompt_stays_in_its_group() -> None:
+    sums = ClusterSums(1)
+    many = keys(EXACT_CLUSTERS + 1)
+    sums.add(many[:5_000], slice(0, 1), np.ones((5_000, 1)))
+    sums.add(many[5_000:], slice(0, 1), np.ones((len(many) - 5_000, 1)))
+    sums.add(many, slice(0, 1), -np.ones((len(many), 1)))
+    assert (sums.table == 0).all()
+
+
+def test_groups_of_prompts_give_the_interval_that_prompts_give() -> None:
+    random = np.random.default_rng(4)
+    values = random.normal(size=12_000)
+    whole, grouped = np.stack([values, np.ones(12_000)], axis=1), ClusterSums(2)
+    grouped.add(keys(12_000), slice(0, 2), whole)
+    exact = _mean_interval(whole)
+    assert np.diff(_mean_interval(grouped.table)) == pytest.approx(np.diff(exact), rel=0.1)
+    assert np.diff(exact) == pytest.approx(2 * 1.96 / np.sqrt(12_000), rel=0.06)
+
+
+def _mean_interval(table: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> list[float]:
+    _, between = figures(table, lambda totals: totals[:, :1] / totals[:, 1:])
+    return [float(bound) for bound in between[:, 0]]
+
+
+def test_columns_of_a_resample_come_from_the_same_prompts() -> None:
+    values = np.random.default_rng(5).normal(size=40)
+    replicates = bootstrap_totals(np.stack([values, values + 1], axis=1), 500)
+    assert replicates[:, 1] - replicates[:, 0] == pytest.approx(np.full(500, 40.0))
+
+
+def test_one_prompt_has_no_interval() -> None:
+    assert np.isnan(interval(bootstrap_totals(np.ones((1, 1))), 1)).all()
+
+
+@pytest.mark.parametrize(("prompts", "binary"), [(30, False), (60, True), (200, True)])
+def test_intervals_of_reward_at_k_cover_the_truth(prompts: int, binary: bool) -> None:
+    """1,000 data sets with known truth: 95 % nominal, 93 to 97 % asked for.
+
+    At a true coverage of 95 % a data set falls outside with binomial standard error .7 points: a false alarm has
+    probability .004. The seed is fixed, so there is none.
+    """
+    random = np.random.default_rng(6)
+    covered = 0
+    for _ in range(1_000):
+        chance = random.beta(1, 2, size=(prompts, 1))
+        gold = (random.random((prompts, 8)) < chance).astype(float)
+        proxy = gold + random.normal(size=gold.shape)
+        at_k = reward_at_k(proxy, gold if binary else None, [4])
+        low, high = interval(bootstrap_totals(at_k, 500, seed=int(random.integers(1 << 30))), prompts)[:, 0] / prompts
+        covered += low <= (TRUTH_GOLD if binary else TRUTH_PROXY) <= high
+    assert 0.93 <= covered / 1_000 <= 0.97
+
+
+def _truth() -> tuple[float, float]:
+    random = np.random.default_rng(7)
+    gold = (random.random((400_000, 4)) < random.beta(1, 2, size=(400_000, 1))).astype(float)
+    proxy = gold + random.normal(size=gold.shape)
+    best = proxy.argmax(axis=1)
+    rows = np.arange(len(gold))
+    return float(gold[rows, best].mean()), float(proxy[rows, best].mean())
+
+
+TRUTH_GOLD, TRUTH_PROXY = _truth()
