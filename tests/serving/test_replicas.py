@@ -18,6 +18,7 @@ from bon.v1 import bon_pb2 as pb
 
 from bon_server.log.reader import LogReader
 from bon_server.log.verify import verify
+from bon_server.offline.options import Filters
 from bon_server.offline.select import SelectOptions, select
 from bon_server.selection import OfflineRule
 from tests.waiting import until
@@ -99,7 +100,8 @@ async def test_one_of_two_is_killed_and_every_request_is_answered_and_counted_on
     counts = published(tmp_path / "table")
     assert set(counts) == {f"r{number}" for number in range(REQUESTS)}
     assert counts["r7"] == 2, "idempotency is each replica's own"
-    options = SelectOptions((tmp_path / "table",), OfflineRule.BEST_PER_PROMPT, tmp_path / "out", keep_truncated=True)
+    everything = Filters(keep_truncated=True)
+    options = SelectOptions((tmp_path / "table",), OfflineRule.BEST_PER_PROMPT, tmp_path / "out", filters=everything)
     manifest = select(options)
     assert manifest["counts"]["selected"] == manifest["counts"]["prompts"] == REQUESTS
     assert manifest["counts"]["eligible"] == REQUESTS * N
