@@ -166,8 +166,9 @@ async def _repetition(runs: dict[str, Runs], questions: Sequence[Question]) -> d
     for turn, question in enumerate(questions):
         texts = await runs[names[0]].sample(question)
         for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
-            passes[name].append(await _one(runs[name], question, texts, overlapped_first=turn % 2 == 0))
-        print(f"{question.seed}: done", file=sys.stderr, flush=True)  # noqa: T201
+            one = await _one(runs[name], question, texts, overlapped_first=turn % 2 == 0)
+            passes[name].append(one)
+            print(f"{question.seed} {name}: {one}", file=sys.stderr, flush=True)  # noqa: T201
     first = passes[names[0]]
     return {name: _figures(each, first) for name, each in passes.items()}
 

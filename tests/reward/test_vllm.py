@@ -19,6 +19,7 @@ import pytest_asyncio
 import torch
 from bon.v1 import bon_pb2 as pb
 from bon.v1.bon_pb2_grpc import BestOfNServiceStub
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import REGISTRY
 from transformers import AutoModelForSequenceClassification
 
@@ -33,7 +34,7 @@ from bon_server.serving.models import RunningReward
 from bon_server.serving.server import Server
 from bon_server.types import CandidateStatus, Message, Prompt, Score
 from tests.conftest import synthetic_config
-from tests.serving.running import Running, question, refusal
+from tests.serving.running import question, refusal
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -201,7 +202,9 @@ async def check_death(server: Server, engine_pid: int) -> None:
         await until(lambda: server.broken is not None)
         assert "reward model" in str(server.broken)
         await asyncio.sleep(2 * FOLLOW_S)
-        assert await Running(server, channel, Path()).health() == "NOT_SERVING"
+        stub_of_health: Any = health_pb2_grpc.HealthStub(channel)
+        status = await stub_of_health.Check(health_pb2.HealthCheckRequest())
+        assert status.status == health_pb2.HealthCheckResponse.NOT_SERVING
     with pytest.raises(Unavailable, match="died"):
         await server.reward_model.score(CHAT, "a", {})
 
