@@ -76,8 +76,7 @@ class SharedGrammars(GuidanceBackend):  # type: ignore[misc]
         return matcher.deep_copy()
 
     def _forget(self, grammar: str) -> None:
-        with self._one_at_a_time:
-            self._compiled.pop(grammar, None)
+        self._compiled.pop(grammar, None)  # without the lock: the engine's own thread must not wait for a compilation
 
 
 def use_shared_grammars() -> None:
