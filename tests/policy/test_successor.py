@@ -67,6 +67,11 @@ def take_weights_away(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
 
 
+def take_tokenizer_away(directory: Path) -> None:
+    for path in directory.glob("token*"):
+        path.unlink()
+
+
 def cut(directory: Path) -> None:
     whole = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(whole[:-1000])
@@ -102,7 +107,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (take_weights_away, "no weights"),
     "truncated": (cut, "damaged"),
     "half written": (name_a_missing_file, "model-2.safetensors is missing"),
-    "no tokenizer": (lambda directory: [path.unlink() for path in directory.glob("token*")], "tokenizer"),
+    "no tokenizer": (take_tokenizer_away, "tokenizer"),
     "another template": (change_template, "chat template"),
     "another architecture": (change_config, "rms_norm_eps"),
     "another shape": (change_shape, r"\[65\]"),
