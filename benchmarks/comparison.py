@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean, median
+from statistics import mean, median, stdev
+
+from scipy.special import stdtrit
 
 from benchmarks.load import Pass
 
@@ -50,9 +52,25 @@ def figures(passes: Sequence[Pass]) -> dict[str, float | Spread]:
     }
 
 
-def tokens_difference(passes: Passes) -> float:
-    """Largest relative difference between two stacks' sampled tokens, at the same concurrency."""
+def reward_difference(ours: Sequence[Pass], theirs: Sequence[Pass]) -> dict[str, float | list[float]]:
+    """Mean of our answers' rewards less theirs, question by question, with its 95 % interval (Student's t)."""
+    pairs = [
+        (a, b)
+        for one, other in zip(ours, theirs, strict=True)
+        for a, b in zip(one.rewards, other.rewards, strict=True)
+        if a is not None and b is not None
+    ]
+    differences = [a - b for a, b in pairs]
+    half = float(stdtrit(len(differences) - 1, 0.975)) * stdev(differences) / len(differences) ** 0.5
+    middle = mean(differences)
+    return {"value": round(middle, 4), "ci95": [round(middle - half, 4), round(middle + half, 4)]}
+
+
+def tokens_difference(passes: Passes, left_out: str) -> float:
+    """Largest relative difference between two stacks' sampled tokens, at the same concurrency; one stack left out."""
     totals: dict[int, list[int]] = {}
-    for (_, concurrency), repeated in passes.items():
+    for (name, concurrency), repeated in passes.items():
+        if name == left_out:
+            continue
         totals.setdefault(concurrency, []).append(sum(one.tokens for one in repeated))
     return round(max((max(each) - min(each)) / min(each) for each in totals.values()), 4)

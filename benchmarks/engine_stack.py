@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
+from benchmarks.load import Asked
 from benchmarks.models import Models
 from benchmarks.workload import Question, Sampling
 from bon_server.config import PolicyConfig
@@ -45,14 +46,14 @@ class EngineStack:
         """Several stacks share this engine, and none may profit from prompts that another computed."""
         await self._engine.reset_prefix_cache()
 
-    async def ask(self, question: Question) -> int:
+    async def ask(self, question: Question) -> Asked:
         """Samples all candidates."""
         encoded = await self._encoder.encode(Prompt(messages=(Message("user", question.prompt),)))
         each = self._sampling.n // self._requests
         samples = (
             self._sample(encoded.token_ids, question.seed + first, each) for first in range(0, self._sampling.n, each)
         )
-        return sum(await asyncio.gather(*samples))
+        return Asked(sum(await asyncio.gather(*samples)))
 
     async def _sample(self, token_ids: Sequence[int], seed: int, n: int) -> int:
         from vllm.inputs import tokens_input

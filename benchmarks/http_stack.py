@@ -17,6 +17,7 @@ import aiohttp
 
 from benchmarks import reward_process
 from benchmarks.child_process import free_port, running
+from benchmarks.load import Asked
 from benchmarks.models import Models
 from benchmarks.workload import Question, Sampling
 from bon_server.config import PolicyConfig
@@ -47,7 +48,7 @@ class HttpStack:
     async def prepare(self) -> None:
         """Nothing to do."""
 
-    async def ask(self, question: Question) -> int:
+    async def ask(self, question: Question) -> Asked:
         """Samples, scores, chooses, one after the other."""
         body = {
             "model": MODEL_NAME,
@@ -68,7 +69,7 @@ class HttpStack:
         best = max(range(len(rewards)), key=rewards.__getitem__)
         if len(texts) != self._sampling.n or best >= len(texts):
             raise RuntimeError(f"{len(texts)} of {self._sampling.n} completions came back: {question.prompt!r}")
-        return int(sampled["usage"]["completion_tokens"])
+        return Asked(int(sampled["usage"]["completion_tokens"]), rewards[best])
 
     async def rewards(self, question: Question, completions: list[str]) -> list[float]:
         """What the reward process says."""

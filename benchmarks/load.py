@@ -22,8 +22,18 @@ class Stack(Protocol):
     async def prepare(self) -> None:
         """Called before each pass, outside the measured time."""
 
-    async def ask(self, question: Question) -> int:
-        """Answers once and returns how many tokens were sampled for it."""
+    async def ask(self, question: Question) -> Asked:
+        """Answers once."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What came of one question."""
+
+    tokens: int
+    """Sampled for it, over all candidates."""
+    reward: float | None = None
+    """Of the answer; None: the stack does not score."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Pass:
     """From the first question sent to the last answer received."""
     tokens: int
     """Sampled, over all candidates of all questions."""
+    rewards: tuple[float | None, ...]
+    """(questions,) of the answers."""
     request_seconds: tuple[float, ...]
     """(questions,) each from sending to answer."""
 
@@ -51,18 +63,21 @@ class Pass:
 async def drive(stack: Stack, questions: Sequence[Question], concurrency: int) -> Pass:
     """Asks all questions in order with `concurrency` in flight. An error of the stack ends the benchmark."""
     await stack.prepare()
-    waiting = iter(questions)
-    tokens: list[int] = []
+    waiting = iter(enumerate(questions))
+    answers: dict[int, Asked] = {}
     request_seconds: list[float] = []
 
     async def caller() -> None:
-        for question in waiting:
+        for index, question in waiting:
             began = time.perf_counter()
-            tokens.append(await stack.ask(question))
+            answers[index] = await stack.ask(question)
             request_seconds.append(time.perf_counter() - began)
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as callers:
         for _ in range(concurrency):
             callers.create_task(caller())
-    return Pass(time.perf_counter() - began, sum(tokens), tuple(request_seconds))
+    seconds = time.perf_counter() - began
+    in_order = [answers[index] for index in range(len(questions))]
+    rewards = tuple(answer.reward for answer in in_order)
+    return Pass(seconds, sum(answer.tokens for answer in in_order), rewards, tuple(request_seconds))

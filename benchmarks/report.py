@@ -4,6 +4,9 @@ Headline keys, each the median over paired repetitions; `null` for what was not 
 
 - `best_of_n_time_ratio` {concurrency: x}: wall time, server ÷ bare engine (the faster form of it).
 - `answers_rate_ratio`: answers a second at concurrency 8, server ÷ vLLM's HTTP server with a reward process and argmax.
+- `answers_rate_ratio_early_stop`: the same for requests that may stop early, with the settings that `early_stopping.py`
+  chose; null unless their answers' mean reward is as good as that of the HTTP stack's (the interval of the paired
+  difference includes 0 or lies above).
 - `synthetic_rate_ratio`: calls a second with models that take no time, server ÷ bare gRPC echo of the same bytes.
 
 `details` has minimum and maximum too, and the same ratios per sampled token, which luck in lengths does not touch.
@@ -22,6 +25,7 @@ from benchmarks.comparison import (
     fastest,
     figures,
     ratio,
+    reward_difference,
     seconds,
     seconds_per_token,
     spread,
@@ -34,19 +38,20 @@ from benchmarks.synthetic_rate import SyntheticRates
 BASELINES = ("engine_separate", "engine_n")
 RATE_CONCURRENCY = 8
 """At which `answers_rate_ratio` is stated."""
+EARLY = "server_early_stop"
 TOKENS_DIFFERENCE_LIMIT = 0.03
 QUIET_LIMIT_PERCENT = 10.0
 LATER = {
-    "answers_rate_ratio_early_stop": "this version of the benchmark does not ask with a budget",
     "overlap_time_ratio": "this version of the benchmark has no reward model of the policy's size",
     "score_tail_share": "this version of the benchmark has no reward model of the policy's size",
-    "tokens_saved_at_equal_reward": "this version of the benchmark does not ask with a budget",
+    "tokens_saved_at_equal_reward": "see early_stopping.py, which measures it on more questions",
 }
 
 
 def report(at_start: Quiet, stacks: SideBySide | None, rates: SyntheticRates | None) -> dict[str, Any]:
     """Everything that was measured."""
-    headline: dict[str, Any] = {"best_of_n_time_ratio": None, "answers_rate_ratio": None, "synthetic_rate_ratio": None}
+    headline: dict[str, Any] = {"best_of_n_time_ratio": None, "answers_rate_ratio": None}
+    headline |= {"answers_rate_ratio_early_stop": None, "synthetic_rate_ratio": None}
     details: dict[str, Any] = {}
     if stacks is not None:
         _add_stacks(headline, details, stacks)
@@ -75,6 +80,12 @@ def _add_stacks(headline: dict[str, Any], details: dict[str, Any], stacks: SideB
         against_http = {c: _against_http(passes, c) for c in stacks.concurrencies}
         details["server_over_http"] = _by_concurrency(against_http)
         headline["answers_rate_ratio"] = against_http[RATE_CONCURRENCY]["answers_rate_ratio"]["median"]
+    if {EARLY, "http"} <= measured:
+        early = {c: _early_against_http(passes, c) for c in stacks.concurrencies}
+        details["server_early_stop_over_http"] = _by_concurrency(early)
+        chosen = early[RATE_CONCURRENCY]
+        if chosen["reward_difference"]["ci95"][1] >= 0:
+            headline["answers_rate_ratio_early_stop"] = chosen["answers_rate_ratio"]["median"]
 
 
 def _against_engine(passes: Passes, concurrency: int) -> dict[str, Any]:
@@ -95,6 +106,15 @@ def _against_http(passes: Passes, concurrency: int) -> dict[str, Spread]:
     return {
         "answers_rate_ratio": ratio(theirs, ours, seconds),
         "tokens_rate_ratio": ratio(theirs, ours, seconds_per_token),
+    }
+
+
+def _early_against_http(passes: Passes, concurrency: int) -> dict[str, Any]:
+    ours, theirs = passes[EARLY, concurrency], passes["http", concurrency]
+    return {
+        "answers_rate_ratio": ratio(theirs, ours, seconds),
+        "tokens_ratio": ratio(ours, theirs, lambda one: one.tokens),
+        "reward_difference": reward_difference(ours, theirs),
     }
 
 
@@ -121,7 +141,7 @@ def _synthetic(rates: SyntheticRates) -> dict[str, Any]:
 
 def _checks(stacks: SideBySide) -> dict[str, Any]:
     return {
-        "tokens_difference": tokens_difference(stacks.passes),
+        "tokens_difference": tokens_difference(stacks.passes, left_out=EARLY),
         "idle_before": stacks.before.as_json(),
         "idle_after": stacks.after.as_json(),
         "reward_difference": stacks.reward_difference,
@@ -130,10 +150,10 @@ def _checks(stacks: SideBySide) -> dict[str, Any]:
 
 def _notes(headline: dict[str, Any], at_start: Quiet, stacks: SideBySide | None) -> list[str]:
     notes = [f"{key}: {reason}" for key, reason in LATER.items()]
-    notes += [f"{key}: not among the --parts" for key, value in headline.items() if value is None]
+    notes += [f"{key}: not among the --parts, or see details" for key, value in headline.items() if value is None]
     if stacks is None:
         return notes + _disturbances([at_start])
-    if tokens_difference(stacks.passes) > TOKENS_DIFFERENCE_LIMIT:
+    if tokens_difference(stacks.passes, left_out=EARLY) > TOKENS_DIFFERENCE_LIMIT:
         notes.append("the stacks sampled different numbers of tokens: read the ratios per token in details")
     return notes + _disturbances([at_start, stacks.before, stacks.after])
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import bon
 from bon.v1 import bon_pb2 as pb
 
+from benchmarks.early_stopping_arms import ARMS, CHOSEN
+from benchmarks.load import Asked
 from benchmarks.models import Models
 from benchmarks.workload import Question, Sampling
 from bon_server.demo.server_process import serving
@@ -20,21 +23,24 @@ TIMEOUT_S = 600.0
 class ServerStack:
     """A running `bon serve` with its client."""
 
-    name = "server"
-
-    def __init__(self, client: bon.AsyncClient, sampling: Sampling) -> None:
+    def __init__(
+        self, name: str, client: bon.AsyncClient, sampling: Sampling, budget: Mapping[str, Any] | None = None
+    ) -> None:
+        """budget: options of a request that may stop early, in place of `sampling.n` candidates."""
+        self.name = name
         self._client = client
         self._sampling = sampling
+        self._budget = budget
 
     async def prepare(self) -> None:
         """Nothing to do."""
 
-    async def ask(self, question: Question) -> int:
+    async def ask(self, question: Question) -> Asked:
         """The winner alone comes back; all candidates are in the log by then."""
         answer = await self._client.send(self._request(question), timeout=TIMEOUT_S)
-        if answer.partial or answer.n_scored != self._sampling.n:
+        if self._budget is None and answer.n_scored != self._sampling.n:
             raise RuntimeError(f"{answer.n_scored} of {self._sampling.n} candidates were scored: {question.prompt!r}")
-        return answer.usage.completion_tokens
+        return Asked(answer.usage.completion_tokens, answer.best.reward)
 
     async def scored(self, question: Question) -> tuple[list[str], list[float]]:
         """Texts and rewards of all candidates."""
@@ -46,7 +52,7 @@ class ServerStack:
     def _request(self, question: Question) -> pb.GenerateRequest:
         return bon.generate_request(
             question.prompt,
-            n=self._sampling.n,
+            **(self._budget or {"n": self._sampling.n}),
             temperature=self._sampling.temperature,
             max_tokens=self._sampling.max_tokens,
             seed=question.seed,
@@ -54,8 +60,8 @@ class ServerStack:
 
 
 @asynccontextmanager
-async def whole_server(models: Models, sampling: Sampling, folder: Path) -> AsyncIterator[ServerStack]:
-    """Starts server and client. `folder` gets the log and the server's output."""
+async def whole_server(models: Models, sampling: Sampling, folder: Path) -> AsyncIterator[list[ServerStack]]:
+    """Starts server and client; yields the two ways to ask it. `folder` gets the log and the server's output."""
     arguments = ["--policy", models.policy, "--reward", models.reward, "--log", str(folder / "log")]
     arguments += [
         "--set",
@@ -64,7 +70,11 @@ async def whole_server(models: Models, sampling: Sampling, folder: Path) -> Asyn
         f"policy.gpu_memory_share={models.gpu_memory_share}",
     ]
     async with bon_serve(arguments, folder) as address, bon.AsyncClient(address) as client:
-        yield ServerStack(client, sampling)
+        early = next(arm.options for arm in ARMS if arm.name == CHOSEN)
+        yield [
+            ServerStack("server", client, sampling),
+            ServerStack("server_early_stop", client, sampling, early),
+        ]
 
 
 @asynccontextmanager

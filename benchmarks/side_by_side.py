@@ -57,7 +57,7 @@ async def _start(
         stacks += await started.enter_async_context(bare_engine(models, sampling))
     if "server" in parts:
         _say("starting bon serve")
-        stacks.append(await started.enter_async_context(whole_server(models, sampling, folder)))
+        stacks += await started.enter_async_context(whole_server(models, sampling, folder))
     if "http" in parts:
         _say("starting vllm serve and the reward process")
         stacks.append(await started.enter_async_context(http_stack(models, sampling, folder)))

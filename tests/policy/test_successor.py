@@ -68,8 +68,8 @@ def take_weights_away(directory: Path) -> None:
 
 
 def take_tokenizer_away(directory: Path) -> None:
-    for file in directory.glob("token*"):
-        file.unlink()
+    for path in directory.glob("token*"):
+        path.unlink()
 
 
 def cut(directory: Path) -> None:
