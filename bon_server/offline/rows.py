@@ -57,7 +57,11 @@ LINE = ("form", "line_writer", "line_ordinal", "line_index")
 
 def sort_by(rows: Rows, *names: str) -> Rows:
     """The rows sorted by these fields, the first one first."""
-    ordered: Rows = rows[np.lexsort([rows[name] for name in reversed(names)])]
+    first = rows[names[0]]
+    order = np.argsort(first, kind="stable")
+    if (first[order[1:]] == first[order[:-1]]).any():  # keys of prompts mostly differ in the first field already
+        order = np.lexsort([rows[name] for name in reversed(names)])
+    ordered: Rows = rows[order]
     return ordered
 
 

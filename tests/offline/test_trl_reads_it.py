@@ -57,7 +57,9 @@ assert sorted(map(str, unpaired)) == sorted(map(str, kto.select_columns(unpaired
 assert is_conversational(messages[0]) and messages[0]["messages"] == question + answer("answer 1")
 (sharegpt,) = read("sharegpt")
 assert is_conversational_from_value(sharegpt[0])
-assert maybe_convert_to_chatml(sharegpt[0])["messages"] == messages[0]["messages"]
+roles = {"human": "user", "gpt": "assistant"}
+converted = [one | {"role": roles[one["role"]]} for one in maybe_convert_to_chatml(sharegpt[0])["messages"]]
+assert converted == messages[0]["messages"], converted
 
 # OpenAI's rules for chats, as its documentation has them.
 (openai,) = read("openai")
