@@ -36,9 +36,9 @@ ARMS = [
         "both",
         {
             "n": 40,
-            "stop_at_reward": 0.6,
+            "stop_at_reward": 0.5,
             "price_per_candidate": 0.0,
-            "prune_fraction": 0.75,
+            "prune_fraction": 0.7,
             "prune_after_tokens": 12,
         },
     ),

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 import numpy as np
-from bon_server.estimators.order_statistics import reward_at_k
 from numpy.typing import NDArray
 
 from benchmarks.early_stopping_arms import CHOSEN, FIXED, Arm
+from bon_server.estimators.order_statistics import reward_at_k
 
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000

@@ -27,7 +27,7 @@ from bon_server.engine.engine_process import OneProcessExecutor, ProcessPerGpuEx
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 CPU_KV_CACHE_BYTES = 1 << 30
-STREAM_INTERVAL_TOKENS = 8
+STREAM_INTERVAL_TOKENS = 4
 """How often a sample that is watched shows what it has; each time costs the event loop some microseconds."""
 
 
