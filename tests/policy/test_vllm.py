@@ -32,7 +32,7 @@ PLAIN = Sampling(temperature=1.0, max_tokens=24)
 ENDLESS = Sampling(temperature=0.0, max_tokens=2000)
 """From the prompt (9, 9), the likeliest text of these weights goes on for 1,300 tokens."""
 END = 2
-STREAM_INTERVAL_TOKENS = 8
+STREAM_INTERVAL_TOKENS = 4
 """As in `vllm_engine`, which must not be imported before the engine's settings are made."""
 
 
