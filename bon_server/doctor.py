@@ -14,9 +14,9 @@ from pathlib import Path
 
 from bon_server import __version__
 from bon_server.config import Config
+from bon_server.engine.memory import host_room
 from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
-from bon_server.serving.memory import host_room
 from bon_server.serving.memory_plan import is_model, memory_plan
 from bon_server.serving.models import model_of, split_name
 

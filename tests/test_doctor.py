@@ -8,8 +8,8 @@ import pytest
 
 from bon_server.config import load
 from bon_server.doctor import Finding, examine
+from bon_server.engine.memory import Room
 from bon_server.serving import memory_plan
-from bon_server.serving.memory import Room
 
 GIB = 1 << 30
 

@@ -8,16 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bon_server.config import Config, PolicyConfig, RewardConfig
+from bon_server.engine.memory import PROCESS_BYTES, Room, gpu_room, host_room
 from bon_server.errors import StartupError
-from bon_server.serving.memory import Room, gpu_room, host_room
 from bon_server.serving.models import is_kind, model_of, split_name
 from bon_server.weights import ModelFiles, find_model
 
 GIB = 1 << 30
 CPU_CACHE_BYTES = GIB
 """Attention keys and values of an engine on a CPU, unless set."""
-PROCESS_BYTES = GIB
-"""Of a process with torch and vLLM in it, and of what a forward pass holds for a moment."""
 KEPT_PROMPTS_BYTES = GIB // 4
 """Attention keys and values that the transformers backend keeps of prompts."""
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from bon_server.config import Config, load
+from bon_server.engine.memory import Room, host_room
 from bon_server.errors import StartupError
 from bon_server.serving import memory_plan as planning
-from bon_server.serving.memory import Room, host_room
 from bon_server.serving.memory_plan import MemoryPlan, memory_plan
 from tests.conftest import StartServer
 

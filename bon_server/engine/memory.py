@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+PROCESS_BYTES = 1 << 30
+"""Of a process with torch and vLLM in it, and of what a forward pass holds for a moment."""
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
