@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bon_server.config import Config, load
-from bon_server.engine.memory import Room, host_room
+from bon_server.engine.memory import PROCESS_BYTES, Room, host_room
 from bon_server.errors import StartupError
 from bon_server.serving import memory_plan as planning
 from bon_server.serving.memory_plan import MemoryPlan, memory_plan
@@ -109,11 +109,11 @@ def test_engines_on_a_cpu(models: dict[str, str], monkeypatch: pytest.MonkeyPatc
     )
     plan = made(settings, monkeypatch, Room("machine", 16 * GIB, 12 * GIB))
     parts = {need.who: dict(need.parts) for need in plan.needs}
-    assert parts["policy"] == {"weights": GIB // 8, "key-value cache": 2 * GIB, "process": planning.PROCESS_BYTES}
+    assert parts["policy"] == {"weights": GIB // 8, "key-value cache": 2 * GIB, "process": PROCESS_BYTES}
     assert parts["reward model a"] == {
         "weights": GIB // 16,
         "key-value cache": GIB // 2,
-        "process": planning.PROCESS_BYTES,
+        "process": PROCESS_BYTES,
     }
     assert "key-value cache" not in parts["reward model b"], "an encoder keeps none"
     assert parts["reward model c"] == {"weights": GIB // 16, "prompts": planning.KEPT_PROMPTS_BYTES}
