@@ -193,7 +193,7 @@ def main() -> None:
     document: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bon-deadlines-", dir=options.work) as work:
         for part in options.parts.split(","):
-            load = SYNTHETIC if part == "synthetic" else Load(*demo_models(options.models), n=16, max_tokens=48)
+            load = SYNTHETIC if part == "synthetic" else Load(*demo_models(options.models), n=8, max_tokens=48)
             folder = Path(work) / part
             folder.mkdir()
             document[part] = asyncio.run(measure(load, 60 if options.quick else 200, folder))
