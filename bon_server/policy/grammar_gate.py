@@ -119,7 +119,7 @@ class GrammarGate:
         }
         program = "bon_server.policy.grammar_trial"
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", program, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
+            sys.executable, "-P", "-m", program, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
         )
         assert process.stdin is not None
         process.stdin.write(json.dumps(settings).encode() + b"\n")
