@@ -37,15 +37,16 @@ RULES = ("best-per-prompt", "top-k-overall")
 QUERIES = ("duckdb-join", "duckdb-lists")
 PARTS = ("time", "memory", "ray")
 K = 10_000
+REPETITIONS = 3
 
 
 def main() -> None:
     """Measures and prints."""
     options = _options()
-    sizes = (20_000, 100_000) if options.quick else (100_000, 1_000_000)
-    repetitions = 2 if options.quick else 3
+    # Fewer than two files' worth of lines would tell nothing of how memory grows.
+    sizes = (100_000, 300_000) if options.quick else (100_000, 1_000_000)
     with tempfile.TemporaryDirectory(prefix="bon-select-", dir=options.work) as name:
-        document = _measure(Path(name), sizes, repetitions, options)
+        document = _measure(Path(name), sizes, options)
     if options.out is not None:
         options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(document))  # noqa: T201
@@ -53,7 +54,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the requests: two minutes instead of fifteen")
+    parser.add_argument("--quick", action="store_true", help="0.3 M requests: some minutes instead of fifteen")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
     parser.add_argument("--ray-python", default=sys.executable, help="interpreter of an environment that has Ray")
     parser.add_argument("--work", type=Path, help="folder for logs and training sets, a few gigabytes")
@@ -61,7 +62,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(folder: Path, sizes: tuple[int, int], repetitions: int, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(folder: Path, sizes: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
     parts = options.parts.split(",")
     before = quiet()
     document: dict[str, Any] = {}
@@ -71,7 +72,7 @@ def _measure(folder: Path, sizes: tuple[int, int], repetitions: int, options: ar
     small, large = (folder / str(size) for size in sizes)
     runs: dict[str, Any] = {}
     if "time" in parts:
-        times = {rule: _times(folder, large, rule, repetitions) for rule in RULES}
+        times = {rule: _times(folder, large, rule) for rule in RULES}
         document["select_time_ratio"] = times[RULES[0]]["ratio"]
         document["top_k_overall_time_ratio"] = times[RULES[1]]["ratio"]
         runs["times"] = times
@@ -93,11 +94,11 @@ def _measure(folder: Path, sizes: tuple[int, int], repetitions: int, options: ar
     }
 
 
-def _times(folder: Path, log: Path, rule: str, repetitions: int) -> dict[str, Any]:
+def _times(folder: Path, log: Path, rule: str) -> dict[str, Any]:
     """Seconds of everybody; `ratio` is over DuckDB's fastest query of all repetitions taken together."""
     seconds: dict[str, list[float]] = {who: [] for who in ("bon", *QUERIES)}
     rows = set()
-    for repetition in range(repetitions):
+    for repetition in range(REPETITIONS):
         for who in seconds if repetition % 2 == 0 else reversed(seconds):
             found = _run(folder, who, rule, log)
             seconds[who].append(found["seconds"])
