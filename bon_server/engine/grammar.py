@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 MAX_LEXER_STATES = 50_000
 """Of one grammar, all candidates together. A state takes 1 to 2 kB; usual grammars have less than a thousand."""
-WHITESPACE = r" |\n {0,32}"
-"""Between the parts of a JSON text: none, a space, or a line's indentation. Left free, models pad without end."""
-JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": WHITESPACE, "lenient": False}
-"""Override what a schema may say itself under `x-guidance`: with `lenient` it would be ignored in part."""
+JSON_OPTIONS: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "lenient": False,
+}
+"""JSON on one line, as most models write it: where whitespace is free, some pad with it until the length ends them.
+Overrides what a schema may say itself under `x-guidance`; with `lenient` it would be followed in part only."""
 
 
 def grammar_of(sampling: Sampling) -> str | None:

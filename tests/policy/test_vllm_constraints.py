@@ -90,7 +90,7 @@ async def test_a_text_that_is_cut_off_conforms_as_far_as_it_goes(policy: VllmPol
     await policy.check(sampling)
     for completion in await samples(policy, sampling, 4):
         assert completion.finish_reason is FinishReason.LENGTH
-        assert re.sub(r"\s", "", completion.text).startswith('{"a":')
+        assert completion.text == ('{"a": ' * 5)[:30]
 
 
 async def test_a_stop_text_goes_first(policy: VllmPolicy) -> None:

@@ -429,7 +429,8 @@ class SamplingParams(_message.Message):
     """
     json_schema: _builtins.str
     """A JSON schema that the completion satisfies: an object, as JSON text, at most 64 KiB, 32 levels and 4096 values
-    unless configured; only local $ref. Keywords that cannot be followed (such as not, uniqueItems) are refused.
+    unless configured; only local $ref. Keywords that cannot be followed (such as not, uniqueItems) are refused. The
+    JSON comes on one line, with a space after each colon and comma.
     """
     regex: _builtins.str
     """A regular expression (Rust's syntax: no look-around, no back-references) that the whole completion matches; at
