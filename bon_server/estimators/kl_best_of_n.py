@@ -89,20 +89,22 @@ def kl_exact_plugin(rewards: ArrayLike, ks: ArrayLike | None = None) -> Floats:
     answers are rarer than 1 in n: they look as if there were nothing to choose. Without ties it lies just under the
     bound. rewards: (m, n), finite.
     """
+    from scipy.sparse import csr_array  # not needed by servers, which use the scalar figures
+
     ordered = np.sort(np.atleast_2d(np.asarray(rewards, dtype=np.float64)), axis=1)
     prompts, n = ordered.shape
     sizes = np.arange(1, n + 1) if ks is None else np.asarray(ks, dtype=np.int64)
     first = np.ones(ordered.shape, dtype=np.bool_)
     first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     starts = np.flatnonzero(first.ravel())
-    row, below = starts // n, starts % n
+    below = starts % n
     upto = below + np.diff(starts, append=ordered.size)
     kinds, which = np.unique(below * (n + 1) + upto, return_inverse=True)
-    lower, upper = kinds // (n + 1) / n, kinds % (n + 1) / n
-    heads = np.searchsorted(row, np.arange(prompts))
-    block = max(1, WEIGHTS_AT_ONCE // len(which))
+    heads = np.searchsorted(starts, n * np.arange(prompts + 1))
+    classes = csr_array((np.ones(len(which)), which, heads), shape=(prompts, len(kinds)))
+    block = max(1, WEIGHTS_AT_ONCE // max(len(kinds), prompts))
     parts = [
-        np.add.reduceat(_class_terms(lower, upper, sizes[start : start + block])[which], heads, axis=0)
+        classes @ _class_terms(kinds // (n + 1) / n, kinds % (n + 1) / n, sizes[start : start + block])
         for start in range(0, len(sizes), block)
     ]
     return np.concatenate(parts, axis=1)

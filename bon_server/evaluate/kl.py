@@ -10,6 +10,7 @@ Imported samples were not chosen from; they are taken as if the best of each req
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,11 @@ Groups = dict[tuple[str, int], ClusterSums]
 def kl(source: Source, seed: int = 0) -> dict[str, Any]:
     """The document of `bon evaluate kl --json`: a row for each way of choosing and each n.
 
-    Raises `ConfigError` when requests are to be merged and `LogError` when a log cannot be read or has no samples.
+    Every request is one answer, so they are not merged. Raises `LogError` when a log cannot be read or has no samples.
     """
     seen, groups = Seen(), Groups()
-    for table in tables(source, ("reward", "logprob"), seen, ("n", "rule", "selected_index", "selection_temperature")):
+    columns = ("n", "rule", "selected_index", "selection_temperature")
+    for table in tables(replace(source, merge=False), ("reward", "logprob"), seen, columns):
         _add(groups, table)
     if not groups:
         raise LogError(f"{seen.requests} requests read; none has candidates of a policy")

@@ -91,6 +91,10 @@ def test_prompts_together_give_what_each_gives_alone() -> None:
     assert kl_exact_plugin(rewards) == pytest.approx(alone, abs=1e-12)
 
 
+def test_many_samples_without_ties_come_close_to_the_bound() -> None:
+    assert kl_exact_plugin(np.arange(12_600.0), [1, 100])[0] == pytest.approx([0.0, kl_bound(100)], rel=1e-3)
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(1, 4))
 def test_the_kl_of_texts_is_that_of_rewards(levels: list[int], n: int) -> None:
     """Best-of-n over texts by listing every draw, ties to the lowest index; the texts are equally likely."""
