@@ -107,7 +107,7 @@ async def measure(load: Load, requests: int, folder: Path) -> dict[str, Any]:
         dice = random.Random(1)
         ended = await _in_flight(ask, [dice.uniform(SHORTEST, LONGEST) * usual_s for _ in range(requests)])
         first_scored_s = _first_scored_s(log)
-    return {**_figures(ended, first_scored_s), "usual_s": round(usual_s, 3), "load": asdict(load)}
+    return {**_figures(ended, first_scored_s), "usual_s": round(usual_s, 3), "load": asdict(load) | _names(load)}
 
 
 async def _in_flight(ask: Any, deadlines_s: Sequence[float]) -> list[Asked]:
@@ -168,6 +168,11 @@ def _figures(ended: Sequence[Asked], first_scored_s: dict[str, float]) -> dict[s
         "refusals": {words: sum(one.details == words for one in ended) for words in {one.details for one in ended}},
         "well_before_s": WELL_BEFORE_S,
     }
+
+
+def _names(load: Load) -> dict[str, str]:
+    """Directories by their names alone."""
+    return {"policy": Path(load.policy).name, "reward": Path(load.reward).name}
 
 
 def _median_left(answered: Sequence[Asked]) -> float | None:
