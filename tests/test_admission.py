@@ -211,6 +211,15 @@ async def test_each_candidate_that_ends_makes_room() -> None:
     assert admission.free == 4
 
 
+async def test_nothing_is_given_back_twice() -> None:
+    admission = an_admission(4, 100)
+    async with admission.permit("", 2, never()) as give_back_one:
+        give_back_one()
+    assert admission.free == 4
+    give_back_one()
+    assert admission.free == 4
+
+
 # The bound in time
 
 

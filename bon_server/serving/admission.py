@@ -1,9 +1,9 @@
 """A permit before any work: candidates in flight are bounded, those waiting are bounded, and full means no.
 
-What may wait is bounded in time, not only in number, so that overload makes the server refuse and not its queue grow. By
-Little's law Q candidates ahead take Q / in_flight times as long as a permit is held, which is learned. A request may wait
-if it should start within `max_queue_s` seconds, or within half the time that permits are held if that is longer: so an
-admitted one takes at most about half as long again as one that need not wait.
+What may wait is bounded in time, not only in number, so that overload makes the server refuse and not its queue grow.
+By Little's law Q candidates ahead take Q / in_flight times as long as a permit is held, which is learned. A request may
+wait if it should start within `max_queue_s` seconds, or within half the time that permits are held if that is longer:
+so an admitted one takes at most about half as long again as one that need not wait.
 """
 
 from __future__ import annotations
@@ -72,14 +72,16 @@ class Admission:
 
         def give_back_one() -> None:
             nonlocal held
-            held -= 1
-            self._learn(time.monotonic() - began)
-            self._release(1)
+            if held:  # not for a candidate that refused to stop and ends when everything has been given back
+                held -= 1
+                self._learn(time.monotonic() - began)
+                self._release(1)
 
         try:
             yield give_back_one
         finally:
-            self._release(held)
+            left, held = held, 0
+            self._release(left)
 
     async def _wait(self, caller: str, n: int, stop: Stop) -> None:
         turn = self._queue.join(caller, n)
