@@ -55,7 +55,8 @@ SHORTEST, LONGEST = 0.2, 1.2
 """Deadlines, in usual times."""
 WELL_BEFORE_S = 0.3
 CLIENTS_OWN_WORDS = "Deadline Exceeded"
-"""What gRPC says in the client when nothing has come from the server by the deadline."""
+"""In what gRPC says in the client when nothing has come from the server by the deadline; the server's words are lower
+case."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Asked:
     @property
     def late(self) -> bool:
         """Whether the server let the deadline pass."""
-        return self.details == CLIENTS_OWN_WORDS or (self.answer is not None and self.seconds > self.deadline_s)
+        return CLIENTS_OWN_WORDS in self.details or (self.answer is not None and self.seconds > self.deadline_s)
 
 
 SYNTHETIC = Load("synthetic:total_tokens_per_s=4000,tokens=50", "synthetic:seconds=0.02", 16, 400)

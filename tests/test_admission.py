@@ -189,46 +189,13 @@ async def test_a_caller_who_asks_for_much_does_not_starve_the_others() -> None:
     await asyncio.gather(*tasks)
 
 
-# Room that comes back candidate by candidate
-
-
-async def test_each_candidate_that_ends_makes_room() -> None:
-    admission = an_admission(4, 100)
-    async with admission.permit("", 4, never()) as give_back_one:
-        holders, tasks = await start(admission, [2, 1])
-        give_back_one()
-        await settle()
-        assert holders[0].order == [], "there is room for 1, but it is the turn of 2"
-        give_back_one()
-        await settle()
-        assert holders[0].order == [holders[0]]
-        give_back_one()
-        await settle()
-        assert holders[0].order == holders
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
-    assert admission.free == 4
-
-
-async def test_nothing_is_given_back_twice() -> None:
-    admission = an_admission(4, 100)
-    async with admission.permit("", 2, never()) as give_back_one:
-        give_back_one()
-    assert admission.free == 4
-    give_back_one()
-    assert admission.free == 4
-
-
 # The bound in time
 
 
 async def hold(admission: Admission, n: int, seconds: float) -> None:
     """Teaches how long permits are held."""
-    async with admission.permit("teacher", n, never()) as give_back_one:
+    async with admission.permit("teacher", n, never()):
         await asyncio.sleep(seconds)
-        for _ in range(n):
-            give_back_one()
 
 
 async def test_the_queue_is_no_longer_than_what_starts_in_time() -> None:
@@ -264,6 +231,21 @@ async def test_a_large_request_is_not_refused_where_a_small_one_may_wait() -> No
     holders, tasks = await start(admission, [4, 1])
     admission.check("", 4)
     admission.check("another", 4)
+    for holder in holders:
+        holder.leave.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_nothing_is_learned_from_what_failed_at_once() -> None:
+    admission = an_admission(4, 1000, max_queue_s=0.01)
+    for _ in range(100):
+        with pytest.raises(ZeroDivisionError):
+            async with admission.permit("", 4, never()):
+                raise ZeroDivisionError
+    await hold(admission, 4, 0.05)
+    holders, tasks = await start(admission, [4, 2])
+    with pytest.raises(Unavailable):
+        admission.check("", 1)
     for holder in holders:
         holder.leave.set()
     await asyncio.gather(*tasks)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from bon_server.best_of_n import Stop
@@ -58,8 +58,8 @@ class Admission:
             raise Unavailable("this caller has too much waiting", limits.retry_after_ms)
 
     @asynccontextmanager
-    async def permit(self, caller: str, n: int, stop: Stop) -> AsyncIterator[Callable[[], None]]:
-        """Holds room for n candidates; call what it gives for each that ends, and its room is another one's.
+    async def permit(self, caller: str, n: int, stop: Stop) -> AsyncIterator[None]:
+        """Holds room for n candidates.
 
         Raises `Unavailable` at once when it may not wait, and the exception of `stop` when that comes first.
         """
@@ -68,20 +68,12 @@ class Admission:
             await self._wait(caller, n, stop)
         else:
             self._free -= n
-        held, began = n, time.monotonic()
-
-        def give_back_one() -> None:
-            nonlocal held
-            if held:  # not for a candidate that refused to stop and ends when everything has been given back
-                held -= 1
-                self._learn(time.monotonic() - began)
-                self._release(1)
-
+        began = time.monotonic()
         try:
-            yield give_back_one
+            yield
+            self._learn(n, time.monotonic() - began)
         finally:
-            left, held = held, 0
-            self._release(left)
+            self._release(n)
 
     async def _wait(self, caller: str, n: int, stop: Stop) -> None:
         turn = self._queue.join(caller, n)
@@ -107,9 +99,9 @@ class Admission:
         holds = max(WAIT_PER_HOLD, self._limits.max_queue_s / self._held_s)
         return min(self._limits.max_candidates_queued, math.ceil(holds * self._limits.max_candidates_in_flight))
 
-    def _learn(self, held_s: float) -> None:
-        """A moving mean over about as many candidates as can be in flight."""
-        weight = 1 / (1 + self._limits.max_candidates_in_flight) if self._held_s else 1.0
+    def _learn(self, n: int, held_s: float) -> None:
+        """A moving mean over about as many candidates as can be in flight; of those that got what they came for."""
+        weight = n / (n + self._limits.max_candidates_in_flight) if self._held_s else 1.0
         self._held_s += (held_s - self._held_s) * weight
 
     def _release(self, n: int) -> None:

@@ -189,17 +189,12 @@ class Attempts:
         times: _Times,
     ) -> Finished:
         created_at = datetime.now(UTC)
-        async with self._admission.permit(caller, request.n, stop) as give_back_one:
-
-            def ended(candidate: Candidate) -> None:
-                give_back_one()
-                on_end(candidate)
-
+        async with self._admission.permit(caller, request.n, stop):
             self._spool.check()  # again: much may have happened while it waited
             permit_ns = time.monotonic_ns()
             self._check_time(request, (times.stop_ns - permit_ns) / 1e9)
             queue_ns = permit_ns - times.began_ns
-            answer = await best_of_n(request, self._policy, self._reward_model, stop, ended, queue_ns, self._spread)
+            answer = await best_of_n(request, self._policy, self._reward_model, stop, on_end, queue_ns, self._spread)
             record = self._to_record(request, answer, prior, created_at, queue_ns)
             log_began_ns = time.monotonic_ns()
             logged = await to_log(record, request, self._redact)
