@@ -55,7 +55,8 @@ SHORTEST, LONGEST = 0.2, 1.2
 """Deadlines, in usual times."""
 WELL_BEFORE_S = 0.3
 CLIENTS_OWN_WORDS = "Deadline Exceeded"
-"""What gRPC says in the client when nothing has come from the server by the deadline."""
+"""In what gRPC says in the client when nothing has come from the server by the deadline; the server's words are lower
+case."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Asked:
     @property
     def late(self) -> bool:
         """Whether the server let the deadline pass."""
-        return self.details == CLIENTS_OWN_WORDS or (self.answer is not None and self.seconds > self.deadline_s)
+        return CLIENTS_OWN_WORDS in self.details or (self.answer is not None and self.seconds > self.deadline_s)
 
 
 SYNTHETIC = Load("synthetic:total_tokens_per_s=4000,tokens=50", "synthetic:seconds=0.02", 16, 400)
@@ -107,7 +108,7 @@ async def measure(load: Load, requests: int, folder: Path) -> dict[str, Any]:
         dice = random.Random(1)
         ended = await _in_flight(ask, [dice.uniform(SHORTEST, LONGEST) * usual_s for _ in range(requests)])
         first_scored_s = _first_scored_s(log)
-    return {**_figures(ended, first_scored_s), "usual_s": round(usual_s, 3), "load": asdict(load)}
+    return {**_figures(ended, first_scored_s), "usual_s": round(usual_s, 3), "load": asdict(load) | _names(load)}
 
 
 async def _in_flight(ask: Any, deadlines_s: Sequence[float]) -> list[Asked]:
@@ -168,6 +169,11 @@ def _figures(ended: Sequence[Asked], first_scored_s: dict[str, float]) -> dict[s
         "refusals": {words: sum(one.details == words for one in ended) for words in {one.details for one in ended}},
         "well_before_s": WELL_BEFORE_S,
     }
+
+
+def _names(load: Load) -> dict[str, str]:
+    """Directories by their names alone."""
+    return {"policy": Path(load.policy).name, "reward": Path(load.reward).name}
 
 
 def _median_left(answered: Sequence[Asked]) -> float | None:

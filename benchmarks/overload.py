@@ -108,7 +108,7 @@ async def measure(load: Load, folder: Path) -> dict[str, Any]:
             "modest": _figures(load, modest, load.seconds),
             "greedy": _figures(load, greedy, load.seconds),
         },
-        "load": asdict(load),
+        "load": asdict(load) | {"policy": Path(load.policy).name, "reward": Path(load.reward).name},
     }
 
 

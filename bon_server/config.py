@@ -143,10 +143,10 @@ class LimitsConfig:
     max_candidates_queued: Annotated[int, Meta(ge=0)] = 2048
     """Candidates waiting for a permit; beyond this a request is refused at once."""
     max_queue_s: PositiveSeconds = 1.0
-    """No more wait than start within so many seconds, or within half the time that requests take lately if that is
-    longer; beyond this too a request is refused at once."""
+    """A request waits only if it should start within so many seconds, or within half the time that requests take
+    lately if that is longer; otherwise it is refused at once."""
     max_queue_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
-    """Share of the queue that one caller may fill: a connection, as long as there are no keys."""
+    """Share of `max_candidates_queued` that one caller may fill: a connection, as long as there are no keys."""
     retry_after_ms: Positive = 500
     """Pushback sent with refusals that may be tried again."""
     default_deadline_s: PositiveSeconds = 600.0

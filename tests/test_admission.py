@@ -194,7 +194,7 @@ async def test_a_caller_who_asks_for_much_does_not_starve_the_others() -> None:
 
 async def hold(admission: Admission, n: int, seconds: float) -> None:
     """Teaches how long permits are held."""
-    async with admission.permit("", n, never()):
+    async with admission.permit("teacher", n, never()):
         await asyncio.sleep(seconds)
 
 
@@ -204,8 +204,22 @@ async def test_the_queue_is_no_longer_than_what_starts_in_time() -> None:
     await hold(admission, 4, 0.05)
     holders, tasks = await start(admission, [4, 1, 1])
     assert admission.queued == 2, "half of what is in flight may wait"
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="full"):
         admission.check("", 1)
+    for holder in holders:
+        holder.leave.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_the_queue_of_one_caller_does_not_keep_another_one_out() -> None:
+    admission = an_admission(4, 1000, max_queue_s=0.01)
+    await hold(admission, 4, 0.05)
+    holders, tasks = await start(admission, [4, 4])
+    with pytest.raises(Unavailable, match="full"):
+        admission.check("", 1)
+    admission.check("another", 1)
+    with pytest.raises(Unavailable, match="full"):
+        admission.check("another", 4)  # that much of the first one's would be served before
     for holder in holders:
         holder.leave.set()
     await asyncio.gather(*tasks)
@@ -216,16 +230,7 @@ async def test_a_large_request_is_not_refused_where_a_small_one_may_wait() -> No
     await hold(admission, 4, 0.05)
     holders, tasks = await start(admission, [4, 1])
     admission.check("", 4)
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
-
-
-async def test_work_that_goes_fast_may_queue_long() -> None:
-    admission = an_admission(4, 1000, max_queue_s=1000.0)
-    await hold(admission, 4, 0.001)
-    holders, tasks = await start(admission, [4] * 100)
-    assert admission.queued == 4 * 99
+    admission.check("another", 4)
     for holder in holders:
         holder.leave.set()
     await asyncio.gather(*tasks)
@@ -241,6 +246,16 @@ async def test_nothing_is_learned_from_what_failed_at_once() -> None:
     holders, tasks = await start(admission, [4, 2])
     with pytest.raises(Unavailable):
         admission.check("", 1)
+    for holder in holders:
+        holder.leave.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_work_that_goes_fast_may_queue_long() -> None:
+    admission = an_admission(4, 1000, max_queue_s=1000.0)
+    await hold(admission, 4, 0.001)
+    holders, tasks = await start(admission, [4] * 100)
+    assert admission.queued == 4 * 99
     for holder in holders:
         holder.leave.set()
     await asyncio.gather(*tasks)

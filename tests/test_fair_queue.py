@@ -103,6 +103,18 @@ def test_nobody_waits_for_ever(n: int, newcomers: list[list[int]]) -> None:
     raise AssertionError("200 turns of others")
 
 
+@given(st.lists(st.tuples(callers, sizes), max_size=40), sizes)
+def test_what_is_ahead_is_out_by_one_request_of_each_caller(arrivals: list[tuple[str, int]], n: int) -> None:
+    queue = FairQueue()
+    for caller, size in arrivals:
+        queue.join(caller, size)
+    estimate = queue.ahead("a", n)
+    newcomer = queue.join("a", n)
+    order = served(queue)
+    before = sum(turn.n for turn in order[: order.index(newcomer)])
+    assert estimate - 4 * LARGEST <= before <= estimate + 4 * LARGEST
+
+
 @given(st.lists(st.tuples(st.sampled_from(["join", "serve", "leave"]), callers, sizes), max_size=80))
 def test_everyone_is_served_or_leaves_once(script: list[tuple[str, str, int]]) -> None:
     queue = FairQueue()

@@ -1,9 +1,9 @@
 """A permit before any work: candidates in flight are bounded, those waiting are bounded, and full means no.
 
-What may wait is bounded in time, not only in number, so that overload makes the queue refuse and not grow. By Little's
-law Q waiting candidates take Q / in_flight times as long as a permit is held, which is learned. So the queue has room
-for what starts within `queue_s` seconds, or within half the time that permits are held if that is longer: whoever is
-admitted when the queue is full takes at most about half as long again as one who need not wait.
+What may wait is bounded in time, not only in number, so that overload makes the server refuse and not its queue grow.
+By Little's law Q candidates ahead take Q / in_flight times as long as a permit is held, which is learned. A request may
+wait if it should start within `max_queue_s` seconds, or within half the time that permits are held if that is longer:
+so an admitted one takes at most about half as long again as one that need not wait.
 """
 
 from __future__ import annotations
@@ -46,17 +46,16 @@ class Admission:
     def check(self, caller: str, n: int) -> None:
         """Whether n more candidates of this caller may start or wait now; raises `Unavailable` when not.
 
-        Time counts what already waits, so that a large request is not refused more often than a small one, and a
-        caller with nothing waiting is only refused when the whole queue is full.
+        What counts is what would be served before, so that the queue of one caller does not keep others out.
         """
         n = min(n, self._limits.max_n)  # more is refused for what it is, not for want of room
         if not self._queue and n <= self._free:
             return
-        room = self._room()
-        if self.queued + n > self._limits.max_candidates_queued or self.queued >= room:
-            raise Unavailable("the server is full", self._limits.retry_after_ms)
-        if self._queue.of(caller) >= self._limits.max_queue_share * room:
-            raise Unavailable("this caller has too much waiting", self._limits.retry_after_ms)
+        limits = self._limits
+        if self.queued + n > limits.max_candidates_queued or self._queue.ahead(caller, n) >= self._room():
+            raise Unavailable("the server is full", limits.retry_after_ms)
+        if self._queue.of(caller) >= limits.max_queue_share * limits.max_candidates_queued:
+            raise Unavailable("this caller has too much waiting", limits.retry_after_ms)
 
     @asynccontextmanager
     async def permit(self, caller: str, n: int, stop: Stop) -> AsyncIterator[None]:
@@ -94,7 +93,7 @@ class Admission:
             stop.result()
 
     def _room(self) -> float:
-        """Candidates that may wait."""
+        """Candidates that may be ahead of one that waits."""
         if not self._held_s:
             return self._limits.max_candidates_queued
         holds = max(WAIT_PER_HOLD, self._limits.max_queue_s / self._held_s)

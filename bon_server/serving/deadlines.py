@@ -17,7 +17,9 @@ from bon_server.best_of_n import STOP_GRACE_S, UNWIND_S
 FORGET_S = 60.0
 REMEMBER = 256
 """Requests remembered at most."""
+STOPPING_S = STOP_GRACE_S + UNWIND_S
 TAIL_QUANTILE = 0.99
+PER_TAIL = 2.0
 FIRST_QUANTILE = 0.05
 
 Clock = Callable[[], float]
@@ -35,15 +37,17 @@ class Deadlines:
 
     @property
     def margin_s(self) -> float:
-        """How long before a deadline the best so far has to be taken: what 99 % needed from there to the answer."""
-        return max(self._least_s, self._tails_s.quantile(TAIL_QUANTILE))
+        """How long before a deadline the best so far has to be taken.
+
+        The longest that stopping may take, then twice what choosing and committing took 99 % of requests: what delays
+        those on a busy machine delays as well the question on its way here and the answer on its way back, which the
+        server does not see.
+        """
+        return max(self._least_s, STOPPING_S + PER_TAIL * self._tails_s.quantile(TAIL_QUANTILE))
 
     def answered(self, seconds: float, stopped: bool) -> None:
-        """What choosing and committing took; with `stopped` from the moment at which the request should have stopped.
-
-        What was not stopped is taken to need all the time that stopping may take, since the next one may.
-        """
-        self._tails_s.add(seconds if stopped else seconds + STOP_GRACE_S + UNWIND_S)
+        """What choosing and committing took; of a `stopped` one from the moment at which it should have stopped."""
+        self._tails_s.add(max(0.0, seconds - STOPPING_S) if stopped else seconds)
 
     def first_scored(self, seconds: float, tokens: int) -> None:
         """The first scored candidate of a request: seconds from its permit, sampled tokens."""

@@ -31,6 +31,8 @@ class _Caller:
     """A caller with something waiting."""
 
     stands_at: int
+    candidates: int = 0
+    """Waiting."""
     turns: dict[int, Turn] = field(default_factory=dict)
     """By ticket, oldest first."""
 
@@ -59,12 +61,22 @@ class FairQueue:
     def of(self, caller: str) -> int:
         """Candidates of one caller that wait."""
         found = self._callers.get(caller)
-        return 0 if found is None else sum(turn.n for turn in found.turns.values())
+        return 0 if found is None else found.candidates
+
+    def ahead(self, caller: str, n: int) -> int:
+        """Candidates that would be served before a new request for n is: all of its caller's, and as many of others.
+
+        An estimate, out by the size of one request for each caller.
+        """
+        own = self.of(caller)
+        return own + sum(min(one.candidates, own + n) for name, one in self._callers.items() if name != caller)
 
     def join(self, caller: str, n: int) -> Turn:
         """Puts a request behind the others of its caller."""
         turn = Turn(caller, next(self._tickets), n)
-        self._callers.setdefault(caller, _Caller(self._stands_at)).turns[turn.ticket] = turn
+        found = self._callers.setdefault(caller, _Caller(self._stands_at))
+        found.turns[turn.ticket] = turn
+        found.candidates += n
         self.candidates += n
         return turn
 
@@ -83,6 +95,7 @@ class FairQueue:
         """Takes a request out without serving it: it costs its caller nothing."""
         caller = self._callers[turn.caller]
         del caller.turns[turn.ticket]
+        caller.candidates -= turn.n
         self.candidates -= turn.n
         if not caller.turns:
             del self._callers[turn.caller]

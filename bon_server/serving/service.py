@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from bon_server import __version__
 from bon_server.best_of_n import RewardModel
 from bon_server.config import Config
-from bon_server.errors import ReaderStalled
+from bon_server.errors import ReaderStalled, RequestCancelled
 from bon_server.log.spool import Spool
 from bon_server.serving import feedback, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
@@ -110,7 +110,7 @@ class Service:
                 async for event in events:
                     await self._send(event.SerializeToString(), context)
             code = grpc.StatusCode.OK
-        except ReaderStalled as error:
+        except (ReaderStalled, RequestCancelled) as error:
             # Set and not aborted, which would wait for the reader as well.
             code, text, _ = to_status(error, "GenerateStream")
             context.set_code(code)
@@ -133,6 +133,9 @@ class Service:
                 await context.write(event)
         except TimeoutError:
             raise ReaderStalled(f"nothing was read from the stream for {patience_s:g} s") from None
+        except grpc.aio.InternalError:
+            # gRPC says so when the caller left while a message was on its way; the cancellation comes a moment later.
+            raise RequestCancelled("the caller left in the middle of a message") from None
 
     async def _events(
         self, message: pb.GenerateRequest, request: Request, context: Context

@@ -101,9 +101,9 @@ def failing_score(error: Exception) -> Callable[[str], Awaitable[Score]]:
     return fail
 
 
-def attempt_runs(running: Running, models: Models) -> bool:
-    """The request has been read and has its permit."""
-    return bool(running.admission.free == 0)
+def is_scored(running: Running, models: Models) -> bool:
+    """All candidates have their scores, which take no time."""
+    return models.reward_model.calls.total() == 4
 
 
 def samples(running: Running, models: Models) -> bool:
@@ -129,7 +129,7 @@ CASES = {
     "cancelled while sampling": Case(lambda: Models(sample=hang), CANCELLED, samples),
     "cancelled with one scored": Case(lambda: Models(sample=first_answers), CANCELLED, one_is_scored),
     "cancelled while scoring": Case(lambda: Models(score=hang_scoring), CANCELLED, scores),
-    "cancelled while committing": Case(Models, CANCELLED, attempt_runs, slow_disk=True),
+    "cancelled while committing": Case(Models, CANCELLED, is_scored, slow_disk=True),
     "deadline while tokenising": Case(
         lambda: Models(encode=forever), grpc.StatusCode.DEADLINE_EXCEEDED, deadline_s=DEADLINE_S
     ),

@@ -10,15 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.best_of_n import STOP_GRACE_S, UNWIND_S
-from bon_server.serving.deadlines import FORGET_S, REMEMBER, Deadlines, _Recent
+from bon_server.serving.deadlines import FORGET_S, REMEMBER, STOPPING_S, Deadlines, _Recent
 from bon_server.types import Completion
 from tests.fakes import ScriptedPolicy, says
 from tests.serving.conftest import Run
 from tests.serving.running import question
 from tests.waiting import until
-
-STOPPING_S = STOP_GRACE_S + UNWIND_S
 
 
 @dataclass
@@ -38,9 +35,9 @@ def test_the_margin_is_what_is_configured_until_answers_take_longer() -> None:
     deadlines.answered(0.001, stopped=False)
     assert deadlines.margin_s == 0.1, "stopping and 1 ms are less than that"
     deadlines.answered(0.2, stopped=False)
-    assert deadlines.margin_s == pytest.approx(0.2 + STOPPING_S), "the next one may have to be stopped as well"
-    deadlines.answered(0.5, stopped=True)
-    assert deadlines.margin_s == 0.5
+    assert deadlines.margin_s == pytest.approx(STOPPING_S + 2 * 0.2), "the next one may have to be stopped as well"
+    deadlines.answered(STOPPING_S + 0.3, stopped=True)
+    assert deadlines.margin_s == pytest.approx(STOPPING_S + 2 * 0.3)
 
 
 def test_one_slow_commit_of_many_does_not_count() -> None:
