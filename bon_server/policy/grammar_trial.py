@@ -39,7 +39,7 @@ REASONS = {
     r"^Expected|must be|multiple ?[oO]f": "a keyword has a value that it cannot have",
     r"lookaround": "look-around, word boundaries and anchors inside are not available",
     r"NoExtension|[Uu]nsatisfiable": EMPTY,
-    r"too many|too large|TooComplex|fuel|panic": TOO_COMPLEX,
+    r"too many|too large|max is|TooComplex|fuel|panic": TOO_COMPLEX,
 }
 """What the library says, as a pattern, and what the caller is told: nothing of the constraint, which is content."""
 KEYWORDS = re.compile(r"not|if|then|else|uniqueItems|contains|minContains|maxContains|propertyNames|minProperties|"
@@ -77,15 +77,18 @@ def _tried_in_a_fork(tokenizer: Any, grammar: str, cpu_s: float) -> str | None:
 
 def problem_of(tokenizer: Any, grammar: str) -> str | None:
     """Compiles the grammar and follows it for some tokens; None: nothing is wrong."""
-    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
-    dice = random.Random(0)
+    start = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
+    if start.is_error():
+        return _reason(start.get_error())
+    matcher, dice = start.deep_copy(), random.Random(0)
     for _ in range(TRIED_TOKENS):
-        allowed = b"" if matcher.is_error() else matcher.compute_bitmask()
+        allowed = matcher.compute_bitmask()
+        if not matcher.is_error():
+            matcher.consume_token(_drawn(allowed, dice))
         if matcher.is_error():
             return _reason(matcher.get_error())
-        token = _drawn(allowed, dice)
-        if token == tokenizer.eos_token or not matcher.consume_token(token) or matcher.is_stopped():
-            break
+        if matcher.is_stopped():  # a short text has ended, and another may lead elsewhere
+            matcher = start.deep_copy()
     return None
 
 

@@ -119,6 +119,16 @@ BAD: dict[str, tuple[str, Any, str]] = {
         "too complex",
     ),
     "a million items": ("json_schema", {"type": "array", "items": {"type": "null"}, "maxItems": 10**6}, "too complex"),
+    "can never end": (
+        "json_schema",
+        {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"], "additionalProperties": False},
+        "too complex",
+    ),
+    "a text that ends at once, or goes wrong": (
+        "json_schema",
+        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1000)}},
+        "too complex",
+    ),
     "no object": ("json_schema", "[]", "cannot be read"),
     "no JSON": ("json_schema", f'{{"{SECRET}"', "cannot be read"),
 }  # fmt: skip
