@@ -29,6 +29,8 @@ _KINDS = (Kind.GENERATE, Kind.IMPORT)
 _STOPPED_REASONS = [SelectionReason.THRESHOLD, SelectionReason.ADAPTIVE, SelectionReason.DEADLINE]
 _STOPPED_OUTCOMES = [Outcome.FAILED, Outcome.CANCELLED]
 _BUDGETS = ("stop_at_reward", "price_per_candidate", "prune_fraction")
+BATCH_BYTES = 16 << 20
+"""Of Arrow data that is worked on at once."""
 _ALWAYS = ("kind", "outcome", "prompt_hash", "selection_reason", "reward_models")
 
 
@@ -92,9 +94,9 @@ def _stream(source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple
     found = dict.fromkeys(numbers, False)
     with ExitStack() as stack:
         readers = [stack.enter_context(LogReader(log, source.on_damage)) for log in source.logs]
-        repeats = repeats_in(readers) if sum(len(reader.writers) for reader in readers) > 1 else None
+        repeats = repeats_in(readers) if sum(map(_writers, readers)) > 1 else None
         for reader in readers:
-            for batch in reader.batches(_columns(numbers, columns, repeats)):
+            for batch in _together(reader.batches(_columns(numbers, columns, repeats))):
                 seen.requests += batch.num_rows
                 source.on_records(seen.requests)
                 kept = _kept(batch, source, seen, repeats)
@@ -104,6 +106,27 @@ def _stream(source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple
     if missing and seen.candidates:
         there = ", ".join(sorted(seen.parts)) or "none"
         raise LogError(f"{missing[0]}: no candidate has a part of its reward of that name; there are: {there}")
+
+
+def _writers(reader: LogReader) -> int:
+    """How many writers have records in a log."""
+    return len({writer for writer, _ in reader.parts_by_writer()} | ({reader.own_writer} if reader.unsealed else set()))
+
+
+def _together(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same rows in larger batches: the work on a batch costs milliseconds however few rows it has."""
+    waiting: list[Any] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(one.nbytes for one in waiting) >= BATCH_BYTES:
+            yield from _one(waiting)
+            waiting = []
+    yield from _one(waiting)
+
+
+def _one(batches: list[Any]) -> Iterator[Any]:
+    if batches:
+        yield from pa.Table.from_batches(batches).combine_chunks().to_batches()
 
 
 def _columns(numbers: tuple[str, ...], columns: tuple[str, ...], repeats: Repeats | None) -> list[str]:
