@@ -115,8 +115,6 @@ class Service:
             code, text, _ = to_status(error, "GenerateStream")
             context.set_code(code)
             context.set_details(text)
-        except grpc.aio.InternalError:
-            code = grpc.StatusCode.CANCELLED  # a write failed: the caller has left, and its cancellation is on its way
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the border: nothing may leave as UNKNOWN
             _raise_if_caller_left(error)
             code, text, trailing = to_status(error, "GenerateStream")
