@@ -20,26 +20,30 @@ Nothing else should run on the machine.
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+# As a script: Python then looks in this folder first, where it would find `select.py`, and children in none of ours.
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
+
 import argparse
 import asyncio
 import json
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import bon
 import grpc
 from bon.v1 import bon_pb2 as pb
-
-if not __package__:  # run as a script: Python then looks for modules in this folder
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.machine import machine, quiet, versions
 from benchmarks.models import demo_models

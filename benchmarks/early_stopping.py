@@ -10,18 +10,20 @@ sampled with the same seed in every arm, so that the arms differ in what they st
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+# As a script: Python then looks in this folder first, where it would find `select.py`, and children in none of ours.
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
+
 import argparse
 import asyncio
 import json
-import os
-import sys
 import tempfile
-from pathlib import Path
 from typing import Any
-
-if not __package__:  # run as a script: Python then looks for modules in this folder, and children in none of ours
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
 
 import bon
 import numpy as np

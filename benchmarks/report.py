@@ -7,6 +7,8 @@ Headline keys, each the median over paired repetitions; `null` for what was not 
 - `answers_rate_ratio_early_stop`: the same for requests that may stop early, with the settings that `early_stopping.py`
   chose; null unless their answers' mean reward is as good as that of the HTTP stack's (the interval of the paired
   difference includes 0 or lies above).
+- `overlap_time_ratio`, `score_tail_share`: with a reward model of the policy's size, scoring beside sampling ÷ the same
+  parts one after the other, and the time after the last token as a share of the answer's; means, see `overlap.py`.
 - `synthetic_rate_ratio`: calls a second with models that take no time, server ÷ bare gRPC echo of the same bytes.
 
 `details` has minimum and maximum too, and the same ratios per sampled token, which luck in lengths does not touch.
@@ -16,7 +18,9 @@ Headline keys, each the median over paired repetitions; `null` for what was not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from statistics import mean
 from typing import Any
 
 from benchmarks.comparison import (
@@ -32,6 +36,7 @@ from benchmarks.comparison import (
     tokens_difference,
 )
 from benchmarks.machine import Quiet
+from benchmarks.overlap import Overlap
 from benchmarks.side_by_side import SideBySide
 from benchmarks.synthetic_rate import SyntheticRates
 
@@ -42,22 +47,27 @@ EARLY = "server_early_stop"
 TOKENS_DIFFERENCE_LIMIT = 0.03
 QUIET_LIMIT_PERCENT = 10.0
 LATER = {
-    "overlap_time_ratio": "this version of the benchmark has no reward model of the policy's size",
-    "score_tail_share": "this version of the benchmark has no reward model of the policy's size",
     "tokens_saved_at_equal_reward": "see early_stopping.py, which measures it on more questions",
 }
 
 
-def report(at_start: Quiet, stacks: SideBySide | None, rates: SyntheticRates | None) -> dict[str, Any]:
+def report(
+    at_start: Quiet, stacks: SideBySide | None, rates: SyntheticRates | None, overlap: Overlap | None
+) -> dict[str, Any]:
     """Everything that was measured."""
     headline: dict[str, Any] = {"best_of_n_time_ratio": None, "answers_rate_ratio": None}
     headline |= {"answers_rate_ratio_early_stop": None, "synthetic_rate_ratio": None}
+    headline |= {"overlap_time_ratio": None, "score_tail_share": None}
     details: dict[str, Any] = {}
     if stacks is not None:
         _add_stacks(headline, details, stacks)
     if rates is not None:
         details["synthetic"] = _synthetic(rates)
         headline["synthetic_rate_ratio"] = details["synthetic"]["rate_ratio"]["median"]
+    if overlap is not None:
+        headline["overlap_time_ratio"] = round(mean(overlap.time_ratios), 4)
+        headline["score_tail_share"] = round(mean(overlap.tail_shares), 4)
+        details["overlap"] = {name: spread(values) for name, values in asdict(overlap).items()}
     return {
         **headline,
         **dict.fromkeys(LATER),

@@ -9,24 +9,26 @@ The last line of stdout is JSON.
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+# As a script: Python then looks in this folder first, where it would find `select.py`, and children in none of ours.
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
+
 import argparse
 import asyncio
 import json
-import os
-import sys
 import time
 import warnings
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import mean
 from typing import Any
-
-if __name__ == "__main__":  # as a script: the checkout comes first
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
 
 from benchmarks.comparison import spread
 from benchmarks.machine import machine, quiet, versions

@@ -1,6 +1,6 @@
 """Best-of-N side by side: the bare engine, our server, and `vllm serve` with a reward process.
 
-    python benchmarks/serving.py [--quick] [--parts synthetic,engine,server,http] [--policy M --reward R] [--out FILE]
+    python benchmarks/serving.py [--quick] [--parts synthetic,engine,server,http,overlap] [--policy M --reward R]
 
 Progress goes to stderr; the last line of stdout is one JSON document, whose keys `report.py` explains. Sampling is the
 same everywhere, with seeds, so that the stacks sample almost equal lengths. Nothing else should run on the machine.
@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.machine import machine, quiet, versions
 from benchmarks.models import Models, demo_models
+from benchmarks.overlap import measure_overlap
 from benchmarks.report import report
 from benchmarks.side_by_side import measure
 from benchmarks.sizes import FULL, QUICK, Sizes
@@ -34,9 +35,10 @@ from benchmarks.synthetic_rate import synthetic_rates
 from benchmarks.workload import Sampling
 
 STACKS = ("engine", "server", "http")
-PARTS = ("synthetic", *STACKS)
+PARTS = ("synthetic", *STACKS, "overlap")
 SYNTHETIC_FOLDER = "synthetic"
 STACKS_FOLDER = "stacks"
+OVERLAP_FOLDER = "overlap"
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
     options = _options()
     sizes = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory(prefix="bon-serving-", dir=options.work) as folder:
-        for part in (SYNTHETIC_FOLDER, STACKS_FOLDER):
+        for part in (SYNTHETIC_FOLDER, STACKS_FOLDER, OVERLAP_FOLDER):
             (Path(folder) / part).mkdir()
         document = asyncio.run(_measure(options, sizes, Path(folder)))
     if options.out is not None:
@@ -72,16 +74,19 @@ def _options() -> argparse.Namespace:
 
 async def _measure(options: argparse.Namespace, sizes: Sizes, folder: Path) -> dict[str, Any]:
     _end_at_sigterm()
-    stacks = rates = models = None
+    stacks = rates = models = overlap = None
     at_start = await asyncio.to_thread(quiet)
     sampling = Sampling()
     if "synthetic" in options.parts:
         rates = await synthetic_rates(folder / SYNTHETIC_FOLDER, sizes.repetitions, sizes.synthetic_s)
-    if set(STACKS) & set(options.parts):
+    if options.parts != ["synthetic"]:
         models = _models(options)
+    if models is not None and "overlap" in options.parts:
+        overlap = await measure_overlap(models, sizes.overlap_repetitions, folder / OVERLAP_FOLDER)
+    if models is not None and set(STACKS) & set(options.parts):
         stacks = await measure(models, sampling, sizes, options.parts, folder / STACKS_FOLDER)
     return {
-        **report(at_start, stacks, rates),
+        **report(at_start, stacks, rates, overlap),
         "models": None if models is None else models.as_json(),
         "sampling": asdict(sampling),
         "sizes": asdict(sizes),

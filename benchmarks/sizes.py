@@ -17,6 +17,8 @@ class Sizes:
     """Questions of a pass with eight in flight."""
     synthetic_s: float
     """Length of a pass with synthetic models."""
+    overlap_repetitions: int
+    """Questions that are asked with scoring beside sampling and after it."""
 
     def at(self, concurrency: int) -> int:
         """Questions of a pass."""
@@ -28,5 +30,5 @@ class Sizes:
         return self.repetitions * (self.questions_at_1 + self.questions_at_8) + 9
 
 
-FULL = Sizes(repetitions=5, questions_at_1=5, questions_at_8=16, synthetic_s=6.0)
-QUICK = Sizes(repetitions=3, questions_at_1=2, questions_at_8=8, synthetic_s=2.0)
+FULL = Sizes(repetitions=5, questions_at_1=5, questions_at_8=16, synthetic_s=6.0, overlap_repetitions=12)
+QUICK = Sizes(repetitions=3, questions_at_1=2, questions_at_8=8, synthetic_s=2.0, overlap_repetitions=6)
