@@ -1,11 +1,10 @@
-"""The algorithm, at its two Protocols: what is chosen, what is kept, and that nothing runs on."""
+"""The algorithm, at its two Protocols: what is chosen, what is kept, what is told of times."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,120 +12,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.best_of_n import STOP_GRACE_S, UNWIND_S, Answer, Stop, best_of_n, overlap
-from bon_server.config import LimitsConfig
+from bon_server.best_of_n import Answer, Stop, best_of_n, overlap
 from bon_server.errors import (
     DeadlinePassed,
     InternalError,
     NothingFinite,
-    RequestCancelled,
     RequestError,
     RewardFailed,
     SamplingFailed,
     Unavailable,
 )
-from bon_server.stopping import Spread
 from bon_server.types import (
-    Budget,
     Candidate,
     CandidateStatus,
     Completion,
     FinishReason,
     Milestone,
     Outcome,
-    Request,
     Score,
     SelectionReason,
     SelectionRule,
 )
+from tests.asking import after_ticks, ask, rewards_of, statuses, wait_until
 from tests.fakes import PARTIAL, ScriptedPolicy, ScriptedReward, a_request, named_after_index, says, scored
-from tests.waiting import SOON_S, forever, until
-
-
-def ask(
-    request: Request,
-    policy: ScriptedPolicy,
-    reward_model: ScriptedReward,
-    stop_when: Callable[[], Awaitable[RequestError]] | None = None,
-    ended: list[Candidate] | None = None,
-) -> Answer:
-    """Runs `best_of_n` in a loop of its own and checks that it leaves nothing behind."""
-
-    async def run() -> Answer:
-        on_end = (lambda candidate: None) if ended is None else ended.append
-        stop: Stop = asyncio.get_running_loop().create_future()
-        stopping = asyncio.create_task(_stop(stop, stop_when))
-        async with nothing_left_behind(policy, reward_model):
-            answer = await asyncio.wait_for(best_of_n(request, policy, reward_model, stop, on_end), SOON_S)
-        stopping.cancel()
-        return answer
-
-    return asyncio.run(run())
-
-
-async def _stop(stop: Stop, when: Callable[[], Awaitable[RequestError]] | None) -> None:
-    if when is not None:
-        stop.set_exception(await when())
-        stop.exception()
-
-
-@asynccontextmanager
-async def nothing_left_behind(policy: ScriptedPolicy, reward_model: ScriptedReward) -> AsyncIterator[None]:
-    """At the end no task is pending that was not there before, and neither model is at work."""
-    loop, before, unhandled = asyncio.get_running_loop(), asyncio.all_tasks(), list[dict[str, Any]]()
-    loop.set_exception_handler(lambda _, context: unhandled.append(context))
-    yield
-    assert (policy.running, reward_model.running) == (0, 0)
-    await asyncio.sleep(0)  # fakes cancel their own helpers in the same moment
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() - before == set()
-    assert unhandled == []
-
-
-def after_ticks(ticks: Sequence[int], text: Callable[[int], str]) -> Callable[[int], Coroutine[Any, Any, Completion]]:
-    """Candidate i says `text(i)` after `ticks[i]` turns of the event loop."""
-
-    async def script(index: int) -> Completion:
-        for _ in range(ticks[index]):
-            await asyncio.sleep(0)
-        return says(text(index))
-
-    return script
-
-
-def rewards_of(values: Sequence[float | None]) -> Callable[[str], Coroutine[Any, Any, Score]]:
-    """Rewards by the number in the text; what is not finite is marked, as reward models must; None fails."""
-
-    async def script(text: str) -> Score:
-        value = values[int(text)]
-        if value is None:
-            return Score(CandidateStatus.FAILED, error="scripted")
-        return scored(value) if math.isfinite(value) else Score(CandidateStatus.NON_FINITE)
-
-    return script
-
-
-def wait_until(condition: Callable[[], bool], error: RequestError) -> Callable[[], Awaitable[RequestError]]:
-    """Stops with `error` once the condition holds."""
-
-    async def wait() -> RequestError:
-        await until(condition)
-        return error
-
-    return wait
-
-
-def statuses(answer: Answer) -> list[str]:
-    """In index order."""
-    return [candidate.status.value for candidate in answer.candidates]
-
-
-def on_a_budget(n: int, **budget: Any) -> Request:
-    """A question with a budget."""
-    return replace(a_request(n), budget=Budget(**budget))
-
-
-# What is chosen
+from tests.waiting import forever, until
 
 few_rewards = st.one_of(
     st.none(), st.sampled_from([0.0, -0.0, 1.0, 2.0, -1.0, math.nan, math.inf, -math.inf]), st.floats()
@@ -297,257 +206,6 @@ def test_a_model_that_cancels_itself_is_a_bug_and_not_a_cancelled_call() -> None
     assert isinstance(answer.error, InternalError)
 
 
-# What is stopped
-
-STOPS = [DeadlinePassed("passed"), RequestCancelled("left"), Unavailable("shutting down", 5)]
-
-
-async def first_two_answer(index: int) -> Completion:
-    """The others are sampled for ever."""
-    if index > 1:
-        await forever()
-    return says(str(index))
-
-
-@pytest.mark.parametrize("reason", STOPS, ids=lambda reason: type(reason).__name__)
-def test_stopped_while_sampling(reason: RequestError) -> None:
-    ended: list[Candidate] = []
-    answer = ask(
-        a_request(4),
-        ScriptedPolicy(first_two_answer),
-        ScriptedReward(rewards_of([1.0, 2.0])),
-        wait_until(lambda: len(ended) == 2, reason),
-        ended,
-    )
-    assert statuses(answer) == ["scored", "scored", "cancelled", "cancelled"]
-    assert [candidate.text for candidate in answer.candidates] == ["0", "1", PARTIAL, PARTIAL]
-    assert sorted(candidate.index for candidate in ended) == [0, 1, 2, 3]
-    if isinstance(reason, DeadlinePassed):
-        assert (answer.error, answer.selected_index, answer.reason) == (None, 1, SelectionReason.DEADLINE)
-        assert answer.outcome is Outcome.PARTIAL
-    else:
-        assert (answer.error, answer.selected_index, answer.reason) == (reason, None, None)
-
-
-@pytest.mark.parametrize("reason", STOPS, ids=lambda reason: type(reason).__name__)
-def test_stopped_while_scoring(reason: RequestError) -> None:
-    async def first_only(text: str) -> Score:
-        if text != "answer 0":
-            await forever()
-        return scored(1.0)
-
-    ended: list[Candidate] = []
-    reward_model = ScriptedReward(first_only)
-    answer = ask(
-        a_request(3), ScriptedPolicy(), reward_model, wait_until(lambda: reward_model.running == 2, reason), ended
-    )
-    assert statuses(answer) == ["scored", "cancelled", "cancelled"]
-    assert [candidate.text for candidate in answer.candidates] == ["answer 0", "answer 1", "answer 2"]
-    assert all(candidate.finish_reason is FinishReason.STOP for candidate in answer.candidates)
-    assert sorted(ended, key=lambda candidate: candidate.index) == list(answer.candidates)
-
-
-def test_a_deadline_before_anything_was_scored_is_an_error() -> None:
-    policy = ScriptedPolicy(lambda index: _never(index))
-    answer = ask(
-        a_request(2), policy, ScriptedReward(), wait_until(lambda: policy.running == 2, DeadlinePassed("passed"))
-    )
-    assert isinstance(answer.error, DeadlinePassed)
-    assert answer.outcome is Outcome.FAILED
-    assert statuses(answer) == ["cancelled", "cancelled"]
-
-
-async def _never(index: int) -> Completion:
-    await forever()
-    raise AssertionError
-
-
-def test_a_policy_that_does_not_listen_is_cancelled() -> None:
-    policy = ScriptedPolicy(first_two_answer, obeys_abort=False)
-    ended: list[Candidate] = []
-    reward_model = ScriptedReward(rewards_of([1.0, 2.0]))
-    stop_when = wait_until(lambda: len(ended) == 2, DeadlinePassed("passed"))
-    answer = ask(a_request(4), policy, reward_model, stop_when, ended)
-    assert (answer.selected_index, answer.reason) == (1, SelectionReason.DEADLINE)
-    assert [candidate.text for candidate in answer.candidates] == ["0", "1", "", ""]
-
-
-def test_stopping_takes_less_than_the_server_keeps_free_before_a_deadline() -> None:
-    """The rest is for committing and sending."""
-    assert 0.8 * LimitsConfig().deadline_margin_ms / 1e3 > STOP_GRACE_S + UNWIND_S
-
-
-def test_the_engine_is_free_before_the_answer_is_there() -> None:
-    """A failure of one candidate ends the others, also those that take their time."""
-    policy = ScriptedPolicy(failing_first_others_hang, obeys_abort=False, unwind_s=0.01)
-    answer = ask(a_request(4), policy, ScriptedReward())
-    assert isinstance(answer.error, InternalError)
-
-
-async def failing_first_others_hang(index: int) -> Completion:
-    if index > 0:
-        await forever()
-    raise ZeroDivisionError
-
-
-def test_what_completes_after_the_stop_is_kept_and_not_scored() -> None:
-    """An abort can come too late for the engine: the sample is then complete, but nobody waits for a score."""
-
-    async def complete_when_stopped(index: int) -> Completion:
-        if index == 1:
-            await until(lambda: bool(stopped))
-            await asyncio.sleep(0.01)
-        return says(str(index))
-
-    async def stop_after_first() -> RequestError:
-        await until(lambda: bool(ended))
-        stopped.append(True)
-        return DeadlinePassed("passed")
-
-    stopped: list[bool] = []
-    ended: list[Candidate] = []
-    reward_model = ScriptedReward(rewards_of([1.0, 2.0]))
-    policy = ScriptedPolicy(complete_when_stopped, obeys_abort=False)
-    answer = ask(a_request(2), policy, reward_model, stop_after_first, ended)
-    assert dict(reward_model.calls) == {"0": 1}
-    assert statuses(answer) == ["scored", "cancelled"]
-    assert answer.candidates[1].text == "1"
-    assert [candidate.index for candidate in ended] == [0, 1]
-
-
-def test_a_reward_function_that_takes_its_time_to_go_is_waited_for() -> None:
-    async def unwinds(text: str) -> Score:
-        try:
-            await forever()
-        finally:
-            await asyncio.sleep(0.01)
-        raise AssertionError
-
-    reward_model = ScriptedReward(unwinds)
-    answer = ask(a_request(2), ScriptedPolicy(), reward_model, wait_until(lambda: reward_model.running == 2, STOPS[1]))
-    assert answer.error is STOPS[1]
-
-
-def test_a_reward_function_that_refuses_to_go_does_not_keep_the_answer() -> None:
-    let_go = False
-
-    async def stubborn(text: str) -> Score:
-        while not let_go:
-            with suppress(asyncio.CancelledError):
-                await asyncio.sleep(0.002)
-        return scored(1.0)
-
-    async def run() -> Answer:
-        nonlocal let_go
-        stop: Stop = asyncio.get_running_loop().create_future()
-        reward_model = ScriptedReward(stubborn)
-        stopping = asyncio.create_task(_stop(stop, wait_until(lambda: reward_model.running == 2, STOPS[1])))
-        answer = await asyncio.wait_for(best_of_n(a_request(2), ScriptedPolicy(), reward_model, stop), SOON_S)
-        await stopping
-        let_go = True
-        await until(lambda: not reward_model.running)
-        return answer
-
-    assert asyncio.run(run()).error is STOPS[1]
-
-
-def test_an_abort_that_hangs_or_fails_does_not_keep_the_answer() -> None:
-    async def hangs(keys: Sequence[str]) -> None:
-        await forever()
-
-    async def fails(keys: Sequence[str]) -> None:
-        raise ZeroDivisionError("canary")
-
-    for abort in (hangs, fails):
-        policy = ScriptedPolicy(first_two_answer)
-        policy.abort = abort  # type: ignore[method-assign]
-        ended: list[Candidate] = []
-        reward_model = ScriptedReward(rewards_of([1.0, 2.0]))
-        stop_when = wait_until(lambda ended=ended: len(ended) == 2, DeadlinePassed("passed"))  # type: ignore[misc]
-        answer = ask(a_request(4), policy, reward_model, stop_when, ended)
-        assert answer.selected_index == 1
-        assert statuses(answer) == ["scored", "scored", "cancelled", "cancelled"]
-
-
-def test_a_stop_after_the_last_score_changes_nothing() -> None:
-    async def at_once() -> RequestError:
-        return RequestCancelled("left")
-
-    async def run() -> Answer:
-        stop: Stop = asyncio.get_running_loop().create_future()
-
-        def stop_with_last(candidate: Candidate) -> None:
-            if candidate.index == 1:
-                stop.set_exception(RequestCancelled("left"))
-                stop.exception()
-
-        policy = ScriptedPolicy(after_ticks([0, 20], str))
-        return await best_of_n(a_request(2), policy, ScriptedReward(rewards_of([0, 1])), stop, stop_with_last)
-
-    answer = asyncio.run(run())
-    assert (answer.error, answer.selected_index) == (None, 1)
-
-
-@pytest.mark.parametrize("reason", STOPS, ids=lambda reason: type(reason).__name__)
-def test_a_stop_in_the_same_moment_as_the_last_score_changes_nothing(reason: RequestError) -> None:
-    async def run() -> Answer:
-        stop: Stop = asyncio.get_running_loop().create_future()
-        last: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
-
-        async def score_last_and_stop() -> None:
-            await until(lambda: reward_model.running == 1)
-            last.set_result(scored(2.0))
-            stop.set_exception(reason)
-            stop.exception()
-
-        async def score(text: str) -> Score:
-            return scored(1.0) if text == "answer 0" else await last
-
-        reward_model = ScriptedReward(score)
-        stopping = asyncio.create_task(score_last_and_stop())
-        answer = await best_of_n(a_request(2), ScriptedPolicy(), reward_model, stop)
-        await stopping
-        return answer
-
-    answer = asyncio.run(run())
-    assert (answer.error, answer.reason, answer.selected_index) == (None, SelectionReason.ARGMAX, 1)
-
-
-@given(
-    st.lists(st.integers(0, 8), min_size=1, max_size=6),
-    st.integers(0, 12),
-    st.sampled_from(STOPS),
-    st.booleans(),
-)
-def test_whenever_it_is_stopped_everything_is_kept_once(
-    ticks: list[int], stop_tick: int, reason: RequestError, obeys_abort: bool
-) -> None:
-    async def after_some_ticks() -> RequestError:
-        for _ in range(stop_tick):
-            await asyncio.sleep(0)
-        return reason
-
-    async def slow_score(text: str) -> Score:
-        for _ in range(int(text) % 3):
-            await asyncio.sleep(0)
-        return scored(float(text))
-
-    ended: list[Candidate] = []
-    policy = ScriptedPolicy(after_ticks(ticks, str), obeys_abort=obeys_abort)
-    answer = ask(a_request(len(ticks)), policy, ScriptedReward(slow_score), after_some_ticks, ended)
-    assert sorted(ended, key=lambda candidate: candidate.index) == list(answer.candidates)
-    rewards = [candidate.reward for candidate in answer.candidates if candidate.reward is not None]
-    assert answer.error in (None, reason)
-    if len(rewards) < len(ticks):
-        assert (answer.error is None) == (isinstance(reason, DeadlinePassed) and rewards != [])
-    if answer.error is None:
-        assert answer.selected_index is not None
-        assert answer.candidates[answer.selected_index].reward == max(rewards)
-
-
-# Completions that the caller brings
-
-
 def test_given_completions_are_scored_and_nothing_is_sampled_or_chosen() -> None:
     policy = ScriptedPolicy()
     request = replace(a_request(3), sampling=None, given=("1", "0", "1"))
@@ -567,7 +225,9 @@ def test_given_completions_that_were_not_scored_in_time_belong_to_no_policy() ->
     reward_model = ScriptedReward(first_only)
     request = replace(a_request(2), sampling=None, given=("a", "b"))
     ended: list[Candidate] = []
-    answer = ask(request, ScriptedPolicy(), reward_model, wait_until(lambda: len(ended) == 1, STOPS[0]), ended)
+    answer = ask(
+        request, ScriptedPolicy(), reward_model, wait_until(lambda: len(ended) == 1, DeadlinePassed("passed")), ended
+    )
     assert answer.error is None
     assert [(c.text, c.status.value, c.policy_revision) for c in answer.candidates] == [
         ("a", "scored", ""),
@@ -600,129 +260,6 @@ def test_times_of_candidates_count_from_the_request_and_durations_do_not() -> No
         assert an_hour_ns <= candidate.sampled_ns <= candidate.scored_ns
     assert 0 < answer.sample_ns < an_hour_ns
     assert answer.score_ns < an_hour_ns
-
-
-# Budgets
-
-
-def test_a_reward_that_is_high_enough_ends_the_others() -> None:
-    async def script(index: int) -> Completion:
-        return says("9") if index == 1 else await forever()
-
-    policy, ended = ScriptedPolicy(script), list[Candidate]()
-    answer = ask(on_a_budget(4, stop_at_reward=9.0), policy, ScriptedReward(rewards_of(range(10))), ended=ended)
-    assert (answer.selected_index, answer.reason, answer.outcome) == (1, SelectionReason.THRESHOLD, Outcome.PARTIAL)
-    assert statuses(answer) == ["cancelled", "scored", "cancelled", "cancelled"]
-    assert [candidate.text for candidate in answer.candidates] == [PARTIAL, "9", PARTIAL, PARTIAL]
-    assert sorted(candidate.index for candidate in ended) == [0, 1, 2, 3]
-
-
-def test_a_reward_that_is_never_reached_changes_nothing() -> None:
-    answer = ask(on_a_budget(4, stop_at_reward=99.0), ScriptedPolicy(), ScriptedReward())
-    assert (answer.reason, answer.outcome) == (SelectionReason.ARGMAX, Outcome.OK)
-
-
-def test_the_last_one_can_be_the_one_that_is_high_enough() -> None:
-    answer = ask(on_a_budget(1, stop_at_reward=0.0), ScriptedPolicy(), ScriptedReward())
-    assert (answer.reason, answer.outcome) == (SelectionReason.THRESHOLD, Outcome.OK)
-
-
-@pytest.mark.parametrize(("price", "started"), [(1e-9, 16), (1e9, 4)])
-def test_an_adaptive_request_samples_by_its_price(price: float, started: int) -> None:
-    policy = ScriptedPolicy()
-    reward_model = ScriptedReward(rewards_of([float(i % 5) for i in range(16)]))
-    policy.script = after_ticks([index % 3 for index in range(16)], str)
-    answer = ask(on_a_budget(16, price_per_candidate=price), policy, reward_model)
-    assert policy.started == list(range(started))
-    assert answer.reason is (SelectionReason.ADAPTIVE if started < 16 else SelectionReason.ARGMAX)
-    assert statuses(answer) == ["scored"] * started + ["cancelled"] * (16 - started)
-    assert answer.outcome is (Outcome.OK if started == 16 else Outcome.PARTIAL)
-
-
-def test_an_adaptive_request_learns_from_earlier_ones() -> None:
-    """All rewards are equal: alone that says nothing, but where rewards hardly differ it is enough."""
-    started = []
-    for spread in (Spread(), Spread(squares=0.1, degrees=100.0)):
-        policy = ScriptedPolicy()
-
-        async def run(policy: ScriptedPolicy = policy, spread: Spread = spread) -> Answer:
-            stop: Stop = asyncio.get_running_loop().create_future()
-            request = on_a_budget(9, price_per_candidate=0.1)
-            return await best_of_n(request, policy, ScriptedReward(), stop, spread=spread)
-
-        asyncio.run(run())
-        started.append(len(policy.started))
-    assert started == [9, 4]
-
-
-def test_an_adaptive_request_that_fails_leaves_nothing_running() -> None:
-    async def script(index: int) -> Completion:
-        if index == 5:
-            raise Unavailable("dead", 1)
-        return says(str(index)) if index < 5 else await forever()
-
-    answer = ask(on_a_budget(9, price_per_candidate=1e-9), ScriptedPolicy(script), ScriptedReward())
-    assert isinstance(answer.error, Unavailable)
-
-
-@pytest.mark.parametrize("stop_when", [None, DeadlinePassed("late")])
-def test_the_lowest_prefixes_are_pruned(stop_when: RequestError | None) -> None:
-    """Prefixes are the candidates' indices and their rewards; the highest half goes on."""
-
-    async def script(index: int) -> Completion:
-        return says("3") if index >= 2 and stop_when is None else await forever()
-
-    policy, reward_model = ScriptedPolicy(script), ScriptedReward(rewards_of([0.0, 1.0, 2.0, 3.0]))
-    request = on_a_budget(4, prune_fraction=0.5, prune_after_tokens=1)
-    if stop_when is not None:
-        answer = ask(request, policy, reward_model, wait_until(lambda: policy.running == 2, stop_when))
-        assert statuses(answer) == ["pruned", "pruned", "cancelled", "cancelled"]
-        return
-    answer = ask(request, policy, reward_model)
-    assert statuses(answer) == ["pruned", "pruned", "scored", "scored"]
-    assert [candidate.finish_reason for candidate in answer.candidates[:2]] == [FinishReason.PRUNED] * 2
-    assert [candidate.text for candidate in answer.candidates] == [PARTIAL, PARTIAL, "3", "3"]
-    assert (answer.selected_index, answer.outcome) == (2, Outcome.PARTIAL)
-
-
-def test_prefixes_without_a_finite_reward_are_not_pruned() -> None:
-    async def script(index: int) -> Completion:
-        return await forever() if index == 1 else says("3")
-
-    async def waits(index: int) -> Completion:
-        await asyncio.sleep(0.01)
-        return await script(index)
-
-    reward_model = ScriptedReward(rewards_of([math.nan, 1.0, 2.0, 3.0, 4.0]))
-    answer = ask(on_a_budget(4, prune_fraction=0.5, prune_after_tokens=1), ScriptedPolicy(waits), reward_model)
-    assert statuses(answer) == ["scored", "pruned", "scored", "scored"]
-
-
-def test_an_adaptive_request_compares_later_prefixes_with_all_before() -> None:
-    """Prefixes are the candidates' indices, whose rewards these are; the low ones end only by being pruned."""
-    rewards = [5.0, 1.0, 4.0, 2.0, 0.0, 6.0, 0.5, 7.0]
-
-    async def script(index: int) -> Completion:
-        return says(str(index)) if rewards[index] >= 4 else await forever()
-
-    async def later(index: int) -> Completion:
-        await asyncio.sleep(0.01)
-        return await script(index)
-
-    request = on_a_budget(8, price_per_candidate=1e-9, prune_fraction=0.6, prune_after_tokens=1)
-    policy = ScriptedPolicy(later)
-    answer = ask(request, policy, ScriptedReward(rewards_of(rewards)))
-    assert statuses(answer) == ["scored" if reward >= 4 else "pruned" for reward in rewards]
-    assert (answer.selected_index, answer.reason) == (7, SelectionReason.ARGMAX)
-
-
-def test_a_reward_model_that_fails_on_a_prefix_fails_the_request() -> None:
-    async def fails(text: str) -> Score:
-        raise RewardFailed("broken")
-
-    policy = ScriptedPolicy(lambda index: forever())
-    answer = ask(on_a_budget(2, prune_fraction=0.5, prune_after_tokens=1), policy, ScriptedReward(fails))
-    assert isinstance(answer.error, RewardFailed)
 
 
 def test_a_soft_choice_is_drawn_from_the_seed() -> None:

@@ -1,0 +1,148 @@
+"""Requests that stop, adapt or prune by the rewards so far."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from bon_server.best_of_n import Answer, Stop, best_of_n
+from bon_server.errors import (
+    DeadlinePassed,
+    RequestError,
+    RewardFailed,
+    Unavailable,
+)
+from bon_server.stopping import Spread
+from bon_server.types import (
+    Candidate,
+    Completion,
+    FinishReason,
+    Outcome,
+    Score,
+    SelectionReason,
+)
+from tests.asking import after_ticks, ask, on_a_budget, rewards_of, statuses, wait_until
+from tests.fakes import PARTIAL, ScriptedPolicy, ScriptedReward, says
+from tests.waiting import forever
+
+
+def test_a_reward_that_is_high_enough_ends_the_others() -> None:
+    async def script(index: int) -> Completion:
+        return says("9") if index == 1 else await forever()
+
+    policy, ended = ScriptedPolicy(script), list[Candidate]()
+    answer = ask(on_a_budget(4, stop_at_reward=9.0), policy, ScriptedReward(rewards_of(range(10))), ended=ended)
+    assert (answer.selected_index, answer.reason, answer.outcome) == (1, SelectionReason.THRESHOLD, Outcome.PARTIAL)
+    assert statuses(answer) == ["cancelled", "scored", "cancelled", "cancelled"]
+    assert [candidate.text for candidate in answer.candidates] == [PARTIAL, "9", PARTIAL, PARTIAL]
+    assert sorted(candidate.index for candidate in ended) == [0, 1, 2, 3]
+
+
+def test_a_reward_that_is_never_reached_changes_nothing() -> None:
+    answer = ask(on_a_budget(4, stop_at_reward=99.0), ScriptedPolicy(), ScriptedReward())
+    assert (answer.reason, answer.outcome) == (SelectionReason.ARGMAX, Outcome.OK)
+
+
+def test_the_last_one_can_be_the_one_that_is_high_enough() -> None:
+    answer = ask(on_a_budget(1, stop_at_reward=0.0), ScriptedPolicy(), ScriptedReward())
+    assert (answer.reason, answer.outcome) == (SelectionReason.THRESHOLD, Outcome.OK)
+
+
+@pytest.mark.parametrize(("price", "started"), [(1e-9, 16), (1e9, 4)])
+def test_an_adaptive_request_samples_by_its_price(price: float, started: int) -> None:
+    policy = ScriptedPolicy()
+    reward_model = ScriptedReward(rewards_of([float(i % 5) for i in range(16)]))
+    policy.script = after_ticks([index % 3 for index in range(16)], str)
+    answer = ask(on_a_budget(16, price_per_candidate=price), policy, reward_model)
+    assert policy.started == list(range(started))
+    assert answer.reason is (SelectionReason.ADAPTIVE if started < 16 else SelectionReason.ARGMAX)
+    assert statuses(answer) == ["scored"] * started + ["cancelled"] * (16 - started)
+    assert answer.outcome is (Outcome.OK if started == 16 else Outcome.PARTIAL)
+
+
+def test_an_adaptive_request_learns_from_earlier_ones() -> None:
+    """All rewards are equal: alone that says nothing, but where rewards hardly differ it is enough."""
+    started = []
+    for spread in (Spread(), Spread(squares=0.1, degrees=100.0)):
+        policy = ScriptedPolicy()
+
+        async def run(policy: ScriptedPolicy = policy, spread: Spread = spread) -> Answer:
+            stop: Stop = asyncio.get_running_loop().create_future()
+            request = on_a_budget(9, price_per_candidate=0.1)
+            return await best_of_n(request, policy, ScriptedReward(), stop, spread=spread)
+
+        asyncio.run(run())
+        started.append(len(policy.started))
+    assert started == [9, 4]
+
+
+def test_an_adaptive_request_that_fails_leaves_nothing_running() -> None:
+    async def script(index: int) -> Completion:
+        if index == 5:
+            raise Unavailable("dead", 1)
+        return says(str(index)) if index < 5 else await forever()
+
+    answer = ask(on_a_budget(9, price_per_candidate=1e-9), ScriptedPolicy(script), ScriptedReward())
+    assert isinstance(answer.error, Unavailable)
+
+
+@pytest.mark.parametrize("stop_when", [None, DeadlinePassed("late")])
+def test_the_lowest_prefixes_are_pruned(stop_when: RequestError | None) -> None:
+    """Prefixes are the candidates' indices and their rewards; the highest half goes on."""
+
+    async def script(index: int) -> Completion:
+        return says("3") if index >= 2 and stop_when is None else await forever()
+
+    policy, reward_model = ScriptedPolicy(script), ScriptedReward(rewards_of([0.0, 1.0, 2.0, 3.0]))
+    request = on_a_budget(4, prune_fraction=0.5, prune_after_tokens=1)
+    if stop_when is not None:
+        answer = ask(request, policy, reward_model, wait_until(lambda: policy.running == 2, stop_when))
+        assert statuses(answer) == ["pruned", "pruned", "cancelled", "cancelled"]
+        return
+    answer = ask(request, policy, reward_model)
+    assert statuses(answer) == ["pruned", "pruned", "scored", "scored"]
+    assert [candidate.finish_reason for candidate in answer.candidates[:2]] == [FinishReason.PRUNED] * 2
+    assert [candidate.text for candidate in answer.candidates] == [PARTIAL, PARTIAL, "3", "3"]
+    assert (answer.selected_index, answer.outcome) == (2, Outcome.PARTIAL)
+
+
+def test_prefixes_without_a_finite_reward_are_not_pruned() -> None:
+    async def script(index: int) -> Completion:
+        return await forever() if index == 1 else says("3")
+
+    async def waits(index: int) -> Completion:
+        await asyncio.sleep(0.01)
+        return await script(index)
+
+    reward_model = ScriptedReward(rewards_of([math.nan, 1.0, 2.0, 3.0, 4.0]))
+    answer = ask(on_a_budget(4, prune_fraction=0.5, prune_after_tokens=1), ScriptedPolicy(waits), reward_model)
+    assert statuses(answer) == ["scored", "pruned", "scored", "scored"]
+
+
+def test_an_adaptive_request_compares_later_prefixes_with_all_before() -> None:
+    """Prefixes are the candidates' indices, whose rewards these are; the low ones end only by being pruned."""
+    rewards = [5.0, 1.0, 4.0, 2.0, 0.0, 6.0, 0.5, 7.0]
+
+    async def script(index: int) -> Completion:
+        return says(str(index)) if rewards[index] >= 4 else await forever()
+
+    async def later(index: int) -> Completion:
+        await asyncio.sleep(0.01)
+        return await script(index)
+
+    request = on_a_budget(8, price_per_candidate=1e-9, prune_fraction=0.6, prune_after_tokens=1)
+    policy = ScriptedPolicy(later)
+    answer = ask(request, policy, ScriptedReward(rewards_of(rewards)))
+    assert statuses(answer) == ["scored" if reward >= 4 else "pruned" for reward in rewards]
+    assert (answer.selected_index, answer.reason) == (7, SelectionReason.ARGMAX)
+
+
+def test_a_reward_model_that_fails_on_a_prefix_fails_the_request() -> None:
+    async def fails(text: str) -> Score:
+        raise RewardFailed("broken")
+
+    policy = ScriptedPolicy(lambda index: forever())
+    answer = ask(on_a_budget(2, prune_fraction=0.5, prune_after_tokens=1), policy, ScriptedReward(fails))
+    assert isinstance(answer.error, RewardFailed)
