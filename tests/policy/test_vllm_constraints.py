@@ -88,11 +88,11 @@ async def test_a_text_that_is_cut_off_conforms_as_far_as_it_goes(policy: VllmPol
     """Also when the schema has no end: the length ends it, as it ends any text."""
     bit = {"enum": ["x", "y"]}
     endless = {"type": "object", "properties": {"b": bit, "a": {"$ref": "#"}}, "required": ["b", "a"]}
-    sampling = replace(PLAIN, json_schema=json.dumps(endless | {"additionalProperties": False}), max_tokens=30)
+    sampling = replace(PLAIN, json_schema=json.dumps(endless | {"additionalProperties": False}), max_tokens=32)
     await policy.check(sampling)
     for completion in await samples(policy, sampling, 4):
         assert completion.finish_reason is FinishReason.LENGTH
-        assert re.fullmatch(r'(\{"b": "[xy]", "a": ){2}', completion.text[:28]), repr(completion.text)
+        assert re.fullmatch(r'(\{"b": "[xy]", "a": ){2}', completion.text), repr(completion.text)
 
 
 async def test_a_stop_text_goes_first(policy: VllmPolicy) -> None:
