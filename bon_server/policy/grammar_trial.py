@@ -39,7 +39,7 @@ REASONS = {
     r"^Expected|must be|multiple ?[oO]f": "a keyword has a value that it cannot have",
     r"lookaround": "look-around, word boundaries and anchors inside are not available",
     r"NoExtension|[Uu]nsatisfiable": EMPTY,
-    r"too many|too large|max is|TooComplex|fuel|panic": TOO_COMPLEX,
+    r"[Tt]oo many|too large|max is|TooComplex|fuel|panic": TOO_COMPLEX,
 }
 """What the library says, as a pattern, and what the caller is told: nothing of the constraint, which is content."""
 KEYWORDS = re.compile(r"not|if|then|else|uniqueItems|contains|minContains|maxContains|propertyNames|minProperties|"
