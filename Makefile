@@ -24,8 +24,9 @@ test: check  ## everything continuous integration checks
 test-long: .venv/test.installed test-engines  ## the tests that take minutes each: a thousand kills, all crash states, storms
 	$(BIN)/python -m pytest -m long
 
-test-engines: .venv-engines/installed  ## Ray Data and Spark (which needs Java) read a log as the documentation shows
-	.venv-engines/bin/python -m pytest -m long tests/log/test_other_readers.py
+test-engines: .venv-engines/installed  ## Ray Data and Spark (which needs Java) read a log; Ray selects from one
+	.venv-engines/bin/python -m pytest -m "long or slow" tests/log/test_other_readers.py \
+	  tests/offline/test_same_bytes.py::test_ray_gives_the_same_bytes
 
 unit: .venv/test.installed  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not long"
