@@ -56,7 +56,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer questions: minutes instead of up to 20")
+    parser.add_argument("--quick", action="store_true", help="fewer questions: 10 minutes instead of 30")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
     parser.add_argument("--policy", help="directory or hub id (default: the demo's, built when missing)")
     parser.add_argument("--reward", help="directory or hub id (default: the demo's, built when missing)")
