@@ -25,7 +25,7 @@ from bon_server.types import (
 )
 from tests.asking import after_ticks, ask, on_a_budget, rewards_of, statuses, wait_until
 from tests.fakes import PARTIAL, ScriptedPolicy, ScriptedReward, says
-from tests.waiting import forever
+from tests.waiting import forever, until
 
 
 def test_a_reward_that_is_high_enough_ends_the_others() -> None:
@@ -76,6 +76,20 @@ def test_an_adaptive_request_learns_from_earlier_ones() -> None:
         asyncio.run(run())
         started.append(len(policy.started))
     assert started == [9, 4]
+
+
+def test_an_adaptive_request_fills_its_wave_again() -> None:
+    """Four equal rewards say nothing, so that a fifth is asked for alone; it tells, and four more run at once."""
+
+    async def script(index: int) -> Completion:
+        if index > 4:
+            await until(lambda: len(policy.started) == 9)
+        return says(str(index))
+
+    policy = ScriptedPolicy(script)
+    reward_model = ScriptedReward(rewards_of([1.0] * 4 + [0.0] * 5))
+    answer = ask(on_a_budget(9, price_per_candidate=1e-9), policy, reward_model)
+    assert statuses(answer) == ["scored"] * 9
 
 
 def test_an_adaptive_request_that_fails_leaves_nothing_running() -> None:
