@@ -104,7 +104,7 @@ def _choose(
         failure = _nothing_scored(candidates)
     chosen = failure is None and not request.given
     last_ns = max((c.sampled_ns for c in candidates if c.sampled_ns is not None), default=run.waited_ns)
-    score_ns, overlap_ratio = overlap(run.scoring_spans_ns, last_ns)
+    score_ns, overlap_ratio = overlap(run.scores.spans_ns, last_ns)
     return Answer(
         candidates=candidates,
         selected_index=selected if chosen else None,
@@ -114,7 +114,7 @@ def _choose(
         sample_ns=last_ns - run.waited_ns,
         score_ns=score_ns,
         overlap_ratio=overlap_ratio,
-        reward_model_tokens=run.reward_model_tokens(),
+        reward_model_tokens=run.scores.tokens(),
     )
 
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from bon_server.errors import SamplingFailed
 from bon_server.pruning import Pruning
+from bon_server.scores import Scores, succeeded
 from bon_server.stopping import Spread, early_reason, first_wave, reached, worth_one_more
 from bon_server.types import (
     Candidate,
@@ -98,7 +99,6 @@ class Candidates:
     ) -> None:
         self._request = request
         self._policy = policy
-        self._reward_model = reward_model
         self._on_end = on_end
         self._spread = spread
         self._key = uuid4().hex
@@ -108,11 +108,13 @@ class Candidates:
         self._running = 0
         self._sampled: dict[int, Candidate] = {}
         self._rewards: list[float] = []
-        self._scores: dict[str, asyncio.Future[Score]] = {}
         self._first_wave = range(first_wave(request.budget, request.n))
-        self._pruning = self._make_pruning()
         self._stopped = False
-        self.scoring_spans_ns: list[tuple[int, int]] = []
+        self.scores = Scores(
+            lambda text: reward_model.score(request.reward_prompt, text, request.reward_context), self._elapsed_ns
+        )
+        fraction = request.budget.prune_fraction or 0.0  # without one nothing is watched, so nothing is compared
+        self._pruning = Pruning(fraction, self._first_wave, self.scores.of, self._abort, self._fail)
         self.settled: asyncio.Future[SelectionReason | None] = asyncio.get_running_loop().create_future()
         """Done when no more candidates are wanted: with the reason where fewer than n were, or with what failed."""
 
@@ -128,26 +130,21 @@ class Candidates:
     @property
     def busy(self) -> bool:
         """Whether something still runs."""
-        return self._running > 0 or bool(self._comparisons)
-
-    def reward_model_tokens(self) -> int:
-        """Tokens the reward model read for the scores that arrived."""
-        return sum(score.result().tokens for score in self._scores.values() if _succeeded(score))
+        return self._running > 0 or bool(self._pruning.tasks)
 
     async def stop(self) -> None:
         """Frees the engine, keeping partial texts, and drops scores that nobody waits for."""
         self._stopped = True
         tasks = self._tasks
-        if scored := [tasks[index] for index, each in self._sampled.items() if self._has_score(each)]:
+        if scored := [tasks[index] for index, each in self._sampled.items() if self.scores.known(each.text)]:
             await asyncio.wait(scored)  # their scores came in the same moment: they end within it
         sampling = [index for index, task in enumerate(tasks) if not task.done() and index not in self._sampled]
         for index in self._sampled:
             tasks[index].cancel()
-        for score in self._scores.values():
-            score.cancel()
+        self.scores.cancel()
         aborting = asyncio.create_task(self._abort(sampling))
         await asyncio.wait((aborting, *(tasks[index] for index in sampling)), timeout=STOP_GRACE_S)
-        last: list[asyncio.Future[Any]] = [aborting, *self._comparisons, *tasks, *self._scores.values()]
+        last: list[asyncio.Future[Any]] = [aborting, *self._pruning.tasks, *tasks, *self.scores.cancel()]
         for one in last:
             one.cancel()
             one.add_done_callback(_mark_seen)
@@ -164,7 +161,7 @@ class Candidates:
         self._running -= 1
         if self.settled.done() or self._stopped:
             return
-        if not _succeeded(task):
+        if not succeeded(task):
             self._fail(asyncio.CancelledError() if task.cancelled() else task.exception())
             return
         request, reward = self._request, task.result().reward
@@ -183,7 +180,7 @@ class Candidates:
             self._start_one()
 
     def _worth_one_more(self) -> bool:
-        pruned = 0 if self._pruning is None else len(self._pruning.pruned)
+        pruned = len(self._pruning.pruned)
         return worth_one_more(self._request.budget, self._rewards, self._spread, self._running, pruned)
 
     def _fail(self, failure: BaseException | None) -> None:
@@ -193,7 +190,7 @@ class Candidates:
     async def _candidate(self, index: int) -> Candidate:
         candidate = await self._sample(index)
         self._sampled[index] = candidate
-        if self._pruning is not None and not self._stopped:
+        if not self._stopped:
             self._pruning.ended(index)
         if candidate.status is CandidateStatus.UNSCORED:
             candidate = await self._score(candidate)
@@ -203,7 +200,7 @@ class Candidates:
     def _end(self, index: int) -> Candidate:
         """As its task says, else FAILED or CANCELLED with what was sampled."""
         task = self._tasks[index] if index < len(self._tasks) else None
-        if task is not None and _succeeded(task):
+        if task is not None and succeeded(task):
             return task.result()
         failure = task.exception() if task is not None and task.done() and not task.cancelled() else None
         blank = Candidate(
@@ -235,7 +232,7 @@ class Candidates:
             return self._as_candidate(index, completion, CandidateStatus.FAILED, error=str(failure))
         if completion.finish_reason is not FinishReason.CANCELLED:
             return self._as_candidate(index, completion, CandidateStatus.UNSCORED)
-        if self._pruning is not None and index in self._pruning.pruned:
+        if index in self._pruning.pruned:
             completion = replace(completion, finish_reason=FinishReason.PRUNED)
             return self._as_candidate(index, completion, CandidateStatus.PRUNED)
         return self._as_candidate(index, completion, CandidateStatus.CANCELLED)
@@ -244,7 +241,7 @@ class Candidates:
         """Waits for the completion's score."""
         if self._stopped:
             return replace(candidate, status=CandidateStatus.CANCELLED)
-        score = await self._score_of(candidate.text)
+        score = await self.scores.of(candidate.text)
         return replace(
             candidate,
             status=score.status,
@@ -254,39 +251,12 @@ class Candidates:
             scored_ns=self._elapsed_ns(),
         )
 
-    async def _score_of(self, text: str) -> Score:
-        """Identical texts share one score, so the first of them pays."""
-        pending = self._scores.get(text)
-        if pending is None:
-            scoring = self._reward_model.score(self._request.reward_prompt, text, self._request.reward_context)
-            pending = self._scores[text] = asyncio.ensure_future(scoring)
-        began_ns = self._elapsed_ns()
-        if not pending.done():
-            await asyncio.wait((pending,))  # cancels nothing when this candidate is: others may wait for it too
-        score = pending.result()
-        self.scoring_spans_ns.append((began_ns, self._elapsed_ns()))
-        return score
-
-    def _has_score(self, sampled: Candidate) -> bool:
-        score = self._scores.get(sampled.text)
-        return score is not None and score.done()
-
-    def _make_pruning(self) -> Pruning | None:
-        fraction = self._request.budget.prune_fraction
-        if fraction is None:
-            return None
-        return Pruning(fraction, self._first_wave, self._score_of, self._abort, self._fail)
-
-    @property
-    def _comparisons(self) -> set[asyncio.Task[None]]:
-        return set() if self._pruning is None else self._pruning.tasks
-
     def _milestone(self, index: int) -> Milestone | None:
         tokens = self._request.budget.prune_after_tokens
         return None if tokens is None else Milestone(tokens, partial(self._passed, index))
 
     def _passed(self, index: int, prefix: str) -> None:
-        if self._pruning is not None and not self._stopped:
+        if not self._stopped:
             self._pruning.passed(index, prefix)
 
     async def _abort(self, indices: Collection[int]) -> None:
@@ -316,10 +286,6 @@ class Candidates:
 
     def _elapsed_ns(self) -> int:
         return time.monotonic_ns() - self._began_ns
-
-
-def _succeeded(future: asyncio.Future[Candidate] | asyncio.Future[Score]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _mark_seen(future: asyncio.Future[Any]) -> None:

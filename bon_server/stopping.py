@@ -41,7 +41,10 @@ class Spread:
         """With one more request's finite rewards; older ones count a little less."""
         if len(rewards) < 2:
             return self
-        return Spread(FORGET * self.squares + _squares(rewards), FORGET * self.degrees + len(rewards) - 1)
+        squares = FORGET * self.squares + _squares(rewards)
+        if squares == math.inf:
+            return self
+        return Spread(squares, FORGET * self.degrees + len(rewards) - 1)
 
 
 NOTHING_KNOWN = Spread()
@@ -85,7 +88,7 @@ def expected_gain(rewards: Sequence[float], spread: Spread) -> float:
     prior_squares = prior_degrees * spread.squares / spread.degrees if spread.degrees else 0.0
     m, degrees = len(rewards), prior_degrees + len(rewards) - 1
     variance = (prior_squares + _squares(rewards)) / degrees if degrees > 1 else 0.0
-    if variance <= 0:
+    if not 0 < variance < math.inf:
         return math.inf
     scale = math.sqrt(variance * (1 + 1 / m))
     z = (max(rewards) - fmean(rewards)) / scale
@@ -99,8 +102,12 @@ def early_reason(budget: Budget, started: int, n: int) -> SelectionReason | None
 
 
 def _squares(rewards: Sequence[float]) -> float:
-    mean = fmean(rewards)
-    return sum((reward - mean) ** 2 for reward in rewards)
+    """Infinite for rewards so large that floats cannot hold it; a reward function may give any finite number."""
+    try:
+        mean = fmean(rewards)
+        return sum((reward - mean) ** 2 for reward in rewards)
+    except OverflowError:
+        return math.inf
 
 
 def _density(z: float, degrees: float) -> float:

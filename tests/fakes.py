@@ -45,7 +45,7 @@ def scored(reward: float) -> Score:
     return Score(CandidateStatus.SCORED, reward, tokens=1)
 
 
-@dataclass
+@dataclass(eq=False)
 class ScriptedPolicy:
     """Samples by calling `script` with the candidate's index, which requests made by `a_request` carry as seed."""
 

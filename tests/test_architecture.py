@@ -17,7 +17,7 @@ LAYERS = [
     ["errors"],
     ["config", "specs"],
     ["selection", "estimators", "stopping"],
-    ["pruning"],
+    ["pruning", "scores"],
     ["tokenizer", "weights"],
     ["engine"],
     ["policy", "reward", "log"],

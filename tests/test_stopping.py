@@ -96,6 +96,19 @@ def test_the_spread_is_that_of_the_rewards_around_their_own_means() -> None:
     assert spread.after([3.0]) == spread
 
 
+HUGE = [[1e200, -1e200, 0.0], [1.7e308, 1.7e308, -1.7e308], [1e-200, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("rewards", HUGE)
+def test_rewards_beyond_what_can_be_squared_say_too_little_and_teach_nothing(rewards: list[float]) -> None:
+    """They are finite, so a reward function may give them; the square of the first ones is not."""
+    assert expected_gain(rewards, NOTHING_KNOWN) == math.inf
+    assert worth_one_more(ADAPTIVE, rewards, NOTHING_KNOWN, running=0)
+    known = Spread(squares=3.0, degrees=3.0)
+    assert math.isfinite(known.after(rewards).squares)
+    assert math.isfinite(expected_gain([0.0, 1.0], known.after(rewards)))
+
+
 @pytest.mark.parametrize(("min_n", "n", "wave"), [(None, 16, SMALLEST_WAVE), (6, 16, 6), (6, 3, 3), (1, 2, 2)])
 def test_an_adaptive_request_starts_with_a_wave(min_n: int | None, n: int, wave: int) -> None:
     assert first_wave(Budget(price_per_candidate=1.0, min_n=min_n), n) == wave

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from weakref import WeakKeyDictionary
 
 from bon_server.best_of_n import Answer, RewardModel, Stop, best_of_n
 from bon_server.errors import (
     DeadlinePassed,
     RequestCancelled,
-    RequestError,
     RequestIdReused,
     RequestIdRunning,
     Unavailable,
@@ -27,8 +27,9 @@ from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.content import Redact, UsedIds, to_log
 from bon_server.serving.deadlines import Deadlines
+from bon_server.serving.models import RunningPolicy
 from bon_server.serving.policies import Policies, stop_with
-from bon_server.stopping import Spread
+from bon_server.stopping import NOTHING_KNOWN, Spread
 from bon_server.types import (
     Budget,
     Candidate,
@@ -93,7 +94,8 @@ class Attempts:
         self._observe = observe
         self._redact = redact
         self._unlogged = UsedIds()
-        self._spread = Spread()
+        # Of the rewards, by the weights that the completions came from; forgotten with these.
+        self._spreads: WeakKeyDictionary[RunningPolicy, Spread] = WeakKeyDictionary()
         self._running: dict[tuple[str, str], _Running] = {}
         self._refusal: Unavailable | None = None
 
@@ -207,7 +209,8 @@ class Attempts:
             queue_ns = permit_ns - times.began_ns
             # Not earlier: a request that waits for a permit must not keep replaced weights in memory.
             with self._policies.use(stop) as policy:
-                answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, self._spread)
+                spread = self._spreads.get(policy, NOTHING_KNOWN)
+                answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, spread)
             record = self._to_record(request, answer, policy.ref, prior, created_at, queue_ns)
             log_began_ns = time.monotonic_ns()
             logged = await to_log(record, request, self._redact)
@@ -216,7 +219,8 @@ class Attempts:
             ended_ns = time.monotonic_ns()
         self._learn(request, answer, queue_ns, times.stop_ns, log_began_ns, ended_ns)
         if request.sampling is not None:  # completions that a caller brings say nothing of the policy's
-            self._spread = self._spread.after([c.reward for c in answer.candidates if c.reward is not None])
+            rewards = [one.reward for one in answer.candidates if one.reward is not None]
+            self._spreads[policy] = self._spreads.get(policy, NOTHING_KNOWN).after(rewards)
         if logged is not None:
             self._observe(record)
         if answer.error is not None:
@@ -280,7 +284,7 @@ class Attempts:
             timings=StageTimes(queue_ns, answer.sample_ns, answer.score_ns, answer.overlap_ratio),
             reward_model_tokens=answer.reward_model_tokens,
             candidates=answer.candidates,
-            error=_kind_of(answer.error),
+            error=None if answer.error is None else type(answer.error).__name__,
         )
 
 
@@ -292,7 +296,3 @@ def _is_answer_to(prior: Logged, request: Request) -> bool:
     if prior.request_digest not in ("", request.digest):
         raise RequestIdReused("this request_id was used for another request")
     return answered
-
-
-def _kind_of(error: RequestError | None) -> str | None:
-    return None if error is None else type(error).__name__

@@ -9,7 +9,8 @@ import pytest
 from bon.v1 import bon_pb2 as pb
 
 from bon_server.selection import soft
-from bon_server.types import Budget, CandidateStatus, Outcome, SelectionReason, SelectionRule
+from bon_server.types import Budget, CandidateStatus, Outcome, Score, SelectionReason, SelectionRule
+from tests.fakes import ScriptedPolicy, ScriptedReward, scored
 from tests.serving.conftest import Run
 
 ALL = pb.CANDIDATE_VIEW_ALL
@@ -44,6 +45,18 @@ async def test_an_adaptive_number_of_candidates(run: Run) -> None:
     assert (cheap.selection_reason, cheap.n_scored) == (pb.SELECTION_REASON_ARGMAX, 16)
     assert not cheap.HasField("kl"), "whether all were sampled depended on their rewards"
     await running.at_rest()
+
+
+async def test_rewards_that_cannot_be_squared_cost_nobody_an_answer(run: Run) -> None:
+    """Any finite number is a reward, and what is learned from it is learned after the commit."""
+
+    async def huge(text: str) -> Score:
+        return scored(1e200 if text.endswith("0") else -1e200)
+
+    running = await run(ScriptedPolicy(), ScriptedReward(huge))
+    assert (await running.ask(request_id="fixed", n=6)).best.reward == 1e200
+    adaptive = await running.ask(request_id="adaptive", n=6, budget=pb.Budget(price_per_candidate=1.0))
+    assert (adaptive.best.reward, adaptive.n_scored) == (1e200, 6)
 
 
 async def test_the_lowest_prefixes_are_pruned_and_logged_as_such(run: Run) -> None:

@@ -26,7 +26,7 @@ from tests.waiting import SOON_S, forever, until
 Script = Callable[[int], Awaitable[Completion]]
 
 
-@dataclass
+@dataclass(eq=False)
 class Weights(ScriptedPolicy):
     """A policy that remembers whether it was closed."""
 
@@ -171,6 +171,32 @@ async def test_a_request_in_the_queue_gets_the_weights_of_its_turn(watch: Watch)
     await watching.loaded("2")
     go_on.set()
     assert ((await first).policy.revision, (await second).policy.revision) == ("1", "2")
+
+
+async def test_what_was_learned_of_rewards_holds_for_the_weights_they_came_from(watch: Watch) -> None:
+    """Equal rewards alone say nothing, so all are sampled; beside the spread of earlier ones they say enough."""
+    go_on = asyncio.Event()
+
+    async def equal(index: int) -> Completion:
+        await go_on.wait()
+        return says("equal")
+
+    old = weights("1")
+    watching = await watch(old)
+
+    async def scored(request_id: str) -> int:
+        budget = pb.Budget(price_per_candidate=5.0)
+        return (await watching.running.ask(request_id=request_id, n=16, budget=budget)).n_scored
+
+    await watching.running.ask(request_id="different", n=16)
+    old.script = equal
+    late = asyncio.create_task(scored("known"))
+    await until(lambda: old.running == 4)
+    watching.put("step-2", weights("2", equal))
+    await watching.loaded("2")
+    go_on.set()
+    assert await late == 4
+    assert await scored("unknown") == 16
 
 
 async def test_replaced_weights_are_not_kept_for_ever(watch: Watch) -> None:
