@@ -23,7 +23,7 @@ from bon_server.errors import LogError
 from bon_server.log import published, register
 from bon_server.log.register import Segment
 from bon_server.log.register_changes import Version
-from bon_server.log.rewrite import Key, rewrite
+from bon_server.log.rewrite import Key, keys_of, rewrite
 from bon_server.log.segments import Table
 from bon_server.log.store import Object, Store, StoreError
 
@@ -95,7 +95,8 @@ class PublishedCopies:
             if there is None:
                 continue  # it waits to be published
             sha256 = _sha256(there.content)
-            if described is not None and sha256 not in (described.sha256, segment.sha256):
+            known = described is None or sha256 in (described.sha256, segment.sha256)
+            if not known and not self._is_older(file, there):
                 self.failures.append(_changed(self._store, file))
                 continue
             # The object first: until the description is replaced too, the next erasure sees that it is an old one.
@@ -103,6 +104,17 @@ class PublishedCopies:
                 self._store.replace(file, content(segment), there)
                 self.replaced.append(file)
             self._describe(segment, beside)
+
+    def _is_older(self, file: str, there: Object) -> bool:
+        """Whether an object has every row that the file here has.
+
+        So it is when an erasure was broken off between object and description, and another one went on here.
+        """
+        with self._as_file(there) as path:
+            try:
+                return keys_of(path) >= keys_of(self._directory / file)
+            except LogError:
+                return False
 
     def _here(self) -> list[Segment]:
         return [one for kind in register.LEDGERS for one in register.segments(self._database, ledger=kind)]
@@ -127,11 +139,16 @@ class PublishedCopies:
         if there is None:
             yield None
             return
+        with self._as_file(there) as path:
+            yield path, there
+
+    @contextmanager
+    def _as_file(self, there: Object) -> Iterator[Path]:
         path = self._directory / _FETCHED
         try:
             path.touch(mode=0o600)
             path.write_bytes(there.content)
-            yield path, there
+            yield path
         finally:
             path.unlink(missing_ok=True)
 

@@ -53,6 +53,16 @@ def matching_rows(path: Path, match: Match, about: Collection[Key]) -> Iterator[
                     yield _key(row)
 
 
+def keys_of(path: Path) -> set[Key]:
+    """Of all rows of a segment. Raises `LogError` when it cannot be read."""
+    keys: set[Key] = set()
+    with closing(open_parquet(path)) as parquet:
+        for group in range(parquet.metadata.num_row_groups):
+            with naming(path, f": row group {group}"):
+                keys |= {_key(row) for row in _rows(parquet, group)}
+    return keys
+
+
 def _rows(parquet: Any, group: int) -> list[dict[str, Any]]:
     wanted = [name for name in ("principal", "request_id", "attempt", "tags", "ordinal", "feedback_id")
               if name in parquet.schema_arrow.names]  # fmt: skip

@@ -23,6 +23,7 @@ from typing import Any
 
 import apsw
 
+from bon_server.errors import LogError
 from bon_server.log import register
 from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading
 from bon_server.log.feedback_sealing import feedback_waiting, seal_feedback
@@ -119,6 +120,7 @@ def _seal_range(
     with SegmentsWriter(spool.directory, writer, *first_last) as files:
         for rows in _pages(reading, first_last):
             page = make_page(rows, until_us)
+            _check_whole(rows, page)
             for date, batch in page.batches:
                 files.add(date, batch)
             remembered += page.sealed
@@ -142,6 +144,14 @@ def _pages(reading: apsw.Connection, first_last: tuple[int, int]) -> Iterator[li
 def _rows(reading: apsw.Connection, after: int, last: int) -> list[StoredRow]:
     rows: list[Any] = reading.execute(_PAGE, (after, last)).fetchall()
     return [StoredRow(*row) for row in rows]
+
+
+def _check_whole(rows: Sequence[StoredRow], page: SealedPage) -> None:
+    """The spool drops a range: a row that is not in a file, and not left on purpose, would be lost."""
+    made = sorted(ordinal for _, batch in page.batches for ordinal in batch.column("ordinal").to_pylist())
+    remembered = sorted(one.ordinal for one in page.sealed)
+    if made != remembered or sorted(made + page.left) != [row.ordinal for row in rows]:
+        raise LogError(f"rows {rows[0].ordinal} to {rows[-1].ordinal} of the spool did not all become rows of segments")
 
 
 def _remember(spool: Spool, records: Sequence[Sealed]) -> None:

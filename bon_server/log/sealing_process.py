@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO
@@ -26,6 +27,8 @@ from bon_server.log.register import Sealed
 from bon_server.log.sealed_page import SealedPage, seal_page
 
 _LENGTH_BYTES = 8
+_ANSWER_S = 60.0
+"""How long the process may take for one page, its start included. Then it is killed: whoever ends the server waits."""
 _END_S = 10.0
 """How long the process may take to end."""
 
@@ -44,7 +47,7 @@ class _Answer(msgspec.Struct, array_like=True):
 
 @contextmanager
 def sealing_process() -> Iterator[Callable[[Sequence[StoredRow], int], SealedPage]]:
-    """Yields `sealed_page.seal_page` as it is done over there; it raises `LogError` when the process died."""
+    """Yields `sealed_page.seal_page` as it is done over there; it raises `LogError` when no answer came from there."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "bon_server.log.sealing_process"],
         # It finds the modules where we did, and nowhere else.
@@ -60,17 +63,34 @@ def sealing_process() -> Iterator[Callable[[Sequence[StoredRow], int], SealedPag
 
 
 def _ask(process: subprocess.Popen[bytes], request: _Request) -> SealedPage:
+    try:
+        message = _answer(process, request)
+        if message is not None:
+            answer = msgspec.msgpack.decode(message, type=_Answer)
+            batches = [(date, pa.ipc.read_record_batch(pa.py_buffer(batch), SCHEMA)) for date, batch in answer.batches]
+            return SealedPage(batches, answer.sealed, answer.left)
+    # The last two: what was taken for a length is none.
+    except (msgspec.MsgspecError, pa.ArrowException, MemoryError, OverflowError) as error:
+        raise LogError(f"the process that makes rows for segments wrote no answer ({type(error).__name__})") from error
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_S)
+    raise LogError(
+        f"the process that makes rows for segments ended with exit code {process.returncode};"
+        f" after {_ANSWER_S:g} s without an answer it is killed"
+    )
+
+
+def _answer(process: subprocess.Popen[bytes], request: _Request) -> bytes | None:
     assert process.stdin is not None and process.stdout is not None
-    with suppress(BrokenPipeError):  # then there is no answer either
-        _send(process.stdin, request)
-    message = _receive(process.stdout)
-    if message is None:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_END_S)
-        raise LogError(f"the process that makes rows for segments ended with exit code {process.returncode}")
-    answer = msgspec.msgpack.decode(message, type=_Answer)
-    batches = [(date, pa.ipc.read_record_batch(pa.py_buffer(batch), SCHEMA)) for date, batch in answer.batches]
-    return SealedPage(batches, answer.sealed, answer.left)
+    overdue = threading.Timer(_ANSWER_S, process.kill)
+    overdue.daemon = True
+    overdue.start()
+    try:
+        with suppress(BrokenPipeError):  # then there is no answer either
+            _send(process.stdin, request)
+        return _receive(process.stdout)
+    finally:
+        overdue.cancel()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import pyarrow as pa
 
@@ -28,10 +27,19 @@ from bon_server.log.segments import naming, open_parquet, row_group_range
 from bon_server.log.where import Ordinals, Where
 
 Fields = TypeVar("Fields")
-Read = Callable[[], Any]
-"""Reads the wanted rows of a row group as a batch; None: there are none. On any thread. Raises `LogError`."""
 MOST_AHEAD = 4
-"""Row groups that are read, or have been and wait, beside the one that is being used: what bounds the memory."""
+"""Row groups that are read, or have been and wait, beside the one that is being used."""
+AHEAD_BYTES = 128 << 20
+"""Of these row groups together, uncompressed, unless it is a single one: it holds whole records, however large."""
+
+
+class Read(NamedTuple):
+    """A row group that may be read."""
+
+    size_bytes: int
+    """Uncompressed, with all columns."""
+    batch: Callable[[], Any]
+    """Reads the wanted rows; None: there are none. On any thread. Raises `LogError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class Part:
         """
         for read in self.reads(schema, where):
             try:
-                batch = read()
+                batch = read.batch()
             except LogError as error:
                 on_damage(error)
                 continue
@@ -73,10 +81,12 @@ class Part:
         try:
             parquet = self._open()
         except LogError as error:
-            yield partial(_raise, error)
+            yield Read(0, partial(_raise, error))
             return
         if parquet is not None:
-            yield from (partial(self._batch, parquet, group, schema, where) for group in range(parquet.num_row_groups))
+            for group in range(parquet.num_row_groups):
+                size_bytes = parquet.metadata.row_group(group).total_byte_size
+                yield Read(size_bytes, partial(self._batch, parquet, group, schema, where))
 
     def rows(
         self, some_fields: type[Fields], where: Where, on_damage: Callable[[LogError], None]
@@ -136,19 +146,32 @@ def read_ahead(
     Threads are gone when it ends or is closed. `on_damage` and `Part.look_again` are called on the consumer's thread.
     """
     reads = (read for part in parts for read in part.reads(schema, where))
-    ahead = min(MOST_AHEAD, pa.cpu_count())
-    with ThreadPoolExecutor(ahead, thread_name_prefix="log-reader") as threads:
-        started = deque(threads.submit(read) for read in islice(reads, ahead))
+    most = min(MOST_AHEAD, pa.cpu_count())
+    started: deque[tuple[int, Future[Any]]] = deque()
+    following = next(reads, None)
+    with ThreadPoolExecutor(most, thread_name_prefix="log-reader") as threads:
+
+        def start() -> None:
+            nonlocal following
+            while following is not None and _fits(following, [size_bytes for size_bytes, _ in started], most):
+                started.append((following.size_bytes, threads.submit(following.batch)))
+                following = next(reads, None)
+
+        start()
         while started:
-            first = started.popleft()
+            batch = None
             try:
-                batch = first.result()
+                batch = started.popleft()[1].result()
             except LogError as error:
                 on_damage(error)
-                batch = None
-            started.extend(threads.submit(read) for read in islice(reads, 1))
+            start()
             if batch is not None:
                 yield batch
+
+
+def _fits(read: Read, ahead_bytes: Sequence[int], most: int) -> bool:
+    """Beside those that are ahead."""
+    return not ahead_bytes or (len(ahead_bytes) < most and sum(ahead_bytes) + read.size_bytes <= AHEAD_BYTES)
 
 
 def part_of(directory: Path, segment: Segment, look_again: Callable[[str], list[Version] | None] | None = None) -> Part:

@@ -154,6 +154,39 @@ def test_it_is_finished_after_every_interruption(
 
 
 @pytest.mark.parametrize("keep_local", [True, False])
+@pytest.mark.parametrize("puts", range(5))
+def test_another_erasure_finishes_one_that_was_interrupted(
+    faulty: FaultyStore, tmp_path: Path, keep_local: bool, puts: int
+) -> None:
+    """Between the replacements of an object and of its description each shows another version, and here is a third."""
+    log = tmp_path / "log"
+    where = config(faulty, tmp_path, publish_keep_local=keep_local)
+    _fill(log, where, replay_window_s=0)
+    faulty.next_faults(*([None] * puts), "503")
+    with pytest.raises(LogError, match="not complete"):
+        erase(log, MATCH, where)
+    faulty.fault = lambda method, path: None
+    erase(log, Match(request_id="r2"))
+    with suppress(LogError):  # a copy that is only there is left to the erasure that was interrupted
+        erase(log, Match(request_id="r1"), where)
+    for match in (MATCH, Match(request_id="r2"), Match(request_id="r1")):
+        erase(log, match, where)
+    copy = _copy(faulty, tmp_path)
+    assert verify(copy)["problems"] == [] and _read(copy) == ([], [])
+
+
+def test_another_segment_under_its_name_is_no_older_version(faulty: FaultyStore, tmp_path: Path) -> None:
+    log, where = tmp_path / "log", config(faulty, tmp_path)
+    _fill(log, where)
+    first, second = listed(log)
+    other = (log / second).read_bytes()
+    put_object(faulty.upstream_port, tmp_path.name, first, other)
+    with pytest.raises(LogError, match=rf"{first} is not what was published"):
+        erase(log, MATCH, where)
+    assert (_copy(faulty, tmp_path) / first).read_bytes() == other and list(log.glob(".*.tmp")) == []
+
+
+@pytest.mark.parametrize("keep_local", [True, False])
 def test_an_object_that_is_not_ours_is_left_alone(faulty: FaultyStore, tmp_path: Path, keep_local: bool) -> None:
     log = tmp_path / "log"
     where = config(faulty, tmp_path, publish_keep_local=keep_local)

@@ -10,12 +10,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from bon_server.errors import LogError
+from bon_server.log import segment_reader
 from bon_server.log.columns import SCHEMA
 from bon_server.log.reader import LogReader
-from bon_server.log.segment_reader import MOST_AHEAD, Part
+from bon_server.log.segment_reader import AHEAD_BYTES, MOST_AHEAD, Part
 from bon_server.log.segments import listed
 from bon_server.log.spool import Spool
 from bon_server.log.where import EVERYTHING
@@ -82,7 +84,11 @@ def test_closing_early_leaves_no_thread(log: Path, read: int) -> None:
         assert not _readers()
 
 
-def test_few_are_read_ahead(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("room", "at_most"), [(AHEAD_BYTES, MOST_AHEAD), (2.5, 2), (0.5, 1)])
+def test_few_are_read_ahead(log: Path, monkeypatch: pytest.MonkeyPatch, room: float, at_most: int) -> None:
+    """room: in row groups."""
+    size_bytes = pq.ParquetFile(log / next(listed(log))).metadata.row_group(0).total_byte_size
+    monkeypatch.setattr(segment_reader, "AHEAD_BYTES", room * size_bytes)
     monkeypatch.setattr("pyarrow.cpu_count", lambda: 64)
     begun: list[int] = []
     read = Part._batch
@@ -94,7 +100,7 @@ def test_few_are_read_ahead(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Part, "_batch", noting)
     with LogReader(log) as reader:
         for used, _ in enumerate(reader.batches(["ordinal"]), start=1):
-            assert len(begun) <= used + MOST_AHEAD
+            assert len(begun) <= used + at_most
     assert len(begun) == 12
 
 

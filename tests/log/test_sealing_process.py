@@ -18,7 +18,8 @@ import pytest
 
 from bon_server.errors import LogError
 from bon_server.log import sealing_process
-from bon_server.log.database import SPOOL_NAME
+from bon_server.log.database import SPOOL_NAME, StoredRow
+from bon_server.log.sealed_page import seal_page
 from bon_server.log.sealing import SealResult, seal, seal_beside_commits
 from bon_server.log.spool import Spool
 from bon_server.types import Kind
@@ -116,6 +117,41 @@ def test_it_is_deaf_to_signals_for_the_server_and_tells_no_content(capfd: pytest
         with pytest.raises(LogError, match="exit code 1") as error:
             make_page([SECRET], 0)  # type: ignore[list-item]
     assert SECRET not in str(error.value) + "".join(capfd.readouterr())
+
+
+def test_one_that_is_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with sealing_process.sealing_process() as make_page:
+        make_page([], 0)
+        (child,) = _children()
+        os.kill(child, signal.SIGSTOP)
+        monkeypatch.setattr(sealing_process, "_ANSWER_S", 0.1)
+        # More than a pipe holds: neither sending nor receiving may wait for ever.
+        with pytest.raises(LogError, match="exit code -9"):
+            make_page([StoredRow(1, b"", bytes(1 << 20))], 0)
+    assert _is_gone(child)
+
+
+@pytest.mark.parametrize("garbage", ["Hello, world!", "\\001\\000\\000\\000\\000\\000\\000\\000x", "\\377" * 8])
+def test_garbage_is_a_failure_like_any_other(
+    tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch, garbage: str
+) -> None:
+    spool.append([record(SECRET)])
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nprintf '{garbage}'\nexec cat > /dev/null\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(sealing_process, "_ANSWER_S", 1.0)
+    with pytest.raises(LogError, match="process that makes rows") as error:
+        seal_beside_commits(spool, BIG, DAY)
+    assert SECRET not in str(error.value) and in_spool(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("lost", ["batches", "sealed"])
+def test_a_row_that_became_none_is_not_dropped(tmp_path: Path, spool: Spool, lost: str) -> None:
+    spool.append([record(f"r{i}") for i in range(3)])
+    with pytest.raises(LogError, match="rows 1 to 3 of the spool did not all become rows of segments"):
+        seal(spool, BIG, DAY, lambda rows, until_us: seal_page(rows, until_us)._replace(**{lost: []}))
+    assert in_spool(tmp_path) == [1, 2, 3] and registered(tmp_path) == []
 
 
 def test_it_ends_when_its_parent_is_killed() -> None:
