@@ -7,8 +7,8 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from itertools import product
@@ -231,13 +231,12 @@ asyncio.run(main())
 
 async def test_the_process_ends_with_a_server_that_is_killed() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    server = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, stdout=subprocess.PIPE, text=True)
+    server = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVER, env=environment, stdout=PIPE)
     assert server.stdout is not None
-    with server.stdout:
-        trial = int(server.stdout.readline())
+    trial = int(await server.stdout.readline())
     assert not is_gone(trial)
     server.kill()
-    server.wait(10)
+    await server.wait()
     await until(lambda: is_gone(trial))
 
 
