@@ -10,6 +10,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from bon_server.engine.child_process import live_and_die_with_parent
+from bon_server.engine.content import keep_content_out_of_the_log
 from bon_server.engine.shared_grammars import use_shared_grammars
 
 
@@ -17,8 +18,7 @@ class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]
     """Computes in the engine's own process."""
 
     def _init_executor(self) -> None:
-        live_and_die_with_parent()
-        use_shared_grammars()
+        _prepare_process()
         super()._init_executor()
 
 
@@ -26,6 +26,11 @@ class ProcessPerGpuExecutor(MultiprocExecutor):  # type: ignore[misc]
     """One worker process for each GPU; they end when the engine's process does."""
 
     def _init_executor(self) -> None:
-        live_and_die_with_parent()
-        use_shared_grammars()
+        _prepare_process()
         super()._init_executor()
+
+
+def _prepare_process() -> None:
+    live_and_die_with_parent()
+    keep_content_out_of_the_log()
+    use_shared_grammars()

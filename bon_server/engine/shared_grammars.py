@@ -6,7 +6,6 @@ which it does beyond its limits, vLLM lets the text end there as if it were comp
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -82,5 +81,3 @@ class SharedGrammars(GuidanceBackend):  # type: ignore[misc]
 def use_shared_grammars() -> None:
     """From now on the engine in this process uses the above for the backend `guidance`."""
     structured_output.GuidanceBackend = SharedGrammars
-    # Its message for a candidate that failed on its grammar repeats the sampled tokens.
-    logging.getLogger("vllm.v1.core.sched.scheduler").addFilter(lambda entry: "grammar rejected" not in str(entry.msg))

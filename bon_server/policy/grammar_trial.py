@@ -1,6 +1,6 @@
 """Tries grammars out: a program of its own, `python -m bon_server.policy.grammar_trial`.
 
-    stdin    JSON documents, one a line: the settings (`Settings`, field by field), then grammars as strings
+    stdin    JSON documents, one a line: the settings (an object, see `GrammarGate`), then grammars as strings
     stdout   for each grammar a line: null, or as a string what is wrong with it
 
 Each grammar is tried in a fork, so that what it takes has an end: of processor time, which the kernel measures and
@@ -56,14 +56,16 @@ def main() -> None:
         settings["tokenizer"], n_vocab=settings["vocabulary_size"], eos_token=settings["end_token"]
     )
     for line in sys.stdin:
-        print(json.dumps(_tried_in_a_fork(tokenizer, json.loads(line), settings["cpu_s"])), flush=True)  # noqa: T201
+        problem = _tried_in_a_fork(tokenizer, json.loads(line), settings["cpu_s"], settings["clock_s"])
+        print(json.dumps(problem), flush=True)  # noqa: T201
 
 
-def _tried_in_a_fork(tokenizer: Any, grammar: str, cpu_s: float) -> str | None:
+def _tried_in_a_fork(tokenizer: Any, grammar: str, cpu_s: float, clock_s: float) -> str | None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         signal.setitimer(signal.ITIMER_PROF, cpu_s)  # its signal ends the process
+        signal.setitimer(signal.ITIMER_REAL, clock_s)  # as this one does, when nobody waits for the answer any more
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         os.write(writer, json.dumps(problem_of(tokenizer, grammar)).encode())
         os._exit(0)

@@ -200,8 +200,9 @@ class Service:
         config = self._config
         n = message.n or config.defaults.n
         self._attempts.check_room(principal, message.request_id, _caller(principal, context), n)
-        policy = self._policies.current  # any: all have one tokenizer and one context
-        return await requests.to_generate(message, principal, policy, config.limits, config.defaults, config.log)
+        # Any of them: all have one tokenizer and one context. But it must not be closed meanwhile.
+        with self._policies.use(asyncio.get_running_loop().create_future()) as policy:
+            return await requests.to_generate(message, principal, policy, config.limits, config.defaults, config.log)
 
     def _response(self, message: pb.GenerateRequest, finished: Finished) -> pb.GenerateResponse:
         return responses.generate_response(

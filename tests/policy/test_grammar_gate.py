@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from itertools import product
@@ -23,7 +26,9 @@ from bon_server.errors import InvalidRequest, Unavailable, UnsupportedOption
 from bon_server.policy import grammar_gate
 from bon_server.policy.grammar_gate import GrammarGate
 from bon_server.types import Sampling
+from tests.engine.test_child_process import is_gone
 from tests.tiny_models import byte_tokenizer
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -182,6 +187,57 @@ async def test_a_killed_process_is_started_again(gate: GrammarGate) -> None:
         await gate.check(constraint("regex", "during"))
     await gate.check(constraint("regex", "during"))
     await gate.check(constraint("regex", "before"))
+
+
+async def test_a_process_that_hangs_is_given_up(gate: GrammarGate, monkeypatch: pytest.MonkeyPatch) -> None:
+    await gate.check(constraint("regex", "before"))
+    assert gate._process is not None
+    hanging = gate._process
+    os.kill(hanging.pid, signal.SIGSTOP)
+    with monkeypatch.context() as patch, pytest.raises(Unavailable):
+        patch.setattr(grammar_gate, "CLOCK_S", 0.1)
+        await gate.check(constraint("regex", "while it hangs"))
+    assert hanging.returncode == -signal.SIGKILL
+    await gate.check(constraint("regex", "while it hangs"))
+
+
+async def test_no_room_for_the_process_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    gate = GrammarGate(byte_tokenizer(), 259, TRIAL_MS)
+    with monkeypatch.context() as patch, pytest.raises(Unavailable):
+        patch.setattr(asyncio, "create_subprocess_exec", refuse)
+        await gate.check(constraint("regex", "a"))
+    await gate.check(constraint("regex", "a"))
+    await gate.close()
+
+
+SERVER = """
+import asyncio
+from bon_server.policy.grammar_gate import GrammarGate
+from bon_server.types import Sampling
+from tests.tiny_models import byte_tokenizer
+
+async def main():
+    gate = GrammarGate(byte_tokenizer(), 259, 400)
+    await gate.check(Sampling(temperature=1.0, max_tokens=8, regex="a"))
+    print(gate._process.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_process_ends_with_a_server_that_is_killed() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    server = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVER, env=environment, stdout=PIPE)
+    assert server.stdout is not None
+    trial = int(await server.stdout.readline())
+    assert not is_gone(trial)
+    server.kill()
+    await server.wait()
+    await until(lambda: is_gone(trial))
 
 
 async def test_who_leaves_takes_nothing_along(gate: GrammarGate) -> None:

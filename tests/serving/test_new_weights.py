@@ -17,7 +17,7 @@ from bon_server.config import PolicyConfig
 from bon_server.errors import ConfigError, StartupError
 from bon_server.serving import server as server_module
 from bon_server.serving.banner import banner
-from bon_server.types import Completion, Outcome, PolicyRef
+from bon_server.types import Completion, Outcome, PolicyRef, Sampling
 from tests.fakes import ScriptedPolicy, named_after_index, says
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question, refusal
@@ -197,6 +197,28 @@ async def test_what_was_learned_of_rewards_holds_for_the_weights_they_came_from(
     go_on.set()
     assert await late == 4
     assert await scored("unknown") == 16
+
+
+async def test_a_request_that_is_being_looked_at_keeps_the_policy_that_looks(watch: Watch) -> None:
+    """What a policy closes is what it checks constraints with; the request goes on to the new weights."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    class Careful(Weights):
+        async def check(self, sampling: Sampling) -> None:
+            asked.set()
+            await go_on.wait()
+            assert not self.closed
+
+    old = Careful(ref=PolicyRef("scripted", "1"))
+    watching = await watch(old)
+    answer = watching.running.stub.Generate(question(request_id="during"))
+    await asked.wait()
+    watching.put("step-2", weights("2"))
+    await watching.loaded("2")
+    assert not old.closed
+    go_on.set()
+    assert (await answer).policy.revision == "2"
+    await until(lambda: old.closed)
 
 
 async def test_replaced_weights_are_not_kept_for_ever(watch: Watch) -> None:
