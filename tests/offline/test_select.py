@@ -331,6 +331,7 @@ def test_controls_draw_the_same_from_a_shuffled_log_and_differ_by_seed(tmp_path:
         ({"kinds": ("chat",)}, "kind: 'chat' given; allowed are generate, score, import"),
         ({"predicate": "nowhere"}, "expected module:function"),
         ({"since": datetime(2026, 1, 1)}, "since: 2026-01-01T00:00:00 given; it needs a time zone"),
+        ({"min_spread": math.nan}, "min_spread: nan given; allowed are finite numbers"),
         ({"logs": ()}, "log: none given"),
         ({"logs": ("log", "log")}, "each folder may be named once"),
     ],
