@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bon_server.errors import LogLocked
 
+LOCK_NAME = "writer.lock"
 _held: set[int] = set()
 
 
@@ -33,7 +34,7 @@ class WriterLock:
     """Held from construction to `release`. Raises `LogLocked`, naming the holder, when another process holds it."""
 
     def __init__(self, directory: Path) -> None:
-        path = directory / "writer.lock"
+        path = directory / LOCK_NAME
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -21,12 +22,19 @@ _DIGITS[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 def prompt_keys(hashes: Any) -> Rows:
     """(n,) the first 128 bits of prompt hashes (Arrow strings); of what is no SHA-256, of its SHA-256."""
-    if len(hashes) and pc.all(pc.equal(pc.binary_length(hashes), _HEX_CHARS)).as_py():
+    if len(hashes) and not hashes.null_count and pc.all(pc.equal(pc.binary_length(hashes), _HEX_CHARS)).as_py():
         data = np.frombuffer(hashes.buffers()[2], np.uint8)[_start(hashes) :][: _HEX_CHARS * len(hashes)]
         digits = _DIGITS[data.reshape(-1, _HEX_CHARS)[:, :32]]
         if digits.max() < 16:
             return _keys(((digits[:, 0::2] << 4) | digits[:, 1::2]).tobytes())
-    return _keys(b"".join(hashlib.sha256((one or "").encode()).digest()[:16] for one in hashes.to_pylist()))
+    return _keys(b"".join(map(_prompt_key, hashes.to_pylist())))
+
+
+def _prompt_key(text: str | None) -> bytes:
+    """One at a time: the key of a prompt must not depend on what else is in its batch."""
+    if text is not None and re.fullmatch(r"[0-9a-f]{64}", text):
+        return bytes.fromhex(text[:32])
+    return hashlib.sha256((text or "").encode()).digest()[:16]
 
 
 def _start(strings: Any) -> int:

@@ -100,15 +100,13 @@ class Models:
         names = pc.binary_join_element_wise(*parts, "\x1f")
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
         joined = pc.binary_join(pa.ListArray.from_arrays(offsets, names), "\x1e").dictionary_encode()
+        of = joined.indices.to_numpy()
+        _, rows = np.unique(of, return_index=True)
         refs = [
-            tuple(_three(one) for one in text.split("\x1e")) if text else () for text in joined.dictionary.to_pylist()
+            tuple((one["name"] or "", one["id"] or "", one["revision"] or "") for one in models[row].as_py() or ())
+            for row in rows.tolist()
         ]
-        return cls(joined.indices.to_numpy(), refs)
-
-
-def _three(text: str) -> tuple[str, str, str]:
-    name, model, revision = text.split("\x1f")
-    return name, model, revision
+        return cls(of, refs)
 
 
 def loose_name(models: tuple[tuple[str, str, str], ...]) -> str:

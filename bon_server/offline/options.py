@@ -189,6 +189,8 @@ def check(options: SelectOptions) -> None:
             raise ConfigError(f"{name}: {number} given; allowed are numbers from 1")
     if written.tokenizer is not None and written.max_length is None:
         raise ConfigError(f"tokenizer: {written.tokenizer} given; it is only used to count beyond a max_length")
+    if filters.min_spread is not None and not math.isfinite(filters.min_spread):
+        raise ConfigError(f"min_spread: {filters.min_spread} given; allowed are finite numbers")
     for name, time in (("since", filters.since), ("until", filters.until)):
         if time is not None and time.tzinfo is None:
             raise ConfigError(f"{name}: {time.isoformat()} given; it needs a time zone")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bon_server.errors import BonError, LogError
+from bon_server.log.lock import LOCK_NAME, WriterLock
 from bon_server.log.whole_file import sha256_of, sync_folder, whole_file
 from bon_server.offline.manifest import MANIFEST_NAME, Manifest, read_manifest
 
@@ -58,24 +59,50 @@ def is_intact(folder: Path, manifest: Manifest) -> bool:
 
 
 @contextmanager
-def working(folder: Path, identity: dict[str, Any]) -> Iterator[Path]:
+def working(folder: Path, there: Manifest | None, identity: dict[str, Any]) -> Iterator[Path]:
     """The work folder, with what an earlier run of the same selection left in it; removed when all is done.
 
-    identity: what the selection is of. After an error that running again would meet again, nothing is left behind.
+    there: the selection that was in the folder when it was looked at; identity: what the new one is of. After an error
+    that running again would meet again, nothing is left behind. Raises `LogLocked` while another process writes here.
     """
-    work, was_there = folder / WORK_NAME, folder.exists()
+    was_there = folder.exists()
     described = json.dumps(identity, sort_keys=True).encode()
+    with _alone(folder) as work:
+        if finished(folder) != there:
+            raise LogError(f"{folder} was written by another process meanwhile")
+        try:
+            if not _is_of(work, described):
+                _start_over(folder, work, described)
+            yield work
+            _remove(work)
+            sync_folder(folder)
+        except BonError:
+            _clear(folder, work)
+            _remove(work)
+            if not was_there:
+                with suppress(OSError):  # which would hide what happened
+                    folder.rmdir()
+            raise
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a run left behind that was killed after its last file was there."""
+    if (folder / WORK_NAME).exists():
+        with _alone(folder) as work:
+            _remove(work)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """The work folder, made if missing, for one process at a time."""
+    work = folder / WORK_NAME
     try:
-        if not _is_of(work, described):
-            _start_over(folder, work, described)
-        yield work
-        shutil.rmtree(work)
-        sync_folder(folder)
-    except BonError:
-        _clear(folder, work)
-        if not was_there and folder.exists():
-            folder.rmdir()
-        raise
+        work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = WriterLock(work)
+        try:
+            yield work
+        finally:
+            lock.release()
     except OSError as error:
         raise LogError(f"{folder} cannot be written: {error.strerror or error}") from error
 
@@ -88,24 +115,30 @@ def _is_of(work: Path, described: bytes) -> bool:
 
 
 def _start_over(folder: Path, work: Path, described: bytes) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if work.exists():
-        _clear(folder, work)
-    work.mkdir(mode=0o700)
+    _clear(folder, work)
     sync_folder(folder)
     with whole_file(work / _IDENTITY_NAME) as file:
         file.write(described)
 
 
 def _clear(folder: Path, work: Path) -> None:
-    """Removes what an unfinished selection left; the work folder last, which says that the rest is ours.
+    """Removes what an unfinished selection left; the work folder stays, which says that the rest is ours.
 
     A finished one that was being made again stays.
     """
-    if not work.exists():
-        return
     if not (folder / MANIFEST_NAME).exists():
         for pattern in _OURS:
             for path in folder.glob(pattern):
                 path.unlink()
+    (work / _IDENTITY_NAME).unlink(missing_ok=True)
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_NAME:
+            path.unlink()
+
+
+def _remove(work: Path) -> None:
+    """What is of no selection any more is never gone on with, should this be cut off."""
+    (work / _IDENTITY_NAME).unlink(missing_ok=True)
     shutil.rmtree(work)

@@ -218,6 +218,10 @@ def keep(rule: Rule, candidates: Rows, groups: Groups) -> Rows:
 
     groups: of parts of prompts, as requests are. Rules that need whole prompts keep all.
     """
+    if rule.max_per_prompt is not None:
+        # Capped prompt by prompt, as the rule does: a request's best that its prompt's cap takes away later must not
+        # count among the k before which all others are left out here.
+        candidates, groups = grouped(candidates)
     priority = _priority(rule, candidates)
     if rule.name.shape is OfflineRule.BEST_PER_PROMPT:
         return candidates[best(groups, priority)]

@@ -35,7 +35,7 @@ from bon_server.offline.meta import META_NAME, MetaWriter
 from bon_server.offline.normalising import measure, scales
 from bon_server.offline.options import SelectOptions as SelectOptions
 from bon_server.offline.options import check
-from bon_server.offline.output_folder import check_same, finished, is_intact, working
+from bon_server.offline.output_folder import check_same, finished, is_intact, sweep, working
 from bon_server.offline.plan import Plan
 from bon_server.offline.planning import make_plan, manifest_inputs
 from bon_server.offline.predicate import load_predicate
@@ -68,9 +68,10 @@ def select(
         if there is not None:
             check_same(options.out, there, asked | {"inputs": manifest_inputs(inputs, {})})
             if there["version"] == __version__ and is_intact(options.out, there):
+                sweep(options.out)
                 return there
         identity = asked | {"inputs": [one.identity() for one in inputs], "version": __version__}
-        with working(options.out, identity) as work:
+        with working(options.out, there, identity) as work:
             manifest = _Selection(options, asked, inputs, work).run(on_records, on_damage)
             write_manifest(options.out, manifest)
     return manifest

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from bon_server.errors import LogError
+from bon_server.errors import LogError, LogLocked
 from bon_server.log.whole_file import whole_file
+from bon_server.offline.manifest import Manifest, write_manifest
 from bon_server.offline.options import Filters
 from bon_server.offline.select import SelectOptions, select
 from bon_server.selection import OfflineRule
@@ -131,3 +133,62 @@ def test_a_file_is_synced_before_and_its_folder_after_the_rename(
     with whole_file(tmp_path / "file") as file:
         file.write(b"x")
     assert steps == ["fsync", "rename", "fsync"]
+
+
+def test_two_at_a_time_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run begins just before the first one's last file, and ends later."""
+    import_lines(tmp_path, worked_example())
+    expected = contents(run(tmp_path, out=tmp_path / "expected") and tmp_path / "expected")
+
+    def another_first(folder: Path, manifest: Manifest) -> None:
+        with pytest.raises(LogLocked, match="is being written by another process"):
+            run(tmp_path, filters=TRUNCATED)
+        write_manifest(folder, manifest)
+
+    monkeypatch.setattr("bon_server.offline.select.write_manifest", another_first)
+    assert contents(run(tmp_path)) == expected
+
+
+def test_what_another_process_finished_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_lines(tmp_path, worked_example())
+
+    def looked_too_early(folder: Path) -> None:
+        monkeypatch.undo()
+        run(tmp_path)
+
+    monkeypatch.setattr("bon_server.offline.select.finished", looked_too_early)
+    with pytest.raises(LogError, match="was written by another process meanwhile"):
+        run(tmp_path, filters=TRUNCATED)
+    assert contents(run(tmp_path)) == contents(run(tmp_path, out=tmp_path / "expected") and tmp_path / "expected")
+
+
+def test_what_a_finished_run_could_not_remove_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_lines(tmp_path, worked_example())
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("bon_server.offline.output_folder.shutil.rmtree", killed)
+        run(tmp_path)
+    assert (tmp_path / "out" / ".selecting").exists()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert contents(run(tmp_path)) == before
+
+
+def test_a_full_disk_is_said_and_the_next_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_lines(tmp_path, worked_example())
+    expected = contents(run(tmp_path, out=tmp_path / "expected") and tmp_path / "expected")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(LogError, match="out cannot be written: No space left"):
+        patch.setattr("bon_server.offline.meta.MetaWriter.add", full)
+        run(tmp_path)
+    assert (tmp_path / "out" / ".selecting" / "export-00000.json").exists()
+    with monkeypatch.context() as patch:
+        patch.delattr("bon_server.offline.gathering._from_batch")  # what was read is not read again
+        assert contents(run(tmp_path)) == expected

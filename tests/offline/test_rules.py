@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bon_server.offline.rows import PLACE, Rows, firsts, sort_by
@@ -48,6 +48,11 @@ def test_the_order_of_candidates_changes_nothing(some: list[One], rule: Rule, sh
     assert sorted_bytes(choose(rule, as_rows(some))) == sorted_bytes(before)
 
 
+@example(
+    # Two requests of a prompt before the only one of another.
+    [One(prompt, 1.0 - 0.25 * ordinal, (0, ordinal, 0), "a", 0.0) for ordinal, prompt in enumerate((0, 0, 1))],
+    Rule(TOP_K, k=2, max_per_prompt=1),
+)
 @given(candidates(), some_rules)
 def test_what_is_not_kept_of_a_request_would_not_have_been_picked(some: list[One], rule: Rule) -> None:
     rows = sort_by(as_rows([one for one in some if math.isfinite(one.reward)]), *PLACE)

@@ -141,6 +141,14 @@ def test_requests_of_one_prompt_are_merged_unless_told_not_to(tmp_path: Path) ->
     assert chosen(tmp_path, merge=False) == ["a.1", "b.0", "a.0", "a.0"]
 
 
+@pytest.mark.parametrize("rule", [TOP_K, OfflineRule.RANDOM_TOP_K_OVERALL])
+def test_at_most_so_many_of_a_prompt_leaves_no_place_empty(tmp_path: Path, rule: OfflineRule) -> None:
+    """Requests of one prompt that beat all others, of which only one may be chosen."""
+    import_lines(tmp_path, [line("a", [0.9]), line("a", [0.8]), line("a", [0.7]), line("b", [0.1]), line("c", [0.2])])
+    for seed in range(4):
+        assert len({text[0] for text in chosen(tmp_path, rule=rule, k=3, max_per_prompt=1, seed=seed)}) == 3
+
+
 def test_the_same_words_with_another_reference_answer_are_another_prompt(tmp_path: Path) -> None:
     import_lines(tmp_path, [line("a", [0.1], reward_context={"answer": str(i)}) for i in range(2)])
     assert run(tmp_path)["counts"]["prompts"] == 2
@@ -323,6 +331,7 @@ def test_controls_draw_the_same_from_a_shuffled_log_and_differ_by_seed(tmp_path:
         ({"kinds": ("chat",)}, "kind: 'chat' given; allowed are generate, score, import"),
         ({"predicate": "nowhere"}, "expected module:function"),
         ({"since": datetime(2026, 1, 1)}, "since: 2026-01-01T00:00:00 given; it needs a time zone"),
+        ({"min_spread": math.nan}, "min_spread: nan given; allowed are finite numbers"),
         ({"logs": ()}, "log: none given"),
         ({"logs": ("log", "log")}, "each folder may be named once"),
     ],
