@@ -52,9 +52,9 @@ class ClusterSums:
         """Makes it at least so many columns wide; new ones are 0."""
         extra = columns - self._table.shape[1]
         if extra > 0:
-            self._table = np.pad(self._table, ((0, 0), (0, extra)))
-            if self._groups:
+            if self._groups or len(self._rows) > _rows_for(columns):  # first: padded as it is it may not fit memory
                 self._group(_groups_for(columns))
+            self._table = np.pad(self._table, ((0, 0), (0, extra)))
 
     def add(self, clusters: NDArray[np.uint64], columns: slice, sums: Floats) -> None:
         """Adds (m, w) to w columns of the rows of (m,) clusters, which are numbers spread over 64 bits."""
@@ -69,7 +69,7 @@ class ClusterSums:
         if not self._groups:
             known = self._rows
             rows = [known.setdefault(key, len(known)) for key in clusters.tolist()]
-            if len(known) <= min(EXACT_CLUSTERS, max(64, 4 * ENTRIES // self._table.shape[1])):
+            if len(known) <= _rows_for(self._table.shape[1]):
                 if len(known) > len(self._table):
                     self._table = np.pad(self._table, ((0, 2 * len(known) - len(self._table)), (0, 0)))
                 return np.array(rows, dtype=np.int64)
@@ -85,6 +85,10 @@ class ClusterSums:
         self._table = np.zeros((groups, before.shape[1]))
         np.add.at(self._table, rows, before)
         self._groups, self._rows = groups, {}
+
+
+def _rows_for(columns: int) -> int:
+    return min(EXACT_CLUSTERS, max(64, 4 * ENTRIES // columns))
 
 
 def _groups_for(columns: int) -> int:
