@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bon_server.estimators.clusters import ClusterSums, Floats, figures
+from bon_server.estimators.clusters import ClusterSums, Floats, figures, ratios
 from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.reading import Seen, tables
@@ -181,13 +181,10 @@ def _value(totals: Floats, ranks: Floats, values: Floats) -> None:
 def _summary(sums: ClusterSums, options: CurveOptions) -> dict[str, Any]:
     above = [_AT[over] for _, over, _ in _FIGURES]
     below = [_AT[under] for _, _, under in _FIGURES]
-
-    def of_totals(totals: Floats) -> Floats:
-        cross, length, reward = (totals[:, _AT[name]] for name in _CORRELATION)
-        correlation = cross / np.sqrt(length * reward)
-        return np.column_stack([totals[:, above] / totals[:, below], correlation])
-
-    values, between = figures(sums.table, of_totals, options.seed)
+    shares, around_shares = ratios(sums.table[:, above], sums.table[:, below], options.seed)
+    of_correlation = sums.table[:, [_AT[name] for name in _CORRELATION]]
+    correlation, around_correlation = figures(of_correlation, _correlation, options.seed)
+    values, between = np.append(shares, correlation), np.append(around_shares, around_correlation, axis=1)
     names = [*(name for name, _, _ in _FIGURES), "reward_length_correlation"]
     return {
         name: {
@@ -196,6 +193,11 @@ def _summary(sums: ClusterSums, options: CurveOptions) -> dict[str, Any]:
         }
         for name, value, bounds in zip(names, values, between.T, strict=True)
     }
+
+
+def _correlation(totals: Floats) -> Floats:
+    """(…, 1) Pearson's, from (…, 3) sums of products and of squares."""
+    return np.asarray(totals[:, :1] / np.sqrt(totals[:, 1:2] * totals[:, 2:]))
 
 
 def _add_weeks(weeks: dict[int, _Week], table: Table, rank_by: str) -> None:

@@ -62,6 +62,13 @@ def test_two_rewards_of_known_probability(tmp_path: Path) -> None:
     assert row["reward_ci"] is None  # one prompt has no interval
 
 
+def test_what_one_prompt_alone_says_has_no_interval(tmp_path: Path) -> None:
+    lines = [line("long", [1.0, 2.0, 3.0]), line("a", [1.0, 4.0]), line("b", [2.0, 0.5])]
+    rows = curve(options(imported(tmp_path, lines)))["curve"]
+    assert [row["prompts"] for row in rows] == [3, 3, 1]
+    assert [row["reward_ci"] is None for row in rows] == [False, False, True]
+
+
 def test_without_ties_the_bound_is_the_figure(tmp_path: Path) -> None:
     log = imported(tmp_path, made_lines(5))
     row = curve(options(log))["curve"][3]

@@ -65,6 +65,14 @@ def test_intervals_hold_their_figure(tmp_path: Path) -> None:
     assert document["right_where_it_matters"]["ci"][0] > document["random_right_where_it_matters"]["value"]
 
 
+def test_what_one_prompt_alone_says_has_no_interval(tmp_path: Path) -> None:
+    """Of ten prompts only one has answers that differ in value."""
+    same = [line(str(i), [0.1 * i, 1.0], scores={"gold": [1, 1]}) for i in range(9)]
+    document = figures(imported(tmp_path, [*same, line("x", [0.0, 1.0], scores={"gold": [0, 1]})]), value="gold")
+    assert document["right_where_it_matters"] == {"value": 1.0, "ci": None}
+    assert document["prompts_where_it_matters"]["ci"] is not None
+
+
 def test_weeks_begin_on_monday(tmp_path: Path) -> None:
     times = [datetime(2026, 11, 22, 23, 59, tzinfo=UTC), datetime(2026, 11, 23, 0, 1, tzinfo=UTC)]
     records = [record(f"r{i}", [float(i), i + 2.0], created_at=time) for i, time in enumerate(times)]
