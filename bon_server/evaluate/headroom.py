@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -229,17 +230,25 @@ def _week(number: int, week: _Week) -> dict[str, Any]:
 
 
 def _which_n(rows: Sequence[dict[str, Any]], price: float | None) -> dict[str, Any]:
-    """What each further sample gains, and what it costs."""
+    """What each further sample gains, and what it costs.
+
+    What n samples gain is the sum of the steps up to n: each is of the same requests before and after, while the
+    rewards at two k are of different ones where requests differ in N.
+    """
     measured = [row for row in rows if not row.get("extrapolated")]
-    first, last = measured[0]["reward"], measured[-1]["reward"]
-    enough = next(row["k"] for row in measured if row["reward"] - first >= 0.9 * (last - first))
-    answer: dict[str, Any] = {"n_for_90_percent_of_gain": enough}
-    with_value = [row for row in measured if row.get("value") is not None]
-    if with_value:
-        answer["n_with_highest_value"] = max(with_value, key=lambda row: row["value"])["k"]
-    priced = [row for row in measured if row["tokens"] is not None]
+    gained = list(accumulate(row["gain"] for row in measured))
+    answer: dict[str, Any] = {
+        "n_for_90_percent_of_gain": 1 + next(i for i, gain in enumerate(gained) if gain >= 0.9 * gained[-1])
+    }
+    of_value = list(accumulate(row["value_gain"] for row in measured if row.get("value_gain") is not None))
+    if of_value:
+        answer["n_with_highest_value"] = 1 + int(np.argmax(of_value))
     if price is not None:
-        worth = [(row["reward"] - price * row["tokens"] / 1000, -row["k"]) for row in priced]
+        worth = [
+            (gain - price * row["tokens"] / 1000, -row["k"])
+            for gain, row in zip(gained, measured, strict=True)
+            if row["tokens"] is not None
+        ]
         answer["n_at_price"] = -max(worth)[1] if worth else None
     answer["steps"] = [_step(row) for row in measured[1:]]
     return answer

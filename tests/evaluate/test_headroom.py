@@ -96,6 +96,15 @@ def test_which_n_is_worth_its_tokens(tmp_path: Path) -> None:
     assert answer["n_for_90_percent_of_gain"] == 4
 
 
+def test_which_n_is_not_led_astray_by_requests_with_fewer_samples(tmp_path: Path) -> None:
+    """From k = 3 on there are only requests with little reward and value, but each of them gains up to its last."""
+    few = [line(f"few{i}", [100.0, 101.0], scores={"gold": [50, 50]}) for i in range(10)]
+    many = [line(f"many{i}", [*range(8)], scores={"gold": [*range(8)]}) for i in range(10)]
+    answer = figures(imported(tmp_path, [*few, *many]), value="gold")["which_n"]
+    assert answer["n_for_90_percent_of_gain"] == 6  # 1, 1.75, 2.2, 2.5, 2.71, ... of 3.0
+    assert answer["n_with_highest_value"] == 8
+
+
 def test_merged_requests_have_no_weeks(tmp_path: Path) -> None:
     log = imported(tmp_path, [*LINES, LINES[0] | {"tags": {"again": "yes"}}])
     document = headroom(CurveOptions(Source((log,), merge=True)))
