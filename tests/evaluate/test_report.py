@@ -17,7 +17,7 @@ from bon_server.evaluate.report import report
 from bon_server.evaluate.report.likes import features, words
 from bon_server.evaluate.report.page import escaped
 from bon_server.evaluate.report.sample import SampledCandidate, SampledRequest, sample_requests
-from bon_server.types import Kind
+from bon_server.types import Budget, Kind, ModelRef, Outcome
 from tests.evaluate.logs import imported, made_lines, written
 from tests.log.records import ODD_TEXT, record, scored
 
@@ -116,6 +116,17 @@ def test_the_same_requests_are_sampled_every_time(tmp_path: Path) -> None:
     assert [one.request_id for one in first] == [one.request_id for one in second]
     assert len(first) == 10
     assert len(sample_requests(Source((log,)), 1_000)) == 50
+
+
+def test_the_sample_is_of_what_the_curve_is_of(tmp_path: Path) -> None:
+    """Not of stopped requests, of attempts that failed before, or of other reward models."""
+    failed = record("again", [], outcome=Outcome.FAILED)
+    stopped = record("stopped", [1.0, 9.0], budget=Budget(stop_at_reward=0.5))
+    other = record("other", [1.0, 2.0], reward_models=(ModelRef("reward", "another", "77"),))
+    records = [failed, record("again", [1.0, 2.0], attempt=2), stopped, record("one", [1.0]), other]
+    source = Source((written(tmp_path, records),), reward_model="a-reward-model")
+    assert [one.request_id for one in sample_requests(source, 1)] == ["again"]
+    assert [one.request_id for one in sample_requests(source, 9, stopped=True)] == ["stopped"]
 
 
 def request(number: int, winner: str, *others: str) -> SampledRequest:

@@ -38,7 +38,7 @@ def report(options: CurveOptions, out: Path, with_texts: bool = True) -> Documen
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("bon report draws with matplotlib, which is not installed: pip install 'bon-server[report]'")
     at_k, room = curve(options), headroom(options)
-    requests = sample_requests(options.source)
+    requests = sample_requests(options.source, stopped=at_k["sample"] == "stopped")
     models = ", ".join(name or "(not named)" for name in at_k["reward_models"]) or "(none)"
     title = "Best-of-n report: " + ", ".join(log.resolve().name for log in options.source.logs)
     lead = f"{at_k['prompts']:,} requests · rewards of {models} · {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
