@@ -110,6 +110,13 @@ def test_small_and_odd_logs_have_a_page_too(tmp_path: Path) -> None:
     page(written(tmp_path, empty, "without content"))
 
 
+def test_requests_without_content_are_no_examples(tmp_path: Path) -> None:
+    bare = [record(f"bare{i}", [0.1, 0.2], content_logged=False, prompt_messages=None) for i in range(9)]
+    reader, source = page(written(tmp_path, [*bare, record("one", [0.5, 0.25])]))
+    assert source.count('class="example"') == 1
+    assert "token ids" not in reader.text and "What is 3 + 4?" in reader.text
+
+
 def test_the_same_requests_are_sampled_every_time(tmp_path: Path) -> None:
     log = imported(tmp_path, made_lines(50))
     first, second = (sample_requests(Source((log,)), 10) for _ in range(2))
