@@ -97,6 +97,12 @@ def test_names_from_a_log_are_not_markup_in_pictures(tmp_path: Path) -> None:
     assert "<b>$x$ of the best of k" in reader.text
 
 
+def test_a_name_in_any_script_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    lines = [one | {"scores": {"正解": one["scores"]["gold"]}} for one in made_lines(3)]
+    _, source = page(imported(tmp_path, lines), value="正解")
+    assert "正解 of the best of k</text>" in source
+
+
 def test_texts_can_be_left_out(tmp_path: Path) -> None:
     log = imported(tmp_path, made_lines(10))
     report(CurveOptions(Source((log,))), tmp_path / "out.html", with_texts=False)
@@ -106,6 +112,7 @@ def test_texts_can_be_left_out(tmp_path: Path) -> None:
 def test_small_and_odd_logs_have_a_page_too(tmp_path: Path) -> None:
     page(written(tmp_path, [record("one", [0.5])], "single"))
     page(written(tmp_path, [record("a", [1.0, 1.0]), record("b", [1.0, 1.0])], "equal"))
+    page(written(tmp_path, [record("a", [0.3, 0.1 + 0.2]), record("b", [0.3, 0.3])], "equal but for rounding"))
     empty = [record("c", [0.1, 0.2], content_logged=False, prompt_messages=None)]
     page(written(tmp_path, empty, "without content"))
 
