@@ -179,7 +179,7 @@ def _show(document: dict[str, Any], as_json: bool, as_tables: Callable[[dict[str
     if as_json:
         print(json.dumps(document))  # noqa: T201
         return
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names and paths may hold [brackets]
     for part in as_tables(document):
         console.print(part)
     for warning in document.get("warnings", []):

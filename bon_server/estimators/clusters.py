@@ -52,9 +52,9 @@ class ClusterSums:
         """Makes it at least so many columns wide; new ones are 0."""
         extra = columns - self._table.shape[1]
         if extra > 0:
-            self._table = np.pad(self._table, ((0, 0), (0, extra)))
-            if self._groups:
+            if self._groups or len(self._rows) > _rows_for(columns):  # first: padded as it is it may not fit memory
                 self._group(_groups_for(columns))
+            self._table = np.pad(self._table, ((0, 0), (0, extra)))
 
     def add(self, clusters: NDArray[np.uint64], columns: slice, sums: Floats) -> None:
         """Adds (m, w) to w columns of the rows of (m,) clusters, which are numbers spread over 64 bits."""
@@ -69,7 +69,7 @@ class ClusterSums:
         if not self._groups:
             known = self._rows
             rows = [known.setdefault(key, len(known)) for key in clusters.tolist()]
-            if len(known) <= min(EXACT_CLUSTERS, max(64, 4 * ENTRIES // self._table.shape[1])):
+            if len(known) <= _rows_for(self._table.shape[1]):
                 if len(known) > len(self._table):
                     self._table = np.pad(self._table, ((0, 2 * len(known) - len(self._table)), (0, 0)))
                 return np.array(rows, dtype=np.int64)
@@ -85,6 +85,10 @@ class ClusterSums:
         self._table = np.zeros((groups, before.shape[1]))
         np.add.at(self._table, rows, before)
         self._groups, self._rows = groups, {}
+
+
+def _rows_for(columns: int) -> int:
+    return min(EXACT_CLUSTERS, max(64, 4 * ENTRIES // columns))
 
 
 def _groups_for(columns: int) -> int:
@@ -112,34 +116,38 @@ def _weights(clusters: int, resamples: int, random: np.random.Generator) -> Iter
         yield np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float64)
 
 
-def interval(replicates: Floats, clusters: int, level: float = 0.95) -> Floats:
+def interval(replicates: Floats, clusters: int | NDArray[np.int64], level: float = 0.95) -> Floats:
     """(2, columns) expanded percentile interval; NaN where it is not defined.
 
     The plain percentile interval is too short with few clusters: its spread lacks the factor sqrt(G / (G - 1)) and it
     uses normal quantiles. The expanded one moves to the tail areas Phi(-sqrt(G / (G - 1)) t), t the quantile of
     Student's distribution with G - 1 degrees (Hesterberg 2015, "What teachers should know about the bootstrap").
 
-    replicates: (resamples, columns); those that are not finite are left out. clusters: G, how many were resampled;
-    below 2 there is no interval.
+    replicates: (resamples, columns); those that are not finite are left out. clusters: G, how many of those resampled
+    have a part in each column, (columns,) or one for all; below 2 there is no interval.
     """
     result = np.full((2, replicates.shape[1]), np.nan)
-    if clusters < 2 or not len(replicates):
+    if not len(replicates):
         return result
-    t = stdtrit(clusters - 1, (1 - level) / 2)
-    tail = NormalDist().cdf(t * (clusters / (clusters - 1)) ** 0.5)
-    whole = np.isfinite(replicates).all(axis=0)
-    result[:, whole] = np.quantile(replicates[:, whole], [tail, 1 - tail], axis=0)
-    for column in np.flatnonzero(~whole).tolist():
-        finite = replicates[np.isfinite(replicates[:, column]), column]
-        if len(finite):
-            result[:, column] = np.quantile(finite, [tail, 1 - tail])
+    of_column = np.broadcast_to(np.asarray(clusters), replicates.shape[1])
+    for count in np.unique(of_column[of_column > 1]).tolist():
+        t = stdtrit(count - 1, (1 - level) / 2)
+        tail = NormalDist().cdf(t * (count / (count - 1)) ** 0.5)
+        columns = np.flatnonzero(of_column == count)
+        whole = np.isfinite(replicates[:, columns]).all(axis=0)
+        result[:, columns[whole]] = np.quantile(replicates[:, columns[whole]], [tail, 1 - tail], axis=0)
+        for column in columns[~whole].tolist():
+            finite = replicates[np.isfinite(replicates[:, column]), column]
+            if len(finite):
+                result[:, column] = np.quantile(finite, [tail, 1 - tail])
     return result
 
 
 def ratios(numerators: Floats, denominators: Floats, seed: int = 0) -> tuple[Floats, Floats]:
     """Returns (w,) ratios of totals and their (2, w) intervals, NaN where a total below is 0.
 
-    numerators, denominators: (clusters, w); clusters without anything below are left out.
+    numerators, denominators: (clusters, w); clusters without anything below are left out, and a column in which fewer
+    than two have something has no interval.
     """
     met = np.any(denominators != 0, axis=1)
     above, below = numerators[met], denominators[met]
@@ -152,7 +160,8 @@ def ratios(numerators: Floats, denominators: Floats, seed: int = 0) -> tuple[Flo
             result[part] = above[:, part].sum(axis=0) / below[:, part].sum(axis=0)
             totals = bootstrap_totals(np.concatenate([above[:, part], below[:, part]], axis=1), seed=seed)
             size = totals.shape[1] // 2
-            between[:, part] = interval(totals[:, :size] / totals[:, size:], len(above))
+            shares = np.count_nonzero(below[:, part], axis=0)
+            between[:, part] = interval(totals[:, :size] / totals[:, size:], shares)
     return result, between
 
 

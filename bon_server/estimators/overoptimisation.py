@@ -74,7 +74,7 @@ def fit_gao(kl_nats: ArrayLike, gain: ArrayLike, form: Form, replicates: ArrayLi
         fitted = np.asarray(replicates, dtype=np.float64)[:, used] @ inverse.T
         intervals = np.quantile(fitted[np.isfinite(fitted).all(axis=1)], [0.025, 0.975], axis=0).T
     (alpha_low, alpha_high), (beta_low, beta_high) = intervals.tolist()
-    turning, why = _turning_point(form, alpha, beta, beta_low, float(distance.max()))
+    turning, why = _turning_point(form, alpha, beta, (beta_low, beta_high), float(distance.max()))
     return Fit(form, alpha, (alpha_low, alpha_high), beta, (beta_low, beta_high), turning, why)
 
 
@@ -93,9 +93,12 @@ def _independent(inverse: Floats, distance: Floats, gains: Floats, form: Form, a
     return np.stack([np.array([alpha, beta]) - half, np.array([alpha, beta]) + half], axis=1)
 
 
-def _turning_point(form: Form, alpha: float, beta: float, beta_low: float, furthest: float) -> tuple[float | None, str]:
-    if beta_low <= 0:
-        return None, "turning point not identified: the interval of beta includes 0"
+def _turning_point(
+    form: Form, alpha: float, beta: float, beta_ci: tuple[float, float], furthest: float
+) -> tuple[float | None, str]:
+    if not beta_ci[0] > 0:
+        where = "lies below 0" if beta_ci[1] < 0 else "includes 0"
+        return None, f"turning point not identified: the interval of beta {where}"
     turning = alpha / (2 * beta) if form is Form.BEST_OF_N else float(np.exp(min(alpha / beta - 1, 700.0)))
     if not 0 < turning <= furthest:
         return None, f"turning point not identified: it would lie outside the distances measured (to {furthest:.3g})"

@@ -69,7 +69,8 @@ def curve(options: CurveOptions) -> dict[str, Any]:
 def _fit(sample: Sample, options: CurveOptions, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     kl = np.array([row["kl_nats"] if row["kl_nats"] is not None else np.nan for row in rows[: sample.largest_n]])
     by_k, with_n_from_k = sums_by_k(sample)
-    return fit_of_curve(kl, by_k[..., VALUE], with_n_from_k[..., VALUED], options.seed)
+    gained = gains(by_k[..., VALUE], by_k[..., VALUE_LAST])
+    return fit_of_curve(kl, gained, with_n_from_k[..., VALUED], options.seed)
 
 
 _STOPPED = (

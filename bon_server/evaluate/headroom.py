@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bon_server.estimators.clusters import ClusterSums, Floats, figures
+from bon_server.estimators.clusters import ClusterSums, Floats, figures, ratios
 from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.reading import Seen, tables
@@ -181,13 +182,10 @@ def _value(totals: Floats, ranks: Floats, values: Floats) -> None:
 def _summary(sums: ClusterSums, options: CurveOptions) -> dict[str, Any]:
     above = [_AT[over] for _, over, _ in _FIGURES]
     below = [_AT[under] for _, _, under in _FIGURES]
-
-    def of_totals(totals: Floats) -> Floats:
-        cross, length, reward = (totals[:, _AT[name]] for name in _CORRELATION)
-        correlation = cross / np.sqrt(length * reward)
-        return np.column_stack([totals[:, above] / totals[:, below], correlation])
-
-    values, between = figures(sums.table, of_totals, options.seed)
+    shares, around_shares = ratios(sums.table[:, above], sums.table[:, below], options.seed)
+    of_correlation = sums.table[:, [_AT[name] for name in _CORRELATION]]
+    correlation, around_correlation = figures(of_correlation, _correlation, options.seed)
+    values, between = np.append(shares, correlation), np.append(around_shares, around_correlation, axis=1)
     names = [*(name for name, _, _ in _FIGURES), "reward_length_correlation"]
     return {
         name: {
@@ -196,6 +194,11 @@ def _summary(sums: ClusterSums, options: CurveOptions) -> dict[str, Any]:
         }
         for name, value, bounds in zip(names, values, between.T, strict=True)
     }
+
+
+def _correlation(totals: Floats) -> Floats:
+    """(…, 1) Pearson's, from (…, 3) sums of products and of squares."""
+    return np.asarray(totals[:, :1] / np.sqrt(totals[:, 1:2] * totals[:, 2:]))
 
 
 def _add_weeks(weeks: dict[int, _Week], table: Table, rank_by: str) -> None:
@@ -227,17 +230,25 @@ def _week(number: int, week: _Week) -> dict[str, Any]:
 
 
 def _which_n(rows: Sequence[dict[str, Any]], price: float | None) -> dict[str, Any]:
-    """What each further sample gains, and what it costs."""
+    """What each further sample gains, and what it costs.
+
+    What n samples gain is the sum of the steps up to n: each is of the same requests before and after, while the
+    rewards at two k are of different ones where requests differ in N.
+    """
     measured = [row for row in rows if not row.get("extrapolated")]
-    first, last = measured[0]["reward"], measured[-1]["reward"]
-    enough = next(row["k"] for row in measured if row["reward"] - first >= 0.9 * (last - first))
-    answer: dict[str, Any] = {"n_for_90_percent_of_gain": enough}
-    with_value = [row for row in measured if row.get("value") is not None]
-    if with_value:
-        answer["n_with_highest_value"] = max(with_value, key=lambda row: row["value"])["k"]
-    priced = [row for row in measured if row["tokens"] is not None]
+    gained = list(accumulate(row["gain"] for row in measured))
+    answer: dict[str, Any] = {
+        "n_for_90_percent_of_gain": 1 + next(i for i, gain in enumerate(gained) if gain >= 0.9 * gained[-1])
+    }
+    of_value = list(accumulate(row["value_gain"] for row in measured if row.get("value_gain") is not None))
+    if of_value:
+        answer["n_with_highest_value"] = 1 + int(np.argmax(of_value))
     if price is not None:
-        worth = [(row["reward"] - price * row["tokens"] / 1000, -row["k"]) for row in priced]
+        worth = [
+            (gain - price * row["tokens"] / 1000, -row["k"])
+            for gain, row in zip(gained, measured, strict=True)
+            if row["tokens"] is not None
+        ]
         answer["n_at_price"] = -max(worth)[1] if worth else None
     answer["steps"] = [_step(row) for row in measured[1:]]
     return answer

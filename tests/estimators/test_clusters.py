@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bon_server.estimators import ClusterSums, bootstrap_totals, interval, reward_at_k
-from bon_server.estimators.clusters import EXACT_CLUSTERS, GROUPS, figures
+from bon_server.estimators.clusters import ENTRIES, EXACT_CLUSTERS, GROUPS, figures, ratios
 
 
 def keys(count: int, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
@@ -70,6 +70,26 @@ def test_columns_of_a_resample_come_from_the_same_prompts() -> None:
 
 def test_one_prompt_has_no_interval() -> None:
     assert np.isnan(interval(bootstrap_totals(np.ones((1, 1))), 1)).all()
+
+
+def test_a_column_has_the_interval_of_the_prompts_that_take_part_in_it() -> None:
+    """Of 20 prompts all have a first sample, three a second and one a third."""
+    values = np.random.default_rng(8).normal(size=(20, 3))
+    there = np.arange(20)[:, None] < np.array([20, 3, 1])
+    _, between = ratios(values * there, there.astype(float))
+    _, of_three = ratios(values[:3, 1:2], np.ones((3, 1)))
+    assert np.isfinite(between[:, 0]).all() and np.isnan(between[:, 2]).all()
+    spread, of_three_alone = np.ptp(between[:, 1]), np.ptp(of_three)
+    assert spread == pytest.approx(of_three_alone, rel=0.15)
+
+
+def test_wide_tables_of_many_prompts_are_grouped_before_they_are_widened() -> None:
+    sums = ClusterSums(1)
+    sums.add(keys(2_000), slice(0, 1), np.ones((2_000, 1)))
+    columns = 4 * ENTRIES // 1_000
+    sums.widen(columns)
+    assert sums.grouped and sums.table.size <= ENTRIES
+    assert sums.table[:, 0].sum() == 2_000
 
 
 @pytest.mark.parametrize(("prompts", "binary"), [(30, False), (60, True), (200, True)])

@@ -33,6 +33,12 @@ def test_a_curve_that_only_rises_has_no_turn() -> None:
     assert "beta includes 0" in fit.turning_point
 
 
+def test_a_curve_that_bends_up_is_not_said_to_be_straight() -> None:
+    fit = fit_gao(KL, DISTANCE * (0.1 + 0.05 * DISTANCE), Form.BEST_OF_N)
+    assert fit.turning_distance is None
+    assert fit.turning_point.endswith("the interval of beta lies below 0")
+
+
 def test_a_turn_beyond_the_data_is_not_claimed() -> None:
     fit = fit_gao(KL[:4], (DISTANCE * (1.0 - 0.2 * DISTANCE))[:4], Form.BEST_OF_N)
     assert fit.beta == pytest.approx(0.2)

@@ -13,6 +13,7 @@ import pytest
 
 from bon_server.errors import ConfigError, LogError
 from bon_server.estimators import clusters, kl_bound, kl_winner_probability
+from bon_server.evaluate import fits
 from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions, KlMethod
 from bon_server.evaluate.reading import Source
@@ -62,12 +63,30 @@ def test_two_rewards_of_known_probability(tmp_path: Path) -> None:
     assert row["reward_ci"] is None  # one prompt has no interval
 
 
+def test_what_one_prompt_alone_says_has_no_interval(tmp_path: Path) -> None:
+    lines = [line("long", [1.0, 2.0, 3.0]), line("a", [1.0, 4.0]), line("b", [2.0, 0.5])]
+    rows = curve(options(imported(tmp_path, lines)))["curve"]
+    assert [row["prompts"] for row in rows] == [3, 3, 1]
+    assert [row["reward_ci"] is None for row in rows] == [False, False, True]
+
+
 def test_without_ties_the_bound_is_the_figure(tmp_path: Path) -> None:
     log = imported(tmp_path, made_lines(5))
     row = curve(options(log))["curve"][3]
     assert (row["kl_method"], row["kl_nats"]) == ("bound", kl_bound(4))
     row = curve(options(log, kl_method=KlMethod.EXACT_PLUGIN))["curve"][3]
     assert row["kl_nats"] == pytest.approx(exact_kl([1, 2, 3, 4, 5, 6], 4))
+
+
+def test_the_fit_is_of_gains_within_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From k = 3 on there are only requests with little value, but in each the best of more has more."""
+    few = [line(f"few{i}", [0.0, 1.0], scores={"gold": [50, 50]}) for i in range(10)]
+    many = [line(f"many{i}", [*range(8)], scores={"gold": [*range(8)]}) for i in range(10)]
+    log = imported(tmp_path, [*few, *many])
+    fit = curve(options(log, value="gold"))["fit"]
+    assert fit["alpha_ci"][0] > 0
+    monkeypatch.setattr(fits, "_COLUMNS_AT_ONCE", 3)
+    assert curve(options(log, value="gold"))["fit"]["beta_ci"] == pytest.approx(fit["beta_ci"])
 
 
 def test_winners_probabilities_and_tokens(tmp_path: Path) -> None:

@@ -45,6 +45,12 @@ def test_compare(log: Path, tmp_path: Path) -> None:
     assert "B's best beats" in run("evaluate", "compare", log, other).stdout
 
 
+def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
+    lines = [one | {"scores": {"a[b]:smile:[/c]": one["scores"]["gold"]}} for one in made_lines(3)]
+    table = run("evaluate", "curve", "--log", imported(tmp_path, lines), "--value", "a[b]:smile:[/c]")
+    assert table.returncode == 0 and "a[b]:smile:[/c]" in table.stdout, table.stderr
+
+
 def test_exit_codes(log: Path, tmp_path: Path) -> None:
     assert run("evaluate", "curve", "--log", tmp_path / "nowhere").returncode == 1
     unknown = run("evaluate", "curve", "--log", log, "--kl-method", "guess")

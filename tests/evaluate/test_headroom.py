@@ -65,6 +65,14 @@ def test_intervals_hold_their_figure(tmp_path: Path) -> None:
     assert document["right_where_it_matters"]["ci"][0] > document["random_right_where_it_matters"]["value"]
 
 
+def test_what_one_prompt_alone_says_has_no_interval(tmp_path: Path) -> None:
+    """Of ten prompts only one has answers that differ in value."""
+    same = [line(str(i), [0.1 * i, 1.0], scores={"gold": [1, 1]}) for i in range(9)]
+    document = figures(imported(tmp_path, [*same, line("x", [0.0, 1.0], scores={"gold": [0, 1]})]), value="gold")
+    assert document["right_where_it_matters"] == {"value": 1.0, "ci": None}
+    assert document["prompts_where_it_matters"]["ci"] is not None
+
+
 def test_weeks_begin_on_monday(tmp_path: Path) -> None:
     times = [datetime(2026, 11, 22, 23, 59, tzinfo=UTC), datetime(2026, 11, 23, 0, 1, tzinfo=UTC)]
     records = [record(f"r{i}", [float(i), i + 2.0], created_at=time) for i, time in enumerate(times)]
@@ -86,6 +94,15 @@ def test_which_n_is_worth_its_tokens(tmp_path: Path) -> None:
     assert answer["n_at_price"] == 4
     assert headroom(options, price_per_1000_tokens=5.0)["which_n"]["n_at_price"] == 2
     assert answer["n_for_90_percent_of_gain"] == 4
+
+
+def test_which_n_is_not_led_astray_by_requests_with_fewer_samples(tmp_path: Path) -> None:
+    """From k = 3 on there are only requests with little reward and value, but each of them gains up to its last."""
+    few = [line(f"few{i}", [100.0, 101.0], scores={"gold": [50, 50]}) for i in range(10)]
+    many = [line(f"many{i}", [*range(8)], scores={"gold": [*range(8)]}) for i in range(10)]
+    answer = figures(imported(tmp_path, [*few, *many]), value="gold")["which_n"]
+    assert answer["n_for_90_percent_of_gain"] == 6  # 1, 1.75, 2.2, 2.5, 2.71, ... of 3.0
+    assert answer["n_with_highest_value"] == 8
 
 
 def test_merged_requests_have_no_weeks(tmp_path: Path) -> None:

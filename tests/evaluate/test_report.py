@@ -17,7 +17,7 @@ from bon_server.evaluate.report import report
 from bon_server.evaluate.report.likes import features, words
 from bon_server.evaluate.report.page import escaped
 from bon_server.evaluate.report.sample import SampledCandidate, SampledRequest, sample_requests
-from bon_server.types import Kind
+from bon_server.types import Budget, Kind, ModelRef, Outcome
 from tests.evaluate.logs import imported, made_lines, written
 from tests.log.records import ODD_TEXT, record, scored
 
@@ -97,6 +97,12 @@ def test_names_from_a_log_are_not_markup_in_pictures(tmp_path: Path) -> None:
     assert "<b>$x$ of the best of k" in reader.text
 
 
+def test_a_name_in_any_script_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    lines = [one | {"scores": {"正解": one["scores"]["gold"]}} for one in made_lines(3)]
+    _, source = page(imported(tmp_path, lines), value="正解")
+    assert "正解 of the best of k</text>" in source
+
+
 def test_texts_can_be_left_out(tmp_path: Path) -> None:
     log = imported(tmp_path, made_lines(10))
     report(CurveOptions(Source((log,))), tmp_path / "out.html", with_texts=False)
@@ -106,8 +112,16 @@ def test_texts_can_be_left_out(tmp_path: Path) -> None:
 def test_small_and_odd_logs_have_a_page_too(tmp_path: Path) -> None:
     page(written(tmp_path, [record("one", [0.5])], "single"))
     page(written(tmp_path, [record("a", [1.0, 1.0]), record("b", [1.0, 1.0])], "equal"))
+    page(written(tmp_path, [record("a", [0.3, 0.1 + 0.2]), record("b", [0.3, 0.3])], "equal but for rounding"))
     empty = [record("c", [0.1, 0.2], content_logged=False, prompt_messages=None)]
     page(written(tmp_path, empty, "without content"))
+
+
+def test_requests_without_content_are_no_examples(tmp_path: Path) -> None:
+    bare = [record(f"bare{i}", [0.1, 0.2], content_logged=False, prompt_messages=None) for i in range(9)]
+    reader, source = page(written(tmp_path, [*bare, record("one", [0.5, 0.25])]))
+    assert source.count('class="example"') == 1
+    assert "token ids" not in reader.text and "What is 3 + 4?" in reader.text
 
 
 def test_the_same_requests_are_sampled_every_time(tmp_path: Path) -> None:
@@ -116,6 +130,17 @@ def test_the_same_requests_are_sampled_every_time(tmp_path: Path) -> None:
     assert [one.request_id for one in first] == [one.request_id for one in second]
     assert len(first) == 10
     assert len(sample_requests(Source((log,)), 1_000)) == 50
+
+
+def test_the_sample_is_of_what_the_curve_is_of(tmp_path: Path) -> None:
+    """Not of stopped requests, of attempts that failed before, or of other reward models."""
+    failed = record("again", [], outcome=Outcome.FAILED)
+    stopped = record("stopped", [1.0, 9.0], budget=Budget(stop_at_reward=0.5))
+    other = record("other", [1.0, 2.0], reward_models=(ModelRef("reward", "another", "77"),))
+    records = [failed, record("again", [1.0, 2.0], attempt=2), stopped, record("one", [1.0]), other]
+    source = Source((written(tmp_path, records),), reward_model="a-reward-model")
+    assert [one.request_id for one in sample_requests(source, 1)] == ["again"]
+    assert [one.request_id for one in sample_requests(source, 9, stopped=True)] == ["stopped"]
 
 
 def request(number: int, winner: str, *others: str) -> SampledRequest:

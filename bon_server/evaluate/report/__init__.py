@@ -38,7 +38,7 @@ def report(options: CurveOptions, out: Path, with_texts: bool = True) -> Documen
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("bon report draws with matplotlib, which is not installed: pip install 'bon-server[report]'")
     at_k, room = curve(options), headroom(options)
-    requests = sample_requests(options.source)
+    requests = sample_requests(options.source, stopped=at_k["sample"] == "stopped")
     models = ", ".join(name or "(not named)" for name in at_k["reward_models"]) or "(none)"
     title = "Best-of-n report: " + ", ".join(log.resolve().name for log in options.source.logs)
     lead = f"{at_k['prompts']:,} requests · rewards of {models} · {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
@@ -58,13 +58,12 @@ def _parts(
     yield page.section("Which n is worth it", _which_n(rows, room, value))
     yield page.section("The rewards", page.pictures(_rewards(requests)), _quality(room, value))
     if with_texts:
-        yield page.section("What the reward model seems to like", *_likings(requests))
-        examples = [page.example(request, value) for request in requests[:EXAMPLES]]
-        note = page.paragraph(
-            "Taken without looking: by a digest of their request ids. Winner left, worst right.", "soft"
-        )
-        yield page.section("Winners and losers", note, *examples)
-        wrong = [page.example(request, value) for request in _misjudged(requests, value)]
+        logged = [request for request in requests if request.content_logged]
+        yield page.section("What the reward model seems to like", *_likings(logged))
+        examples = [page.example(request, value) for request in logged[:EXAMPLES]]
+        note = "Taken without looking: by a digest of their request ids. Winner left, worst right."
+        yield page.section("Winners and losers", page.paragraph(note, "soft"), *examples)
+        wrong = [page.example(request, value) for request in _misjudged(logged, value)]
         yield page.section(f"Where the winner has less {value} than the loser", *wrong)
     yield page.section("Counts and provenance", _provenance(options, at_k, room, requests))
 
@@ -176,8 +175,7 @@ def _quality(room: Document, value: str | None) -> str:
 
 
 def _likings(requests: Sequence[SampledRequest]) -> Iterator[str]:
-    logged = [request for request in requests if request.content_logged]
-    shapes, words = likes.features(logged), likes.words(logged)
+    shapes, words = likes.features(requests), likes.words(requests)
     if not shapes and not words:
         yield page.paragraph("Nothing stands out: winners and the other answers to their prompts look alike.")
         return

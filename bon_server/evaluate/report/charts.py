@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,11 @@ def histogram(rewards: Floats, winners: Floats) -> str:
     """How rewards are distributed, of all candidates and of winners. rewards: (c,), winners: (m,)."""
 
     def draw(axes: Axes) -> None:
-        edges = np.histogram_bin_edges(rewards, bins=min(30, max(5, int(len(rewards) ** 0.5)))).tolist()
+        bins = min(30, max(5, int(len(rewards) ** 0.5)))
+        low, high = float(rewards.min()), float(rewards.max())
+        if high - low < 1e-9 * max(abs(low), abs(high)):  # equal but for rounding: no room for bins between them
+            low, high = low - 0.5, high + 0.5
+        edges = np.histogram_bin_edges(rewards, bins, (low, high)).tolist()
         axes.hist(rewards, edges, density=True, color=GREY, alpha=0.45, label="all candidates")
         axes.hist(winners, edges, density=True, histtype="step", color=BLUE, linewidth=2, label="winners")
         axes.set(xlabel="reward", ylabel="density")
@@ -119,7 +124,8 @@ def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # text stays text: the browser has a font
         figure = Figure(figsize=(4.8, 3.3), layout="constrained")
         draw(figure.add_subplot())
         out = io.StringIO()

@@ -9,16 +9,17 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 from hashlib import blake2b
 
 import msgspec
+import numpy as np
 
-from bon_server.evaluate.reading import Source
+from bon_server.evaluate.reading import Seen, Source, tables
 from bon_server.log.reader import LogReader, Where
-from bon_server.log.reward_models import reward_model_names
 from bon_server.log.where import Ordinals
-from bon_server.types import FinishReason, Kind, ModelRef, PolicyRef, Sampling
+from bon_server.types import FinishReason, Kind, PolicyRef, Sampling
 
 SAMPLED_REQUESTS = 1_000
 
@@ -49,7 +50,6 @@ class SampledRequest(msgspec.Struct):
     prompt_text: str | None = None
     prompt_messages: list[_Message] | None = None
     policy: PolicyRef | None = None
-    reward_models: tuple[ModelRef, ...] = ()
     sampling: Sampling | None = None
     content_logged: bool = True
 
@@ -70,23 +70,28 @@ class SampledRequest(msgspec.Struct):
         return sorted(scored, key=lambda candidate: (-(candidate.reward or 0.0), candidate.index))
 
 
-def sample_requests(source: Source, most: int = SAMPLED_REQUESTS) -> list[SampledRequest]:
-    """At most so many requests with at least two scored candidates, in an order that says nothing of them."""
+def sample_requests(source: Source, most: int = SAMPLED_REQUESTS, stopped: bool = False) -> list[SampledRequest]:
+    """At most so many requests with at least two scored candidates, in an order that says nothing of them.
+
+    They are of those that the curve is of. stopped: whether that is the stopped ones, see `tables`.
+    """
+    chosen = heapq.nsmallest(most, _places(source, stopped))
     with ExitStack() as stack:
         readers = [stack.enter_context(LogReader(log, source.on_damage)) for log in source.logs]
-        chosen = heapq.nsmallest(most, _places(readers))
-        requests = sorted(_read(readers, chosen), key=lambda request: _digest(request.principal, request.request_id))
-    return [request for request in requests if len(request.scored) > 1 and _is_wanted(request, source)]
+        return sorted(_read(readers, chosen), key=lambda request: _digest(request.principal, request.request_id))
 
 
-def _places(readers: Sequence[LogReader]) -> Iterator[tuple[int, int, int]]:
-    """Digest of the id, log and ordinal of every request of a policy."""
-    for number, reader in enumerate(readers):
-        for batch in reader.batches(["request_id", "principal", "ordinal", "kind"]):
-            columns = (batch.column(name).to_pylist() for name in ("kind", "principal", "request_id", "ordinal"))
-            for kind, principal, request_id, ordinal in zip(*columns, strict=True):
-                if kind != Kind.SCORE:
-                    yield _digest(principal or "", request_id), number, ordinal
+def _places(source: Source, stopped: bool) -> Iterator[tuple[int, int, int]]:
+    """Digest of the id, log and ordinal of every request that can be taken."""
+    columns = ("principal", "request_id", "ordinal")
+    for number, log in enumerate(source.logs):
+        one = replace(source, logs=(log,), merge=False, on_records=lambda records: None)
+        for table in tables(one, ("reward",), Seen(), columns):
+            scored = np.bincount(table.request[np.isfinite(table.numbers["reward"])], minlength=len(table.prompt))
+            some = table.take((scored > 1) & (table.stopped == stopped))
+            of_each = (some.columns[name].tolist() for name in columns)
+            for principal, request_id, ordinal in zip(*of_each, strict=True):
+                yield _digest(principal or "", request_id), number, ordinal
 
 
 def _read(readers: Sequence[LogReader], chosen: Sequence[tuple[int, int, int]]) -> Iterator[SampledRequest]:
@@ -104,7 +109,3 @@ def _read(readers: Sequence[LogReader], chosen: Sequence[tuple[int, int, int]]) 
 
 def _digest(principal: str, request_id: str) -> int:
     return int.from_bytes(blake2b(f"{principal}\0{request_id}".encode(), digest_size=8).digest())
-
-
-def _is_wanted(request: SampledRequest, source: Source) -> bool:
-    return source.reward_model is None or source.reward_model in reward_model_names(request.reward_models)
