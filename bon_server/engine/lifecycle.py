@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 # vLLM reads these while it is imported; what the operator has set is kept.
@@ -48,12 +49,22 @@ async def start_process(start: Callable[..., Any], *arguments: Any) -> Any:
     Does not block the event loop; cancelling it ends the process that is being started.
     """
     earlier = set(multiprocessing.active_children())
+    starting = asyncio.ensure_future(_in_a_thread(start, *arguments))
     try:
-        return await _in_a_thread(start, *arguments)
+        return await asyncio.shield(starting)
     except asyncio.CancelledError:
-        for process in set(multiprocessing.active_children()) - earlier:
-            process.kill()  # otherwise the interpreter could not end before the engine has started
+        # The thread cannot be told. It may not have come to its process yet, and the interpreter could not end before.
+        while not starting.done():
+            _kill_but(earlier)
+            await asyncio.wait([starting], timeout=0.05)
+        _kill_but(earlier)
+        starting.exception()  # how it ended matters to nobody
         raise
+
+
+def _kill_but(earlier: set[BaseProcess]) -> None:
+    for process in set(multiprocessing.active_children()) - earlier:
+        process.kill()
 
 
 async def end_engine(engine: Any) -> None:

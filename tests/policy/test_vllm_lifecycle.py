@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -105,6 +106,29 @@ async def test_giving_up_while_it_starts(policy_class: type[VllmPolicy], model_d
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert time.monotonic() - began < 5
+
+
+async def test_giving_up_before_there_is_a_process(policy_class: type[VllmPolicy]) -> None:
+    """The thread that starts it reads configurations first, and does not know yet that nobody wants it."""
+    from bon_server.engine.lifecycle import start_process
+
+    reading, go_on = threading.Event(), threading.Event()
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+
+    def start() -> None:
+        reading.set()
+        go_on.wait()
+        process.start()
+        process.join()  # as vLLM waits for the process to be ready, or dead
+
+    starting = asyncio.create_task(start_process(start))
+    await asyncio.to_thread(reading.wait)
+    starting.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(starting, 10)
+    assert process.exitcode == -signal.SIGKILL
 
 
 async def test_an_engine_that_is_killed(policy_class: type[VllmPolicy], model_directory: Path) -> None:
