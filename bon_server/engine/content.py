@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 WITH_CONTENT = {
     "vllm.logging_utils.dump_input": "Dumping scheduler output",
@@ -15,4 +16,8 @@ the tokens at which a candidate failed on its grammar."""
 def keep_content_out_of_the_log() -> None:
     """From now on these messages are not written by this process."""
     for name, words in WITH_CONTENT.items():
-        logging.getLogger(name).addFilter(lambda entry, words=words: words not in str(entry.msg))
+        logging.getLogger(name).addFilter(partial(_is_without, words))
+
+
+def _is_without(words: str, entry: logging.LogRecord) -> bool:
+    return words not in str(entry.msg)

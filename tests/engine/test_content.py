@@ -25,7 +25,7 @@ def written() -> Iterator[list[str]]:
         importlib.import_module("vllm.v1.core.sched.scheduler")
     written: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda entry: written.append(entry.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: written.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("vllm").addHandler(handler)
     yield written
     logging.getLogger("vllm").removeHandler(handler)
