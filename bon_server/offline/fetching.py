@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,12 +31,15 @@ _OF_CANDIDATE = ("text", "reward", "finish_reason", "completion_tokens", "policy
 _DENSE = 0.5
 """Share of a file's rows above which it is read whole rather than filtered first."""
 
+_MOST_BYTES = (1 << 31) - 1
+"""What an Arrow array of strings can hold, whose offsets have 32 bits."""
+
 
 def fetch(plan: Plan, picks: Rows, token_ids: bool, prompt_token_ids: bool) -> Any:
     """An Arrow table with a row for each pick, in their order.
 
     Columns: those of `_OF_REQUEST`, `policy_id`, `request_policy_revision`, those of `_OF_CANDIDATE`, and where asked
-    for `token_ids` and `prompt_token_ids`. Raises `LogError` when one cannot be read.
+    for `token_ids` and `prompt_token_ids`. Raises `LogError` when one cannot be read, or when they are too much.
     """
     pieces, numbers = [], []
     damage: list[str] = []
@@ -49,8 +52,21 @@ def fetch(plan: Plan, picks: Rows, token_ids: bool, prompt_token_ids: bool) -> A
     if len(found) != len(picks) or len(np.unique(found)) != len(picks):
         reason = f": {damage[0]}" if damage else ""
         raise LogError(f"{len(picks) - len(found)} chosen candidates cannot be read again{reason}")
+    _check_sizes(pieces)
     table = pa.Table.from_batches(pieces).combine_chunks()
     return table.take(pa.array(np.argsort(found, kind="stable"))).combine_chunks()
+
+
+def _check_sizes(pieces: Sequence[Any]) -> None:
+    """Raises `LogError` for more text than a file of the training set can be made of."""
+    for name in ("text", "prompt_text", "prompt_messages"):
+        size_bytes = sum(piece[name].nbytes for piece in pieces)
+        if size_bytes > _MOST_BYTES:
+            lines = sum(piece.num_rows for piece in pieces)
+            raise LogError(
+                f"{lines} chosen candidates have {size_bytes >> 20} MiB in {name}, and a file is made of at most"
+                f" {_MOST_BYTES >> 20}; choose fewer lines of a file with --shard-rows"
+            )
 
 
 def _files(plan: Plan, picks: Rows) -> Iterator[tuple[File, NDArray[np.intp]]]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bon_server.errors import LogError
 from bon_server.offline.manifest import Manifest, sha256_of
 from bon_server.offline.options import Written
 from bon_server.selection import OfflineRule
@@ -217,3 +218,14 @@ def test_what_grouped_holds_can_be_imported_again(log: Path) -> None:
     again = rows(log / "again" / "out")
     assert again == rows(log / "out")
     assert json.dumps(again[0]["prompt"]) == json.dumps(PROMPT)
+
+
+def test_more_text_than_one_file_can_be_made_of_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit that a test can reach; Arrow's own would end in a traceback."""
+    import_lines(tmp_path, [line("x" * 600, [0.1]), line("y" * 600, [0.2])])
+    monkeypatch.setattr("bon_server.offline.fetching._MOST_BYTES", 1000)
+    with pytest.raises(LogError, match=r"^2 chosen candidates have 0 MiB in text, .*--shard-rows$"):
+        run(tmp_path)
+    assert run(tmp_path, written=Written(shard_rows=1))["counts"]["selected"] == 2
