@@ -70,13 +70,18 @@ async def start(admission: Admission, sizes: Sequence[int]) -> tuple[list[Holder
     return holders, tasks
 
 
+async def finish(holders: Sequence[Holder], tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Everyone leaves as soon as they have had their turn."""
+    for holder in holders:
+        holder.leave.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_permits_are_bounded_and_come_back() -> None:
     admission = an_admission(8, 8)
     holders, tasks = await start(admission, [5, 3])
     assert (admission.free, admission.queued) == (0, 0)
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish(holders, tasks)
     assert admission.free == 8
 
 
@@ -86,9 +91,7 @@ async def test_small_ones_do_not_overtake_large_ones() -> None:
     assert admission.free == 1, "the last one fits, but it is not its turn"
     assert holders[0].order == [holders[0]]
     assert admission.queued == 5
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish(holders, tasks)
     assert holders[0].order == holders
 
 
@@ -99,9 +102,7 @@ async def test_a_full_queue_refuses_at_once_with_a_pushback() -> None:
         async with admission.permit("", 1, never()):
             pass
     assert refused.value.retry_after_ms == 700
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish(holders, tasks)
     async with admission.permit("", 4, never()):
         assert admission.free == 0
 
@@ -156,18 +157,14 @@ async def test_one_caller_may_fill_only_its_share_of_the_queue() -> None:
     admission.check("third", 2)
     with pytest.raises(Unavailable, match="the server"):
         admission.check("third", 3)
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish(holders, tasks)
 
 
 async def test_a_share_smaller_than_a_request_still_lets_one_wait() -> None:
     admission = an_admission(4, 8, max_queue_share=0.01)
     holders, tasks = await start(admission, [4, 4])
     assert admission.queued == 4
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish(holders, tasks)
 
 
 async def test_a_caller_who_asks_for_much_does_not_starve_the_others() -> None:
@@ -184,9 +181,7 @@ async def test_a_caller_who_asks_for_much_does_not_starve_the_others() -> None:
         await settle()
     got = sum(holder.n for holder in order if holder in greedy)
     assert got <= 16, "about as many as the 8 of the modest one, not all 80"
-    for holder in (*greedy, *modest):
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish((*greedy, *modest), tasks)
 
 
 # The bound in time
@@ -206,9 +201,7 @@ async def test_the_queue_is_no_longer_than_what_starts_in_time() -> None:
     assert admission.queued == 2, "half of what is in flight may wait"
     with pytest.raises(Unavailable, match="full"):
         admission.check("", 1)
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish(holders, tasks)
 
 
 async def test_the_queue_of_one_caller_does_not_keep_another_one_out() -> None:
@@ -220,9 +213,7 @@ async def test_the_queue_of_one_caller_does_not_keep_another_one_out() -> None:
     admission.check("another", 1)
     with pytest.raises(Unavailable, match="full"):
         admission.check("another", 4)  # that much of the first one's would be served before
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish(holders, tasks)
 
 
 async def test_a_large_request_is_not_refused_where_a_small_one_may_wait() -> None:
@@ -231,9 +222,7 @@ async def test_a_large_request_is_not_refused_where_a_small_one_may_wait() -> No
     holders, tasks = await start(admission, [4, 1])
     admission.check("", 4)
     admission.check("another", 4)
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish(holders, tasks)
 
 
 async def test_nothing_is_learned_from_what_failed_at_once() -> None:
@@ -246,9 +235,7 @@ async def test_nothing_is_learned_from_what_failed_at_once() -> None:
     holders, tasks = await start(admission, [4, 2])
     with pytest.raises(Unavailable):
         admission.check("", 1)
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish(holders, tasks)
 
 
 async def test_work_that_goes_fast_may_queue_long() -> None:
@@ -256,9 +243,7 @@ async def test_work_that_goes_fast_may_queue_long() -> None:
     await hold(admission, 4, 0.001)
     holders, tasks = await start(admission, [4] * 100)
     assert admission.queued == 4 * 99
-    for holder in holders:
-        holder.leave.set()
-    await asyncio.gather(*tasks)
+    await finish(holders, tasks)
 
 
 actions = st.lists(

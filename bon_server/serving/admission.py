@@ -100,7 +100,7 @@ class Admission:
         return min(self._limits.max_candidates_queued, math.ceil(holds * self._limits.max_candidates_in_flight))
 
     def _learn(self, n: int, held_s: float) -> None:
-        """A moving mean over about as many candidates as can be in flight; of those that got what they came for."""
+        """A moving mean over about as many candidates as can be in flight; not of requests refused when they asked."""
         weight = n / (n + self._limits.max_candidates_in_flight) if self._held_s else 1.0
         self._held_s += (held_s - self._held_s) * weight
 

@@ -166,9 +166,9 @@ class Server:
     async def drain(self, grace_s: float) -> None:
         """Health first, then no new calls, then up to `grace_s` seconds for running ones; later ones are stopped."""
         await self._health.stop_serving()
+        self.attempts.refuse_new(Unavailable("the server is shutting down", retry_after_ms=1000))
         if self._watcher is not None:
             await self._watcher.close()
-        self.attempts.refuse_new(Unavailable("the server is shutting down", retry_after_ms=1000))
         await self.attempts.drain(grace_s)
 
     async def stop(self) -> None:

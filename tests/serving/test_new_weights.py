@@ -357,6 +357,31 @@ async def test_a_shutdown_gives_up_what_is_being_loaded(watch: Watch) -> None:
     assert watching.loader.given_up == 1
 
 
+async def test_nothing_new_is_taken_while_a_load_is_being_given_up(watch: Watch) -> None:
+    """Ending an engine that is starting takes seconds, and a second signal stops only what runs by then."""
+    gone = asyncio.Event()
+
+    async def unwinds() -> None:
+        try:
+            await forever()
+        finally:
+            await gone.wait()
+
+    watching = await watch(weights("1"))
+    watching.loader.pause = unwinds
+    watching.put("step-2", weights("2"))
+    await until(lambda: watching.loader.asked == ["step-2"])
+    draining = asyncio.create_task(watching.running.server.drain(0))
+    async with asyncio.timeout(SOON_S):
+        while await watching.running.health() == "SERVING":  # noqa: ASYNC110 -- asked, not notified
+            await asyncio.sleep(0.01)
+    refused = await watching.running.refused()
+    assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+    assert not draining.done()
+    gone.set()
+    await draining
+
+
 async def test_the_banner_names_the_folder(watch: Watch) -> None:
     watching = await watch(weights("1"))
     assert f"watching  {watching.folder}" in banner(watching.running.server)
