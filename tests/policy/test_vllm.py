@@ -100,7 +100,8 @@ async def test_logprobs_are_those_of_transformers(sampling: Sampling, policy: Vl
     ).token_ids
     for completion in await samples(policy, prompt, sampling, 8):
         expected = logprob_by_transformers(reference, prompt, completion.token_ids, sampling)
-        assert completion.logprob == pytest.approx(expected, abs=1e-3)
+        # A token at the edge of top_p may be in for one and out for the other: about its share of the others' weight.
+        assert completion.logprob == pytest.approx(expected, abs=1e-3 if sampling.top_p == 1.0 else 1e-2)
         assert completion.logprob_kind is LogprobKind.SAMPLED
 
 

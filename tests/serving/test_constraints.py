@@ -33,7 +33,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class GatedPolicy(ScriptedPolicy):
     """Checks constraints as a policy with a model does."""
 
