@@ -41,7 +41,7 @@ class TrainOptions:
     micro_batch_size: int | None = None
     """Of these, rows that one device computes at a time. None: 8, or fewer when `batch_size` has fewer for each."""
     max_length: int | None = None
-    """Tokens of prompt and completion; longer rows are left out and counted. None: the policy's context, at most 4096."""
+    """Tokens of prompt and completion; longer rows are left out. None: the policy's context, but at most 4096."""
     seed: int = 0
     """Of the order of rows, of the split for `eval_share`, and of the first low-rank weights."""
     dtype: str = "auto"
