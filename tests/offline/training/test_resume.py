@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bon_server.errors import TrainingError
+from bon_server.offline.training import curve
 from bon_server.offline.training import train as training
 from bon_server.offline.training.options import TrainOptions
 from bon_server.offline.training.train import Progress, train
@@ -84,7 +85,7 @@ def test_killed_at_the_end_it_only_finishes(folder: Path, monkeypatch: pytest.Mo
         raise Killed
 
     with monkeypatch.context() as broken:
-        target = {"merging": (training.curve, "draw"), "renaming": (WorkFolder, "publish")}
+        target = {"merging": (curve, "draw"), "renaming": (WorkFolder, "publish")}
         broken.setattr(*target.get(moment, (WorkFolder, "remove")), die)
         with pytest.raises(Killed):
             train(options)
