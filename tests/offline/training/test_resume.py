@@ -50,7 +50,9 @@ def history(document: dict[str, Any]) -> list[dict[str, Any]]:
     return told
 
 
-@pytest.mark.parametrize(("method", "lora"), [("sft", True), ("sft", False), ("dpo", True)])
+@pytest.mark.parametrize(
+    ("method", "lora"), [("sft", True), pytest.param("sft", False, marks=pytest.mark.long), ("dpo", True)]
+)
 @pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_weights(folder: Path, method: str, lora: bool) -> None:
     """Killed in the second of three epochs; a second time after it had gone on."""
