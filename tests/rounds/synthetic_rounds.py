@@ -1,0 +1,56 @@
+"""`bon rounds` without a model: the real command, servers, logs and selections, with training and KL made up.
+
+Run as a process, so that it can be killed: `python -m tests.rounds.synthetic_rounds rounds …`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from bon_server.cli import main
+from bon_server.log.whole_file import whole_file
+from bon_server.offline.training.options import TrainOptions
+from bon_server.rounds import steps
+from bon_server.server_process import serving
+
+TRAINING_S = 0.5
+
+
+@contextmanager
+def synthetic_serving(arguments: Sequence[str], folder: Path) -> Iterator[str]:
+    """A server with a synthetic policy in the place of any other; those that were trained say more."""
+    words = list(arguments)
+    place = words.index("--policy") + 1
+    words[place] = f"synthetic:tokens={12 if 'round-' in words[place] else 8},tokens_per_s=400"
+    server: AbstractContextManager[str] = serving(words, folder)
+    with server as address:
+        yield address
+
+
+def made_up(function: Any, *arguments: Any, tell: Callable[[Any], None]) -> Any:
+    """In the place of the child that trains, and of the one that measures the KL."""
+    if function is steps.kl_of_texts:
+        return [0.25 for _ in arguments[2]]
+    options: TrainOptions = arguments[0]
+    work = options.out.with_name(f".{options.out.name}.training")
+    work.mkdir(exist_ok=True)
+    time.sleep(TRAINING_S)
+    data = sorted(options.data.glob("part-*"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in data)).hexdigest()
+    document = {"run": {"data": digest, "policy": str(options.policy)}, "metrics": {"rows": len(data)}}
+    with whole_file(work / "training.json") as file:
+        file.write(json.dumps(document).encode())
+    work.rename(options.out)
+    return document
+
+
+if __name__ == "__main__":
+    steps.serving = synthetic_serving  # type: ignore[assignment]
+    steps.in_child = made_up
+    main()
