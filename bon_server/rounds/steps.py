@@ -16,6 +16,8 @@ from bon_server.harvest.lines import Run
 from bon_server.harvest.loop import Harvest
 from bon_server.harvest.progress import run_harvest
 from bon_server.log.lock import WriterLock
+from bon_server.offline.manifest import MANIFEST_NAME
+from bon_server.offline.output_folder import WORK_NAME
 from bon_server.offline.select import select
 from bon_server.offline.training.options import TrainOptions
 from bon_server.offline.training.train import Progress, train
@@ -50,18 +52,18 @@ def harvest_step(options: RoundsOptions, this: Round, policy: str, status: Statu
 
 def select_step(options: RoundsOptions, this: Round, earlier: list[Round], status: Status) -> dict[str, Any]:
     """The training set; returns its counts."""
-    if not this.manifest.exists():
-        status(f"round {this.number}: selecting")
+    if this.manifest.exists() and not (this.selected / WORK_NAME).exists():
+        there = this.read(f"selected/{MANIFEST_NAME}")
+        assert there is not None
+        return dict(there["counts"])
+    status(f"round {this.number}: selecting")
     logs = tuple(one.log for one in (*earlier, this)) if options.merge_rounds else (this.log,)
-    if this.manifest.exists():
-        counts = this.read("selected/manifest.json")
-        assert counts is not None
-        return dict(counts["counts"])
-    manifest = select(options.selection(logs, this.selected))
-    if not manifest["counts"]["selected"]:
-        dropped = manifest["counts"]["dropped"]
-        raise RoundFailed(f"round {this.number}: nothing was selected to train on; left out before: {dropped}")
-    return dict(manifest["counts"])
+    counts = select(options.selection(logs, this.selected))["counts"]
+    if not counts["selected"]:
+        raise RoundFailed(
+            f"round {this.number}: nothing was selected to train on; left out before: {counts['dropped']}"
+        )
+    return dict(counts)
 
 
 def train_step(options: RoundsOptions, this: Round, policy: str, status: Status) -> dict[str, Any]:
