@@ -108,8 +108,7 @@ def _run(
     if state.is_main_process:
         work.begin(plan.run)
     state.wait_for_everyone()
-    steps = _steps(plan, rows)
-    _fit(plan, rows, work, steps, on_progress)
+    _fit(plan, rows, work, on_progress if state.is_main_process else lambda _: None)
     state.wait_for_everyone()
     if state.is_main_process:
         try:
@@ -130,9 +129,9 @@ def _steps(plan: Plan, rows: Rows) -> int:
     return math.ceil(plan.options.epochs * math.ceil(len(rows.train) / plan.options.batch_size))
 
 
-def _fit(plan: Plan, rows: Rows, work: WorkFolder, steps: int, on_progress: OnProgress) -> None:
+def _fit(plan: Plan, rows: Rows, work: WorkFolder, on_progress: OnProgress) -> None:
     """Trains until the last checkpoint is there."""
-    checkpoint = work.last_checkpoint()
+    steps, checkpoint = _steps(plan, rows), work.last_checkpoint()
     on_progress(Progress(step_of(checkpoint), steps, None))
     if step_of(checkpoint) >= steps:
         return
