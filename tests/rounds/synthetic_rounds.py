@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -51,6 +52,7 @@ def made_up(function: Any, *arguments: Any, tell: Callable[[Any], None]) -> Any:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
     steps.serving = synthetic_serving  # type: ignore[assignment]
     steps.in_child = made_up
     main()

@@ -204,7 +204,7 @@ def test_a_killed_run_is_finished_by_the_same_command(moment: str, run: Run, who
     assert _artefacts(run.out, rounds=1) == _artefacts(whole[0].out, rounds=1)
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 130)])
 def test_no_server_outlives_it(sent: signal.Signals, code: int, run: Run) -> None:
     process = run.start("--rounds", "1")
     run.await_((run.out / "round-01/log/writer.lock").exists, process)
