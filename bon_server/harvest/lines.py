@@ -67,9 +67,7 @@ def line_request(
     content: bytes | Mapping[str, Any] | BadLine, run: Run, occurrences: Occurrences
 ) -> pb.GenerateRequest:
     """The request of one line. Raises `BadLine`."""
-    if isinstance(content, BadLine):
-        raise content
-    parts = run.columns.take(_fields(content) if isinstance(content, bytes) else content)
+    parts = line_parts(content, run.columns)
     labels = {name: _labels(parts, name) for name in ("reward_context", "tags")}
     prompt = _prompt(parts, run)
     own = labels | {
@@ -82,6 +80,13 @@ def line_request(
         return generate_request(prompt, **run.options | cast(GenerateOptions, own))
     except UnicodeEncodeError as lone_surrogate:
         raise BadLine("the line holds text that is not Unicode (a lone surrogate)") from lone_surrogate
+
+
+def line_parts(content: bytes | Mapping[str, Any] | BadLine, columns: Columns) -> dict[str, Any]:
+    """What a line says, by part (`columns.PARTS`), the prompt as it is there. Raises `BadLine`."""
+    if isinstance(content, BadLine):
+        raise content
+    return columns.take(_fields(content) if isinstance(content, bytes) else content)
 
 
 def _id(parts: Mapping[str, Any], run: Run, occurrences: Occurrences) -> str:

@@ -170,8 +170,6 @@ def check(options: RoundsOptions) -> None:
     for name in _OURS_IN_TRAINING:
         if name in options.training:
             raise ConfigError(f"train: {name} given; bon rounds sets it itself")
-    if find_prompts(options.prompts) == find_prompts(options.held_out):
-        raise ConfigError(f"held_out: {options.held_out} given, which is what is trained on; give other prompts")
     training = options.train_options(options.out, options.policy, options.out)
     unknown = options.training.keys() - TrainOptions.__dataclass_fields__.keys()
     if unknown:

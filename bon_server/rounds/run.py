@@ -15,9 +15,10 @@ from typing import Any
 from bon_server import __version__
 from bon_server.log.lock import WriterLock
 from bon_server.log.whole_file import make_folder
-from bon_server.rounds.folder import ROUNDS_NAME, Round, fix_options, link_best, round_of, write_json
+from bon_server.rounds.folder import OPTIONS_NAME, ROUNDS_NAME, Round, fix_options, link_best, round_of, write_json
 from bon_server.rounds.held_out import SAMPLED
 from bon_server.rounds.options import RoundsOptions, check
+from bon_server.rounds.overlap import refuse_overlap
 from bon_server.rounds.steps import Status, evaluate_step, harvest_step, select_step, train_step
 from bon_server.rounds.stopping import Point, best_round, why_stop
 
@@ -37,6 +38,8 @@ def run_rounds(
     make_folder(options.out)
     lock = WriterLock(options.out)
     try:
+        if not (options.out / OPTIONS_NAME).exists():
+            refuse_overlap(options.prompts, options.held_out, options.asking.columns)
         fix_options(options.out, options.identity())
         return _Run(options, status).go(on_round)
     finally:
