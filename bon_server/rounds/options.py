@@ -6,7 +6,7 @@ import hashlib
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -127,11 +127,15 @@ class RoundsOptions:
 
     def train_options(self, data: Path, policy: str, out: Path) -> TrainOptions:
         """How a policy is trained on it. Raises `ConfigError`."""
-        given = self.training | {"data": data, "policy": policy, "out": out, "method": self.method}
-        try:
-            return msgspec.convert(given | {"seed": self.seed or 0}, TrainOptions, strict=False)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"train: {error}") from None
+        types, given = get_type_hints(TrainOptions), {}
+        for name, value in self.training.items():
+            if name not in types:
+                raise ConfigError(f"train: {name} given; bon train has no such option")
+            try:
+                given[name] = msgspec.convert(value, types[name], strict=False, dec_hook=lambda of, text: of(text))
+            except msgspec.ValidationError as error:
+                raise ConfigError(f"train: {name}={value!r} given; {error}") from None
+        return TrainOptions(data=data, policy=policy, out=out, method=self.method, seed=self.seed or 0, **given)
 
     def identity(self) -> dict[str, Any]:
         """What makes a run the same run, ready for JSON; of prompts, what is in their files."""
@@ -170,11 +174,7 @@ def check(options: RoundsOptions) -> None:
     for name in _OURS_IN_TRAINING:
         if name in options.training:
             raise ConfigError(f"train: {name} given; bon rounds sets it itself")
-    training = options.train_options(options.out, options.policy, options.out)
-    unknown = options.training.keys() - TrainOptions.__dataclass_fields__.keys()
-    if unknown:
-        raise ConfigError(f"train: {', '.join(sorted(unknown))} given; bon train has no such option")
-    check_training(training)
+    check_training(options.train_options(options.out, options.policy, options.out))
     check_selection(options.selection((options.out,), options.out))
 
 
