@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from bon_server.cli import main
 from bon_server.log.whole_file import whole_file
 from bon_server.offline.training.options import TrainOptions
-from bon_server.rounds import steps
+from bon_server.rounds.kl import kl_of_texts
 from bon_server.server_process import serving
 
 TRAINING_S = 0.5
@@ -36,7 +37,7 @@ def synthetic_serving(arguments: Sequence[str], folder: Path) -> Iterator[str]:
 
 def made_up(function: Any, *arguments: Any, tell: Callable[[Any], None]) -> Any:
     """In the place of the child that trains, and of the one that measures the KL."""
-    if function is steps.kl_of_texts:
+    if function is kl_of_texts:
         return [0.25 for _ in arguments[2]]
     options: TrainOptions = arguments[0]
     work = options.out.with_name(f".{options.out.name}.training")
@@ -53,6 +54,5 @@ def made_up(function: Any, *arguments: Any, tell: Callable[[Any], None]) -> Any:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
-    steps.serving = synthetic_serving  # type: ignore[assignment]
-    steps.in_child = made_up
-    main()
+    with patch.multiple("bon_server.rounds.steps", serving=synthetic_serving, in_child=made_up):
+        main()
