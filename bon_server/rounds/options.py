@@ -147,7 +147,7 @@ class RoundsOptions:
             told["config"] = sha256_of(self.config)
         if Path(self.policy).is_dir():
             told["policy"] = str(Path(self.policy).resolve())
-        identity: dict[str, Any] = msgspec.to_builtins(told)
+        identity: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(told))
         return identity
 
 

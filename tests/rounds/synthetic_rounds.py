@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,11 @@ TRAINING_S = 0.5
 
 @contextmanager
 def synthetic_serving(arguments: Sequence[str], folder: Path) -> Iterator[str]:
-    """A server with a synthetic policy in the place of any other; those that were trained say more."""
+    """A server with a synthetic policy in the place of any other; that of a round says twice as much as the one before."""
     words = list(arguments)
     place = words.index("--policy") + 1
-    words[place] = f"synthetic:tokens={12 if 'round-' in words[place] else 8},tokens_per_s=400"
+    trained = re.search(r"round-(\d+)", words[place])
+    words[place] = f"synthetic:tokens={8 << int(trained[1]) if trained else 8},tokens_per_s=400"
     server: AbstractContextManager[str] = serving(words, folder)
     with server as address:
         yield address

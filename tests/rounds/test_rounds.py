@@ -21,6 +21,13 @@ from bon_server.log.reader import LogReader
 
 PROMPTS, HELD_OUT, N = 12, 6, 4
 LIMIT_S = 120.0
+VERDICTS = """
+def much(prompt, completion, context):
+    return len(completion)
+
+def long(prompt, completion, context):
+    return len(completion) > 40
+"""
 pytestmark = pytest.mark.slow
 
 
@@ -35,15 +42,24 @@ class Run:
             lines = [json.dumps({"question": f"{name} {i}", "answer": str(i)}) for i in range(count)]
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
         (folder / "first").mkdir(exist_ok=True)
-        (folder / "verdicts.py").write_text("def long(prompt, completion, context):\n    return len(completion) > 40\n")
+        (folder / "verdicts.py").write_text(VERDICTS)
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
         """One request at a time and a seed, so that two runs have the same samples in the same order."""
         root = Path(__file__).parents[2]
         words = [sys.executable, "-m", "tests.rounds.synthetic_rounds", "rounds", "--policy", "first", "--json"]
-        words += ["--reward", "synthetic", "--prompts", "train.jsonl", "--held-out", "held-out.jsonl", "--out", "run"]
+        words += [
+            "--reward",
+            "function:verdicts:much",
+            "--prompts",
+            "train.jsonl",
+            "--held-out",
+            "held-out.jsonl",
+            "--out",
+            "run",
+        ]
         words += ["--column", "prompt=question", "--column", "reward_context.answer=answer", "-n", str(N)]
-        words += ["--gold", "function:verdicts:long", "--seed", "3", "--concurrency", "1", "--patience", "9", *more]
+        words += ["--gold", "function:verdicts:long", "--seed", "3", "--concurrency", "1", "--min-distinct", "0", *more]
         paths = [str(root), str(root / "clients/python")]
         with (self.folder / "stdout").open("wb") as stdout, (self.folder / "stderr").open("ab") as stderr:
             process = subprocess.Popen(
