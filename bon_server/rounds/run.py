@@ -1,7 +1,8 @@
 """`bon rounds`: harvest, select, train, evaluate, k times over.
 
     policy 0 ──► evaluate
-    policy r-1 ──► harvest ──► select, from the logs of all rounds so far ──► train ──► policy r ──► evaluate ──► stop?
+    policy r-1 ──► harvest ──► select, from the logs of all rounds so far ──► train ──► policy r
+    policy r ──► evaluate ──► stop?
 
 Every step is skipped when its result is there, so the same command goes on from wherever it was cut off.
 """

@@ -27,7 +27,7 @@ TRAINING_S = 0.5
 
 @contextmanager
 def synthetic_serving(arguments: Sequence[str], folder: Path) -> Iterator[str]:
-    """A server with a synthetic policy in the place of any other; that of a round says twice as much as the one before."""
+    """A server with a synthetic policy in the place of any other; each round says twice as much as the one before."""
     words = list(arguments)
     place = words.index("--policy") + 1
     trained = re.search(r"round-(\d+)", words[place])
