@@ -6,6 +6,7 @@
     ├── LogError               the log cannot be read or written by a command; exit code 1
     │   └── LogLocked          another process holds the writer lock
     ├── TrainingError          a training set or the run that it was given to cannot go on; exit code 1
+    ├── RoundFailed            a step of `bon rounds` cannot be done; exit code 1
     └── RequestError           one request cannot be answered; each leaf has one gRPC status
         ├── InvalidRequest     fields are malformed or out of range
         ├── UnsupportedOption  an option that this server, backend or policy does not offer
@@ -52,6 +53,10 @@ class LogLocked(LogError):
 
 class TrainingError(BonError):
     """A training set cannot be trained on, or a run cannot go on: names the file, or what is in the way."""
+
+
+class RoundFailed(BonError):
+    """A step of `bon rounds` cannot be done; what was done before stays, and is gone on from."""
 
 
 class RequestError(BonError):

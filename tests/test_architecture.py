@@ -24,7 +24,8 @@ LAYERS = [
     ["candidates"],
     ["best_of_n"],
     ["serving", "offline", "evaluate"],
-    ["ask", "harvest", "doctor"],
+    ["ask", "harvest", "doctor", "server_process"],
+    ["rounds"],
     ["demo"],
     ["cli"],
 ]

@@ -24,7 +24,7 @@ from bon_server.cli.options import (
     Temperature,
     TopP,
 )
-from bon_server.cli.show import given, print_result
+from bon_server.cli.show import given, key_value, print_result
 
 
 def ask(
@@ -66,14 +66,31 @@ def ask(
 
 
 def harvest(
-    file: Annotated[Path, typer.Argument(help='JSON lines {"prompt", "reward_context"?, "tags"?, "id"?}.')],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON lines, Parquet, a folder of Parquet shards, or one that datasets saved; see --column."
+        ),
+    ],
     n: Candidates = None,
     target: Target = DEFAULT_TARGET,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
     as_json: AsJson = False,
+    column: Annotated[
+        list[str],
+        typer.Option(
+            help="Where a part of the request is: prompt=question, reward_context.answer=extra.gold, tags= (left out). "
+            "Parts: prompt, id, reward_context[.NAME], tags[.NAME]; each by default in the column of its name."
+        ),
+    ] = [],  # noqa: B006 - Typer copies it
+    system: Annotated[str | None, typer.Option(help="System message put before every prompt.")] = None,
+    tag: Annotated[list[str], typer.Option(help="KEY=VALUE, for every request. May be repeated.")] = [],  # noqa: B006
     temperature: Temperature = None,
     top_p: TopP = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from so many tokens. Default: from all.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Not from tokens below this share of the likeliest.")] = None,
     max_tokens: MaxTokens = None,
+    stop: Annotated[list[str], typer.Option(help="Text that ends a completion. May be repeated.")] = [],  # noqa: B006
     seed: Seed = None,
     json_schema: JsonSchema = None,
     regex: Regex = None,
@@ -81,18 +98,41 @@ def harvest(
     raw: Raw = False,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a server that is full or away.")] = 300.0,
     out: Annotated[Path | None, typer.Option(help="Write the best answers here as JSON lines, as they come.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all lines, ask a few, estimate tokens and time; nothing is logged.")
+    ] = False,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Prompts that a dry run asks. Default: 8, or --concurrency if more.")
+    ] = None,
+    sample_seed: Annotated[int, typer.Option(help="Of the draw of these prompts.")] = 0,
 ) -> None:
     """Send many prompts through a server; safe to run again after a crash.
 
-    A line without an id gets one that depends on the line, its occurrence and the options, so the same command asks for
-    the same records again. A line with an id is asked for under exactly that id.
+    A line without an id gets one that depends on its prompt, reward context and tags, its occurrence and the options,
+    so the same command asks for the same records again. A line with an id is asked for under exactly that id.
     """
+    from bon_server.harvest.columns import parse_columns
+    from bon_server.harvest.dry_run import dry_run as run_dry
     from bon_server.harvest.lines import Run
     from bon_server.harvest.progress import run_harvest
 
-    options = given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    if raw and system is not None:
+        raise typer.BadParameter("--system is for chats; with --raw prompts are texts")
+    options = given(
+        n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, top_k=top_k, min_p=min_p
+    )
+    options |= given(stop=stop or None, tags=dict(map(key_value, tag)) or None)
     options |= _constraint(json_schema, regex, choice)
-    result = run_harvest(file, Run(options, raw), target=target, concurrency=concurrency, patience_s=patience, out=out)
+    run = Run(options, raw, system, parse_columns(column))
+    if dry_run:
+        told = run_dry(
+            file, run, target=target, concurrency=concurrency, sample=sample, seed=sample_seed, patience_s=patience
+        )
+        print_result(told, as_json)
+        if told["bad_lines"] or told["sample"]["failures"]:
+            raise typer.Exit(1)
+        return
+    result = run_harvest(file, run, target=target, concurrency=concurrency, patience_s=patience, out=out)
     print_result(dataclasses.asdict(result), as_json)
     if result.failed or result.stopped:
         raise typer.Exit(1)

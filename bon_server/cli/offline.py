@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from bon_server.cli.options import AsJson, SkipDamaged, Snapshot
-from bon_server.cli.show import on_damage, print_result, progress, text
-from bon_server.errors import ConfigError
+from bon_server.cli.show import key_value, on_damage, print_result, progress, text
 from bon_server.selection import OfflineRule
 
 RULE, FILTER, OUTPUT = "The rule", "What is left out before choosing", "What is written, and how"
@@ -159,7 +158,7 @@ def select(
             since=since and since.replace(tzinfo=UTC),
             until=until and until.replace(tzinfo=UTC),
             principals=tuple(principal),
-            tags=tuple(map(_tag, tag)),
+            tags=tuple(map(key_value, tag)),
             policies=tuple(policy),
             min_tokens=min_tokens,
             max_tokens=max_tokens,
@@ -182,10 +181,3 @@ def select(
         print(json.dumps(manifest))  # noqa: T201
         return
     print_result({**manifest["counts"], "training set": str(out)}, as_json=False)
-
-
-def _tag(given: str) -> tuple[str, str]:
-    key, separator, value = given.partition("=")
-    if not separator:
-        raise ConfigError(f"tag: {given!r} given; expected KEY=VALUE")
-    return key, value

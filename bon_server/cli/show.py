@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bon_server.errors import BonError
+from bon_server.errors import BonError, ConfigError
 
 
 @contextmanager
@@ -43,6 +43,14 @@ def given(**options: Any) -> Any:
 
 def text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def key_value(option: str) -> tuple[str, str]:
+    """The two halves of a tag. Raises `ConfigError`."""
+    key, separator, value = option.partition("=")
+    if not separator:
+        raise ConfigError(f"tag: {option!r} given; expected KEY=VALUE")
+    return key, value
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:

@@ -23,10 +23,10 @@ from bon_server.demo.outcome import DemoOutcome, judge
 from bon_server.demo.policy_model import build_policy
 from bon_server.demo.problems import Problem, is_right, problems
 from bon_server.demo.reward_model import build_reward
-from bon_server.demo.server_process import serving
 from bon_server.log.stats import log_stats
 from bon_server.offline.select import SelectOptions, select
 from bon_server.selection import OfflineRule
+from bon_server.server_process import serving
 
 N = 8
 TEMPERATURE = 0.8

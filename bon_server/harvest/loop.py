@@ -1,6 +1,6 @@
-"""Many prompts through one server: a file of lines in, a log full of scored candidates at the server.
+"""Many prompts through one server: lines in, a log full of scored candidates at the server.
 
-The file is streamed and a bounded number of requests is in flight, so its length does not matter. A server that is
+The lines are streamed and a bounded number of requests is in flight, so their number does not matter. A server that is
 full, restarting or away is waited for; the ids of `lines` make the same command safe to run again after any
 crash: what was answered before comes back as `replayed`.
 """
@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import bon
 import grpc
 from bon.v1 import bon_pb2 as pb
 
 from bon_server.harvest.lines import BadLine, Occurrences, Run, line_request
+from bon_server.harvest.prompts import Line, find_prompts
 
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 2.0
@@ -38,15 +38,6 @@ _HOPELESS_CODES = (
     grpc.StatusCode.UNIMPLEMENTED,
 )
 """No other line would fare better."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One non-blank line of the file."""
-
-    number: int
-    """From 1."""
-    content: bytes
 
 
 @dataclass(slots=True)
@@ -91,16 +82,36 @@ async def harvest(
     timeout_s: float | None = None,
     watcher: Watcher | None = None,
 ) -> Harvest:
-    """Sends every line of `file` and waits for all answers.
+    """Sends every line of `file` (see `prompts.find_prompts`) and waits for all answers.
+
+    The arguments are those of `send_lines`. Raises OSError when the file cannot be read, and `ConfigError` when it is
+    no table of prompts.
+    """
+    lines = find_prompts(file).lines(run.columns)
+    return await send_lines(
+        lines, client, run, concurrency=concurrency, patience_s=patience_s, timeout_s=timeout_s, watcher=watcher
+    )
+
+
+async def send_lines(
+    lines: Iterator[Line],
+    client: bon.AsyncClient,
+    run: Run,
+    *,
+    concurrency: int,
+    patience_s: float,
+    timeout_s: float | None = None,
+    watcher: Watcher | None = None,
+) -> Harvest:
+    """Sends lines and waits for all answers.
 
     client: best made with `attempts=1`, since the waiting is done here; concurrency: requests in flight; patience_s:
     how long to go on while the server gives no answer at all; timeout_s: deadline of one request (None: none), at
-    which the server answers with what it has. Raises OSError when the file cannot be read.
+    which the server answers with what it has.
     """
     began_s = time.monotonic()
-    with file.open("rb") as stream, closing(Occurrences()) as occurrences:
+    with closing(Occurrences()) as occurrences:
         workers = _Workers(client, run, occurrences, patience_s, timeout_s, watcher or Watcher())
-        lines = _lines(stream)
         tasks = [asyncio.create_task(workers.work(lines)) for _ in range(concurrency)]
         try:
             await asyncio.gather(*tasks)
@@ -112,12 +123,6 @@ async def harvest(
             await asyncio.gather(*tasks, return_exceptions=True)
     workers.result.seconds = time.monotonic() - began_s
     return workers.result
-
-
-def _lines(stream: IO[bytes]) -> Iterator[Line]:
-    for number, content in enumerate(stream, 1):
-        if content.strip():
-            yield Line(number, content)
 
 
 class _Workers:

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bon_server.harvest.lines import Run
-from bon_server.harvest.loop import Harvest, Line, Watcher, harvest
+from bon_server.harvest.loop import Harvest, Watcher, harvest
+from bon_server.harvest.prompts import Line, find_prompts
 
 
 def run_harvest(
@@ -35,7 +36,7 @@ def run_harvest(
     """
     with ExitStack() as cleanup:
         answers = cleanup.enter_context(out.open("w", encoding="utf-8")) if out else None
-        shown = cleanup.enter_context(_Shown(file.stat().st_size, answers))
+        shown = cleanup.enter_context(_Shown(find_prompts(file).size_bytes, answers))
         watcher = Watcher(shown.answer, shown.failure, shown.wait)
 
         async def session() -> Harvest:
@@ -54,7 +55,7 @@ def run_harvest(
 
 
 class _Shown:
-    """The progress bar; it advances by bytes of the file, whose number of lines nobody knows."""
+    """The progress bar; it advances by bytes of the files, whose number of lines nobody knows."""
 
     def __init__(self, size_bytes: int, answers: IO[str] | None) -> None:
         self._progress = Progress(
@@ -97,7 +98,7 @@ class _Shown:
 
     def _advance(self, line: Line) -> None:
         self._progress.update(
-            self._task, advance=len(line.content), state="harvesting", done=self._done, failed=self._failed
+            self._task, advance=line.size_bytes, state="harvesting", done=self._done, failed=self._failed
         )
 
 

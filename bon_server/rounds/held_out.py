@@ -1,0 +1,135 @@
+"""Held-out samples of one round: read from its log, and summed up prompt by prompt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bon_server.estimators.diversity import distinct_n
+from bon_server.log.reader import LogReader
+from bon_server.log.record import Record
+from bon_server.reward.function import FunctionReward
+from bon_server.types import Candidate, FinishReason, LogprobKind, Outcome, Prompt
+
+Floats = NDArray[np.float64]
+
+SPLIT, ROUND, MODE = "split", "round", "mode"
+"""Names of the tags that rounds put on their requests."""
+HELD_OUT, TRAIN = "held-out", "train"
+GREEDY, SAMPLED = "greedy", "sampled"
+
+FIGURES = {
+    "reward": "mean reward",
+    "gold": "mean of the gold function",
+    "tokens": "mean length in tokens",
+    "truncated": "share that was cut at max_tokens",
+    "entropy_nats": "mean of -log p of a sampled token",
+    "distinct_1": "distinct-1 of the samples of a prompt, mean over prompts",
+    "distinct_2": "distinct-2",
+    "distinct_3": "distinct-3",
+}
+"""Each is a ratio of sums over prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A sampled text, as the policy was given and gave it."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    """The end of text included."""
+    temperature: float
+    top_p: float
+
+
+@dataclass(slots=True)
+class HeldOut:
+    """What is known of one policy on the held-out prompts."""
+
+    sums: dict[str, dict[str, Floats]] = field(default_factory=lambda: {GREEDY: {}, SAMPLED: {}})
+    """By mode and prompt hash: (2, figures), what is divided and by what, in the order of `FIGURES`."""
+    texts: dict[str, Text] = field(default_factory=dict)
+    """The first sampled text of each prompt."""
+
+
+def tags(number: int, split: str, mode: str | None = None) -> dict[str, str]:
+    """The tags of the requests of a round; through them no two rounds share a request id."""
+    told = {SPLIT: split, ROUND: str(number)}
+    return told if mode is None else told | {MODE: mode}
+
+
+def read_held_out(log: Path, number: int, gold: str | None) -> HeldOut:
+    """The held-out samples of a round. Raises `LogError`, and StartupError for a gold function that is none."""
+    by_prompt: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    with LogReader(log) as reader:
+        for record in reader.records():
+            mode = record.tags.get(MODE, "")
+            answered = record.outcome in (Outcome.OK, Outcome.PARTIAL)
+            if answered and tags(number, HELD_OUT, mode).items() <= record.tags.items():
+                by_prompt[mode, record.prompt_hash].append(record)
+    judged = asyncio.run(_judge(gold, list(by_prompt.values())))
+    held_out = HeldOut()
+    for ((mode, prompt), records), verdicts in zip(by_prompt.items(), judged, strict=True):
+        held_out.sums[mode][prompt] = _sums([one for record in records for one in record.candidates], verdicts)
+        if mode == SAMPLED and (text := _text(records[0])) is not None:
+            held_out.texts[prompt] = text
+    return held_out
+
+
+async def _judge(gold: str | None, prompts: list[list[Record]]) -> list[list[float]]:
+    """Verdicts on all candidates of each prompt; NaN where there is none."""
+    if gold is None:
+        return [[np.nan for record in records for _ in record.candidates] for records in prompts]
+    function = FunctionReward.from_spec(gold, "gold")
+
+    async def verdict(prompt: Prompt, completion: str, context: Mapping[str, str]) -> float:
+        score = await function.score(prompt, completion, context)
+        return np.nan if score.reward is None else score.reward
+
+    try:
+        return [
+            await asyncio.gather(
+                *(
+                    verdict(record.prompt, one.text, record.reward_context)
+                    for record in records
+                    for one in record.candidates
+                )
+            )
+            for records in prompts
+        ]
+    finally:
+        await function.close()
+
+
+def _sums(candidates: list[Candidate], verdicts: list[float]) -> Floats:
+    """(2, figures) of one prompt."""
+    judged = [verdict for verdict in verdicts if np.isfinite(verdict)]
+    rewards = [one.reward for one in candidates if one.reward is not None]
+    lengths = [one.completion_tokens for one in candidates]
+    known = [one for one in candidates if one.logprob is not None and one.logprob_kind is LogprobKind.SAMPLED]
+    surprise = -sum(one.logprob or 0.0 for one in known)
+    pairs: list[tuple[float, float]] = [
+        (sum(rewards), len(rewards)),
+        (sum(judged), len(judged)),
+        (sum(lengths), len(lengths)),
+        (sum(one.finish_reason is FinishReason.LENGTH for one in candidates), len(candidates)),
+        (surprise, sum(one.completion_tokens for one in known)),
+    ]
+    tokens = [one.token_ids for one in candidates]
+    distinct = [distinct_n(tokens, n) for n in (1, 2, 3)]
+    pairs += [(share, 1.0) if np.isfinite(share) else (0.0, 0.0) for share in distinct]
+    return np.array(pairs, dtype=np.float64).T
+
+
+def _text(record: Record) -> Text | None:
+    """The first candidate's, where it is known what the policy read and wrote."""
+    first = next(iter(record.candidates), None)
+    if first is None or not first.token_ids or not record.prompt_token_ids or record.sampling is None:
+        return None
+    return Text(record.prompt_token_ids, first.token_ids, record.sampling.temperature, record.sampling.top_p)

@@ -1,0 +1,76 @@
+"""KL of a tuned policy to the first one, along texts that the tuned one sampled. Runs in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bon_server.errors import StartupError
+from bon_server.estimators.kl_policy import kl_full_vocabulary
+from bon_server.rounds.held_out import Text
+
+POSITIONS_AT_ONCE = 32
+"""Rows of a vocabulary that are held in 64 bits at a time."""
+
+
+def kl_of_texts(tuned: str, base: str, texts: Sequence[Text], on_text: Callable[[int], None]) -> list[float]:
+    """Nats of each text, both policies as they are sampled: at the text's temperature and top_p.
+
+    On a CPU both are computed in 32 bits; on a GPU in the number format of their files. on_text: called with how many
+    are done. Raises StartupError when a model cannot be loaded.
+    """
+    models = [_load(tuned), _load(base)]
+    values = []
+    for number, text in enumerate(texts, 1):
+        values.append(_kl(models, text))
+        on_text(number)
+    return values
+
+
+def _load(model: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    gpu = torch.cuda.is_available()
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, dtype="auto" if gpu else torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+    except Exception as error:  # libraries raise anything here, and all of it means the same
+        raise StartupError(f"policy {model}: transformers cannot load it ({type(error).__name__})") from error
+    return loaded.to("cuda" if gpu else "cpu").eval()
+
+
+def _kl(models: Sequence[Any], text: Text) -> float:
+    import torch
+
+    ids = [*text.prompt_ids, *text.completion_ids]
+    first, last = len(text.prompt_ids) - 1, len(ids) - 1
+    with torch.inference_mode():
+        logits = [model(torch.tensor([ids], device=model.device)).logits[0, first:last].float() for model in models]
+        total = 0.0
+        for start in range(0, last - first, POSITIONS_AT_ONCE):
+            tuned, base = (
+                sampled_logprobs(of[start : start + POSITIONS_AT_ONCE], text.temperature, text.top_p) for of in logits
+            )
+            mask = np.ones((1, len(tuned)), dtype=np.bool_)
+            total += float(kl_full_vocabulary(tuned[None].numpy(), base[None].numpy(), mask)[0])
+    return total
+
+
+def sampled_logprobs(logits: Any, temperature: float, top_p: float) -> Any:
+    """(t, vocabulary) log-probabilities that are sampled from, on the CPU in 64 bits, of logits (t, vocabulary).
+
+    top_p: kept are the likeliest tokens up to the one with which their probability reaches top_p.
+    """
+    import torch
+
+    logprobs = (logits.double().cpu() / temperature).log_softmax(-1)
+    if top_p >= 1.0:
+        return logprobs
+    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+    return logprobs.masked_fill(dropped, -torch.inf).log_softmax(-1)
