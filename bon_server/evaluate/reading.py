@@ -108,7 +108,8 @@ def _stream(source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple
     with ExitStack() as stack:
         readers = [stack.enter_context(LogReader(log, source.on_damage)) for log in source.logs]
         seen.scores |= _scorers(readers, numbers)
-        by_record = any(name == "reward" or name not in (*RESERVED, *seen.scores) for name in numbers)
+        logged = (name == "reward" or name not in (*RESERVED, *seen.scores) for name in numbers)
+        by_record = not seen.scores or any(logged)
         repeats = repeats_in(readers) if sum(map(_writers, readers)) > 1 else None
         for reader in readers:
             for batch in _together(_with_scores(reader, _columns(numbers, columns, repeats), list(seen.scores))):
