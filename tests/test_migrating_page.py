@@ -75,14 +75,8 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
         "POLICY": "synthetic:tokens=5",
         "REWARD": "synthetic",
     }
-    bon = f'bon() {{ {sys.executable} -m bon_server.cli "$@"; }}'
     done = subprocess.run(
-        ["bash", "-ec", f"{bon}\n{blocks()}"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
+        ["bash", "-ec", blocks()], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr
     by_reward = first_best({one.text: one.reward or 0.0 for one in SAMPLES})

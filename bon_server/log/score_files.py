@@ -99,6 +99,8 @@ def score_names(directory: Path) -> list[str]:
 def score_model(directory: Path, name: str) -> tuple[ModelRef, ...] | None:
     """Who gave the scores of a name; None: the log has none. Raises `LogError` when it cannot be read."""
     path = folder_of(directory, name) / MODEL_NAME
+    if not _NAME.fullmatch(name):  # a part of logged rewards may be called anything, and would be a path
+        return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=ScoreModel).reward_models
     except (FileNotFoundError, NotADirectoryError):
