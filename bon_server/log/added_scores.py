@@ -51,6 +51,8 @@ def join(files: Sequence[ScoreFile], ordinals: Ints, lengths: Ints) -> tuple[Flo
     statuses = np.full(len(rewards), NOT_THERE, dtype=np.int8)
     for file in files:
         loaded = _load(file.path)
+        if not len(loaded.ordinals):  # for a moment, before an erasure removes the file
+            continue
         place = np.minimum(np.searchsorted(loaded.ordinals, ordinals), len(loaded.ordinals) - 1)
         rows = np.flatnonzero(loaded.ordinals[place] == ordinals)
         theirs = place[rows]
@@ -111,8 +113,9 @@ class AddedScores:
         """(c,) the rewards under a name, NaN where there is none; see `join`."""
         if not len(ordinals):
             return np.empty(0)
+        # A file goes when all of its records are erased.
         files = overlapping(self._files.get(name, ()), writer, int(ordinals.min()), int(ordinals.max()))
-        return join(files, ordinals, lengths)[0]
+        return join([file for file in files if file.path.exists()], ordinals, lengths)[0]
 
     def joined(self, writer: str, record: Record) -> Record:
         """The record with its added scores among the `rewards` of its candidates."""
