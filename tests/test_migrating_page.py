@@ -91,7 +91,8 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     assert completions(tmp_path / "tulu-fresh-pairs", "chosen") == by_synthetic
     assert completions(tmp_path / "verl-right") == {one.text for one in SAMPLES if one.reward == 1.0}
     assert len(lines(tmp_path / "verl-control")) == len(lines(tmp_path / "verl-best")) == 6
-    assert len(lines(tmp_path / "trl-best")) == 6 and len(lines(tmp_path / "trl-tokens")) == 12
+    assert len(lines(tmp_path / "trl-best")) == 7  # of six prompts and a question
+    assert len(lines(tmp_path / "trl-tokens")) == 14
     manifest = json.loads((tmp_path / "openrlhf-best" / "manifest.json").read_text())
     assert manifest["reward_models"][0]["id"] == "synthetic" and manifest["filters"]["reward"] == "rm"
 

@@ -33,7 +33,7 @@ from bon_server.evaluate.table import Table, merged
 from bon_server.log.added_scores import AddedScores
 from bon_server.log.reader import LogReader, refuse_damage
 from bon_server.log.reward_models import reward_model_names
-from bon_server.log.score_files import score_model
+from bon_server.log.score_files import score_model, score_names
 from bon_server.types import Kind, ModelRef, Outcome, SelectionReason
 
 _KINDS = (Kind.GENERATE, Kind.IMPORT)
@@ -71,7 +71,7 @@ class Seen:
     reward_models: set[str] = field(default_factory=set)
     """`ID@REVISION` of who gave the rewards that take part."""
     parts: set[str] = field(default_factory=set)
-    """Names of parts of rewards and of added scores, as far as they were looked for."""
+    """Names of parts of rewards, as far as they were looked for."""
     scores: dict[str, str] = field(default_factory=dict)
     """Added scores that take part, by name: `ID@REVISION` of who gave them."""
 
@@ -120,7 +120,8 @@ def _stream(source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple
                     yield _table(kept, found, columns, seen)
     missing = [name for name, there in found.items() if not there and name not in RESERVED]
     if missing and seen.candidates:
-        there = ", ".join(sorted(seen.parts)) or "none"
+        added = {name for log in source.logs for name in score_names(log)}
+        there = ", ".join(sorted(seen.parts | added)) or "none"
         raise LogError(
             f"{missing[0]}: no candidate has an added score or a part of its reward of that name; there are: {there}"
         )
@@ -236,7 +237,7 @@ def _table(batch: Any, found: dict[str, bool], columns: tuple[str, ...], seen: S
     for name, values in numbers.items():
         found[name] = found[name] or bool(np.isfinite(values).any())
         if not found[name] and name not in RESERVED:
-            seen.parts.update(part_names(batch), seen.scores)
+            seen.parts.update(part_names(batch))
     return Table(
         prompt=spread(batch.column("prompt_hash")),
         stopped=_stopped(batch),
