@@ -105,7 +105,7 @@ def _sharegpt(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
 
 
 def _grouped(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
-    line = {
+    line: dict[str, Any] = {
         "prompt": prompt,
         "responses": [one.text for one in said],
         "rewards": [one.reward for one in said],

@@ -28,6 +28,7 @@ from bon_server.log.score_files import FOLDER, changing_scores, score_files, wri
 from bon_server.log.spool import Spool
 from bon_server.log.verify import verify
 from bon_server.offline import rescore as module
+from bon_server.offline.scoring import score_all
 from bon_server.types import CandidateStatus, ModelRef
 from tests.log.records import record, scored
 from tests.log.test_erase import BY_ID, BY_TAG, OTHERS, SECRET, holding
@@ -129,7 +130,7 @@ def test_a_file_of_nothing_else_goes(tmp_path: Path) -> None:
 
 
 def test_what_is_erased_while_it_is_scored_gets_no_scores(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = module.score_all
+    asked = score_all
 
     async def erasing(*arguments: Any) -> Any:
         scores = await asked(*arguments)

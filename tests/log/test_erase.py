@@ -117,7 +117,9 @@ def test_nothing_is_left_in_any_file(log: Path, match: Match) -> None:
     report = verify(log)
     assert report["ok"], report["problems"]
     again = erase(log, match)
-    assert again == Erased(records=0, feedback=0, rewritten=[], stale_snapshots=[], republished=[], not_searched=[])
+    assert again == Erased(
+        records=0, feedback=0, scores=0, rewritten=[], stale_snapshots=[], republished=[], not_searched=[]
+    )
 
 
 def test_what_sealing_left_in_free_pages_goes_too(tmp_path: Path) -> None:

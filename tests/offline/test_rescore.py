@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bon_server.cli import app
+from bon_server.config import RewardConfig
 from bon_server.errors import ConfigError, LogError, LogLocked, RewardFailed
 from bon_server.log.reader import LogReader
 from bon_server.log.score_files import FOLDER, score_files
@@ -195,7 +196,7 @@ def test_an_ensemble_is_one_score_with_its_parts(tmp_path: Path) -> None:
 def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
     commit(tmp_path, sampled(1))
     with pytest.raises(ConfigError, match="name"):
-        module.rescore(module.RescoreOptions(tmp_path, module.RewardConfig(models=("synthetic",)), name or "\n"))
+        module.rescore(module.RescoreOptions(tmp_path, RewardConfig(models=("synthetic",)), name or "\n"))
     assert not (tmp_path / FOLDER).exists()
 
 
@@ -328,7 +329,6 @@ def test_a_real_model_gives_the_same_bytes_every_time(
     """And the same rewards as asked one by one, but for what no one can read."""
     import asyncio
 
-    from bon_server.config import RewardConfig
     from bon_server.reward.starting import start_reward
     from tests import tiny_models
 

@@ -188,7 +188,7 @@ def test_grouped_is_imported_as_it_was(tmp_path: Path) -> None:
     context = {"answer": "7"}
     log = commit(tmp_path / "log", [record("r", candidates=candidates, reward_context=context), record("plain",
                  prompt_messages=(Message("user", "other"),))])  # fmt: skip
-    rule = {"rule": OfflineRule.TOP_K_PER_PROMPT, "k": 9, "format": "grouped"}
+    rule: dict[str, Any] = {"rule": OfflineRule.TOP_K_PER_PROMPT, "k": 9, "format": "grouped"}
     run(log, tmp_path / "out", reward=None, **rule)
     first, second = lines(tmp_path / "out")
     assert first["scores"] == {"a": [0.1, 0.8], "b": [1.7, None]} and first["reward_context"] == context
