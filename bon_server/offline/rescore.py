@@ -41,7 +41,7 @@ from bon_server.log.whole_file import make_folder
 from bon_server.offline.scoring import Question, score_all
 from bon_server.reward import ensemble
 from bon_server.reward.starting import check_reward, start_reward
-from bon_server.specs import split_name
+from bon_server.specs import model_of, split_name
 from bon_server.types import CandidateStatus, FinishReason, Message, ModelRef, Prompt, Score
 
 CHUNK_REQUESTS = 1_024
@@ -170,8 +170,9 @@ def default_name(models: Sequence[str]) -> str:
     given, spec = split_name(models[0])
     if given != "default":
         return given
-    if Path(spec.removeprefix("vllm:")).is_dir():
-        spec = Path(spec.removeprefix("vllm:")).resolve().name
+    spec = model_of(spec)
+    if Path(spec).is_dir():
+        spec = Path(spec).resolve().name
     return re.sub(r"[^A-Za-z0-9._]+", "-", spec).strip("-.")[:100]
 
 
