@@ -123,7 +123,7 @@ def _stream(source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple
         added = {name for log in source.logs for name in score_names(log)}
         there = ", ".join(sorted(seen.parts | added)) or "none"
         raise LogError(
-            f"{missing[0]}: no candidate has an added score or a part of its reward of that name; there are: {there}"
+            f"{missing[0]}: no candidate has a part of its reward, or an added score, of that name; there are: {there}"
         )
 
 
