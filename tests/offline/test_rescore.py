@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +106,24 @@ def test_large_completions_are_scored_a_few_at_a_time(tmp_path: Path, monkeypatc
     rescored(log)
     assert len(score_files(log, "new")) > 5
     assert joined(log) == expected(log)
+
+
+def test_another_engine_joins_them_as_the_page_says(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    page = Path(__file__).parent.parent.parent / "docs" / "rescoring.md"
+    (query,) = re.findall(r"^```sql\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    log = half_sealed(tmp_path / "log")
+    with closing(Spool.open(log)) as spool:
+        seal(spool)
+    rescored(log)
+    rows = duckdb.sql(query.replace("LOG/", f"{log}/").replace("/NAME/", "/new/")).fetchall()
+    with LogReader(log) as reader:
+        wanted = [
+            (record.request_id, one.index, one.reward, one.rewards["new"])
+            for record in reader.records()
+            for one in record.candidates
+        ]
+    assert sorted(rows) == sorted(wanted)
 
 
 def test_what_failed_is_marked(tmp_path: Path) -> None:
