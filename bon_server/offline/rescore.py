@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -38,18 +38,17 @@ from bon_server.log.score_files import (
 )
 from bon_server.log.where import Ordinals, Where
 from bon_server.log.whole_file import make_folder
-from bon_server.offline.scoring import Question, score_all
+from bon_server.offline.rescorable import Key, Request, as_row
+from bon_server.offline.scoring import score_all
 from bon_server.reward import ensemble
 from bon_server.reward.starting import check_reward, start_reward
 from bon_server.specs import model_of, split_name
-from bon_server.types import CandidateStatus, FinishReason, Message, ModelRef, Prompt, Score
+from bon_server.types import CandidateStatus, ModelRef
 
 CHUNK_REQUESTS = 1_024
 """At most so many requests are scored and written at once: what a kill costs."""
 CHUNK_CHARS = 64 << 20
 """And about so many characters of completions: what is held in memory."""
-_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH, None)
-Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,38 +78,6 @@ class Rescored(TypedDict):
     """Candidates that got a reward in this run."""
     by_status: dict[str, int]
     """All candidates by what is known of them under the name now; every status is listed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    text: str = ""
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    request_id: str
-    candidates: tuple[_Candidate, ...]
-    attempt: int = 1
-    principal: str = ""
-    prompt_text: str | None = None
-    prompt_messages: tuple[Message, ...] | None = None
-    reward_context: Mapping[str, str] = field(default_factory=dict)
-    content_logged: bool = True
-
-    @property
-    def key(self) -> Key:
-        return self.principal, self.request_id, self.attempt
-
-    def questions(self) -> Iterator[Question | None]:
-        """Of each candidate; None: it cannot be asked about."""
-        prompt = Prompt(text=self.prompt_text, messages=self.prompt_messages)
-        known = self.content_logged and prompt != Prompt()
-        for one in self.candidates:
-            if known and one.finish_reason in _COMPLETE:
-                yield Question(prompt, one.text, tuple(sorted(self.reward_context.items())))
-            else:
-                yield None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +167,7 @@ class _Row(NamedTuple):
     """A record that has no scores yet."""
 
     ordinal: int
-    request: _Request
+    request: Request
 
 
 class _Rescoring:
@@ -236,7 +203,7 @@ class _Rescoring:
         """Records without scores, with their writer."""
         chunk: list[_Row] = []
         chars, cell, there = 0, (-1, -1), dict[int, tuple[Key, list[str]]]()
-        for position, request in self._reader.fields(_Request):
+        for position, request in self._reader.fields(Request):
             writer, number = position.writer, (position.ordinal - 1) // CHUNK_REQUESTS
             if (writer, number) != cell or chars >= CHUNK_CHARS:
                 if chunk:
@@ -263,7 +230,7 @@ class _Rescoring:
                 found[row["ordinal"]] = key, [one["status"] for one in row["candidates"]]
         return found
 
-    def _count_there(self, ordinal: int, request: _Request, key: Key, statuses: list[str]) -> None:
+    def _count_there(self, ordinal: int, request: Request, key: Key, statuses: list[str]) -> None:
         if key != request.key or len(statuses) != len(request.candidates):
             raise LogError(f"{folder_of(self._log, self._name)}: row {ordinal} is of another record than the log's")
         self._already += len(statuses)
@@ -280,7 +247,7 @@ class _Rescoring:
         scores = await score_all(self._model, asked, self._advance)
         self._advance(sum(map(len, questions)) - len(set(asked)))
         made = [
-            _as_row(row, [None if one is None else scores[one] for one in some])
+            as_row(row.ordinal, row.request, [None if one is None else scores[one] for one in some])
             for row, some in zip(rows, questions, strict=True)
         ]
         for row in self._write(writer, made):
@@ -302,27 +269,3 @@ class _Rescoring:
         with LogReader(self._log, lambda error: None) as reader:
             fields = reader.fields(_Identity, where)
             return {position.ordinal for position, _ in fields if reader.writers[position.writer] == writer}
-
-
-def _as_row(row: _Row, scores: Sequence[Score | None]) -> dict[str, Any]:
-    """As `score_files.SCORES` wants it."""
-    principal, request_id, attempt = row.request.key
-    candidates = [_as_candidate(index, score) for index, score in enumerate(scores)]
-    return {
-        "ordinal": row.ordinal,
-        "principal": principal,
-        "request_id": request_id,
-        "attempt": attempt,
-        "candidates": candidates,
-    }
-
-
-def _as_candidate(index: int, score: Score | None) -> dict[str, Any]:
-    score = score or Score(CandidateStatus.UNSCORED)
-    return {
-        "index": index,
-        "reward": score.reward,
-        "rewards": [{"key": name, "value": part} for name, part in score.rewards.items()],
-        "status": score.status.value,
-        "error": score.error,
-    }
