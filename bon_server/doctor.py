@@ -18,7 +18,7 @@ from bon_server.engine.memory import host_room
 from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
 from bon_server.serving.memory_plan import is_model, memory_plan
-from bon_server.serving.models import model_of, split_name
+from bon_server.specs import model_of, split_name
 
 GIB = 1 << 30
 LITTLE_ROOM_BYTES = 1 * GIB

@@ -53,3 +53,24 @@ def import_module(what: str, module_name: str) -> Any:
         raise StartupError(f"{what}: {module_name} needs the module {error.name}, which is missing") from error
     except (Exception, SystemExit) as error:
         raise StartupError(f"{what}: importing {module_name} raised {type(error).__name__}") from error
+
+
+def split_name(entry: str) -> tuple[str, str]:
+    """`helpful=org/model` → (`helpful`, `org/model`); without a name: `default`.
+
+    An `=` belongs to the name only if it comes before any `:` or `/`, since options and paths have them too.
+    """
+    head, separator, spec = entry.partition("=")
+    if separator and ":" not in head and "/" not in head:
+        return head, spec
+    return "default", entry
+
+
+def model_of(spec: str) -> str:
+    """`vllm:org/model` and `org/model` → `org/model`."""
+    return spec.removeprefix("vllm:")
+
+
+def is_kind(spec: str, kind: str) -> bool:
+    """Whether it is `kind` or `kind:...`."""
+    return spec == kind or spec.startswith(f"{kind}:")

@@ -9,7 +9,7 @@ import pytest
 from bon_server.config import Config, load, parse_assignments
 from bon_server.errors import ConfigError
 from bon_server.policy.synthetic import SyntheticPolicy
-from bon_server.serving.models import split_name
+from bon_server.specs import split_name
 from bon_server.types import Durability
 
 

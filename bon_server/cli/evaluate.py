@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Reward against KL, and what more samples are worth, from logs.", no_args_is_help=True)
 
 Logs = Annotated[list[Path], typer.Option("--log", help="Folder of a log; may be repeated.")]
-RankBy = Annotated[str, typer.Option(help="What the best is best in: reward, a name from rewards, length, tokens.")]
-Value = Annotated[str | None, typer.Option(help="Also report this of the best: a name from rewards, length, tokens.")]
+RankBy = Annotated[
+    str, typer.Option(help="What the best is best in: reward, a name from rewards, an added score, length, tokens.")
+]
+Value = Annotated[
+    str | None, typer.Option(help="Also report this of the best: a name from rewards, an added score, length, tokens.")
+]
 Merge = Annotated[bool, typer.Option("--merge", help="Requests of one prompt count as one.")]
 OneRewardModel = Annotated[str | None, typer.Option(help="Only rewards of this model count: ID or ID@REVISION.")]
 DropTruncated = Annotated[bool, typer.Option("--drop-truncated", help="Leave out candidates cut at max_tokens.")]

@@ -57,6 +57,13 @@ def select(
         list[str],
         typer.Option(help="Kinds of records: generate, import, score. May be repeated.", rich_help_panel=FILTER),
     ] = ["generate", "import"],  # noqa: B006 - Typer copies it
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Choose by this reward: an added score (bon rescore), or a part of the logged ones.",
+            rich_help_panel=RULE,
+        ),
+    ] = None,
     reward_model: Annotated[
         str | None,
         typer.Option(help="Only rewards of this model count: ID or ID@REVISION.", rich_help_panel=FILTER),
@@ -153,6 +160,7 @@ def select(
             keep_truncated=keep_truncated,
             kinds=tuple(sorted(kind)),
             merge=merge,
+            reward=reward,
             reward_model=reward_model,
             normalise=normalise,
             since=since and since.replace(tzinfo=UTC),

@@ -6,11 +6,12 @@ tokens       sampled tokens; 0 says that nobody counted
 logprob      of the text under the distribution sampled from, in nats
 truncated    1 where max_tokens cut it, 0 where not
 duplicate    1 where an earlier candidate of the request has the same text, 0 where not
-other names  parts of the reward, `rewards`
+other names  added scores (`bon rescore`), or else parts of the reward, `rewards`
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from bon_server.log.added_scores import AddedScores
 from bon_server.types import FinishReason, LogprobKind
 
 Floats = NDArray[np.float64]
@@ -64,7 +66,25 @@ def number_of(batch: Any, name: str) -> Floats:
             return np.where(known, _is(reasons, FinishReason.LENGTH), np.nan)
         case "duplicate":
             return np.where(_logged(batch), _repeats(requests_of(batch), candidates.field("text")), np.nan)
+    if _added(name) in batch.schema.names:
+        return _numpy(batch.column(_added(name)).flatten())
     return _part(candidates.field("rewards"), name)
+
+
+def with_scores(batch: Any, added: AddedScores, writer: str, names: Sequence[str]) -> Any:
+    """The batch with a column more for each of these added scores; it must have `ordinal`. Raises `LogError`."""
+    lists = batch.column("candidates")
+    lengths = _lengths(lists)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    for name in names:
+        rewards = pa.array(added.column(name, writer, batch.column("ordinal").to_numpy(), lengths))
+        column = pa.ListArray.from_arrays(offsets, rewards)
+        batch = pa.RecordBatch.from_arrays([*batch.columns, column], [*batch.schema.names, _added(name)])
+    return batch
+
+
+def _added(name: str) -> str:
+    return f"added score {name}"
 
 
 def part_names(batch: Any) -> list[str]:

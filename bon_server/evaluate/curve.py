@@ -50,6 +50,7 @@ def curve(options: CurveOptions) -> dict[str, Any]:
         "value": options.value,
         "sample": "stopped" if stopped else "independent",
         "reward_models": sorted(seen.reward_models),
+        "scores": seen.scores,
         "merged": options.source.merge,
         "counts": {
             "requests": seen.requests,

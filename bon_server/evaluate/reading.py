@@ -19,11 +19,22 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bon_server.errors import ConfigError, LogError
-from bon_server.evaluate.arrow_columns import RESERVED, number_of, part_names, parts_of, requests_of, spread
+from bon_server.evaluate.arrow_columns import (
+    RESERVED,
+    number_of,
+    part_names,
+    parts_of,
+    requests_of,
+    spread,
+    with_scores,
+)
 from bon_server.evaluate.repeats import Repeats, repeats_in
 from bon_server.evaluate.table import Table, merged
+from bon_server.log.added_scores import AddedScores
 from bon_server.log.reader import LogReader, refuse_damage
-from bon_server.types import Kind, Outcome, SelectionReason
+from bon_server.log.reward_models import reward_model_names
+from bon_server.log.score_files import score_model, score_names
+from bon_server.types import Kind, ModelRef, Outcome, SelectionReason
 
 _KINDS = (Kind.GENERATE, Kind.IMPORT)
 _STOPPED_REASONS = [SelectionReason.THRESHOLD, SelectionReason.ADAPTIVE, SelectionReason.DEADLINE]
@@ -61,6 +72,8 @@ class Seen:
     """`ID@REVISION` of who gave the rewards that take part."""
     parts: set[str] = field(default_factory=set)
     """Names of parts of rewards, as far as they were looked for."""
+    scores: dict[str, str] = field(default_factory=dict)
+    """Added scores that take part, by name: `ID@REVISION` of who gave them."""
 
 
 def tables(source: Source, numbers: Sequence[str], seen: Seen, columns: Sequence[str] = ()) -> Iterator[Table]:
@@ -94,18 +107,50 @@ def _stream(source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple
     found = dict.fromkeys(numbers, False)
     with ExitStack() as stack:
         readers = [stack.enter_context(LogReader(log, source.on_damage)) for log in source.logs]
+        seen.scores |= _scorers(readers, numbers)
+        logged = (name == "reward" or name not in (*RESERVED, *seen.scores) for name in numbers)
+        by_record = not seen.scores or any(logged)
         repeats = repeats_in(readers) if sum(map(_writers, readers)) > 1 else None
         for reader in readers:
-            for batch in _together(reader.batches(_columns(numbers, columns, repeats))):
+            for batch in _together(_with_scores(reader, _columns(numbers, columns, repeats), list(seen.scores))):
                 seen.requests += batch.num_rows
                 source.on_records(seen.requests)
-                kept = _kept(batch, source, seen, repeats)
+                kept = _kept(batch, source, seen, repeats, by_record)
                 if kept.num_rows:
                     yield _table(kept, found, columns, seen)
     missing = [name for name, there in found.items() if not there and name not in RESERVED]
     if missing and seen.candidates:
-        there = ", ".join(sorted(seen.parts)) or "none"
-        raise LogError(f"{missing[0]}: no candidate has a part of its reward of that name; there are: {there}")
+        added = {name for log in source.logs for name in score_names(log)}
+        there = ", ".join(sorted(seen.parts | added)) or "none"
+        raise LogError(
+            f"{missing[0]}: no candidate has a part of its reward, or an added score, of that name; there are: {there}"
+        )
+
+
+def _scorers(readers: Sequence[LogReader], numbers: Sequence[str]) -> dict[str, str]:
+    """Of those of the numbers that are added scores: who gave them. Raises `LogError` for several."""
+    found: dict[str, str] = {}
+    for name in numbers:
+        told = [None if models is None else reward_model_names(models)[1] for models in _models(readers, name)]
+        if len(set(told)) > 1:
+            names = " and ".join(
+                f"{one or 'not rescored'} in {reader.directory}" for one, reader in zip(told, readers, strict=True)
+            )
+            raise LogError(f"{name}: scores of different reward models cannot be compared: {names}; rescore the logs")
+        if told[0] is not None:
+            found[name] = told[0]
+    return found
+
+
+def _models(readers: Sequence[LogReader], name: str) -> list[tuple[ModelRef, ...] | None]:
+    return [None if name in RESERVED else score_model(reader.directory, name) for reader in readers]
+
+
+def _with_scores(reader: LogReader, columns: list[str], names: Sequence[str]) -> Iterator[Any]:
+    """Batches, with a column for each added score."""
+    added = AddedScores(reader.directory)
+    for writer, batch in reader.batches_by_writer(["ordinal", *columns] if names else columns):
+        yield with_scores(batch, added, writer, names) if names else batch
 
 
 def _writers(reader: LogReader) -> int:
@@ -137,7 +182,7 @@ def _columns(numbers: tuple[str, ...], columns: tuple[str, ...], repeats: Repeat
     return sorted({*_ALWAYS, *budget, *of_candidates, *logged, *retried, *columns})
 
 
-def _kept(batch: Any, source: Source, seen: Seen, repeats: Repeats | None) -> Any:
+def _kept(batch: Any, source: Source, seen: Seen, repeats: Repeats | None, by_record: bool) -> Any:
     """The requests that take part."""
     kinds = batch.column("kind")
     right = pc.is_in(kinds, pa.array([str(kind) for kind in _KINDS]))
@@ -148,16 +193,20 @@ def _kept(batch: Any, source: Source, seen: Seen, repeats: Repeats | None) -> An
         first = repeats.keeps(batch)
         seen.left_out["repeated_request"] += len(first) - int(first.sum())
         batch = _where(batch, pa.array(first))
-    return _of_one_reward_model(batch, source, seen)
+    return _of_one_reward_model(batch, source, seen, by_record)
 
 
-def _of_one_reward_model(batch: Any, source: Source, seen: Seen) -> Any:
+def _of_one_reward_model(batch: Any, source: Source, seen: Seen, by_record: bool) -> Any:
+    """by_record: whether logged rewards are compared, not only added scores."""
     loose, exact = _model_names(batch.column("reward_models"))
     if source.reward_model is not None:
         wanted = pc.or_(pc.equal(loose, source.reward_model), pc.equal(exact, source.reward_model))
         others = pc.sum(pc.invert(wanted)).as_py() or 0
         seen.left_out["other_reward_model"] += others
         batch, exact = _where(batch, wanted), exact.filter(wanted)
+    if not by_record:
+        seen.reward_models.update(seen.scores.values())
+        return batch
     scored = np.zeros(batch.num_rows, dtype=np.bool_)
     scored[requests_of(batch)[np.isfinite(number_of(batch, "reward"))]] = True
     seen.reward_models.update(pc.unique(exact.filter(pa.array(scored, pa.bool_()))).to_pylist())

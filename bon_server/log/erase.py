@@ -4,13 +4,15 @@
     find         the records, in all segments and the spool
     mark         the snapshots that pin a file about to change are stale from here on
     feedback     segments and rows
+    scores       of them that were added, see `score_files.py`
     segments     each rewritten: see `rewrite.py`
     spool        rows, and what was kept to recognise retries
     scrub        the database is written anew and its write-ahead log emptied, so that no free page holds a text
     published    with `publish`, the published copies: see `erase_published.py`
 
 The log needs no server and has none: the writer lock is held. Readers go on; each sees a file as it was or as it is.
-Feedback goes before its records, which are how it is found: after a crash at any point the same command finishes.
+Feedback and scores go before their records, which are how they are found: after a crash at any point the same command
+finishes.
 
 What imports keep of their lines are digests and stay: importing the same file again must not bring back what was
 erased.
@@ -39,6 +41,8 @@ from bon_server.log.feedback_columns import FEEDBACK
 from bon_server.log.lock import WriterLock
 from bon_server.log.publishing import content_of
 from bon_server.log.rewrite import Key, Match, matching_rows, rewrite
+from bon_server.log.score_files import changing_scores
+from bon_server.log.score_removal import erase_scores
 from bon_server.log.segments import RECORDS, Table, listed, place_of
 from bon_server.log.snapshot import mark_stale
 from bon_server.log.store import Store, StoreError
@@ -54,6 +58,8 @@ class Erased(TypedDict):
     """Removed, from segments and spool."""
     feedback: int
     """Observations removed."""
+    scores: int
+    """Rows of added scores removed."""
     rewritten: list[str]
     """Sealed files that hold less now, relative to the log folder."""
     stale_snapshots: list[str]
@@ -85,6 +91,7 @@ def erase(directory: Path, match: Match, config: LogConfig = NOT_PUBLISHED) -> E
         raise LogError(f"{directory} holds no log: {SPOOL_NAME} is missing")
     with ExitStack() as resources:
         resources.callback(WriterLock(directory).release)
+        resources.enter_context(changing_scores(directory))
         try:
             database = resources.enter_context(closing(open_for_writing(directory)))
             database.pragma("secure_delete", True)
@@ -116,6 +123,8 @@ class _Erasure:
         only_there = self._only_there(copies, RECORDS)
         stale = mark_stale(self._directory, segments)
         feedback = self._erase_feedback(copies)
+        scores = erase_scores(self._directory, self._match, self._keys)
+        self._rewritten += scores
         for file, keys in segments.items():
             self._rewrite(file, RECORDS, keys)
         with self._database:
@@ -128,6 +137,7 @@ class _Erasure:
         return Erased(
             records=len(rows) + sum(map(len, (*segments.values(), *only_there.values()))),
             feedback=feedback,
+            scores=sum(scores.values()),
             rewritten=self._rewritten,
             stale_snapshots=stale,
             republished=[] if copies is None else copies.replaced,

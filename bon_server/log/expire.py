@@ -3,7 +3,8 @@
     forget      request ids of their records: a retry after this samples again
     expire      one transaction takes the files out of the log, and notes that it was on purpose
     look        snapshots made meanwhile keep their files
-    remove      the files; what a crash leaves of them is no part of the log, and is removed the next time
+    remove      the files, and the scores that were added to their records; what a crash leaves of them is no part of
+                the log, and is removed the next time
 
 Feedback comes after what it is about, so a file of it goes when every record of its date and before has gone. What
 imports keep of their lines stays: expired lines are not imported again. The spool and segments of other writers are
@@ -13,7 +14,7 @@ left alone.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -26,7 +27,10 @@ from bon_server.log import register
 from bon_server.log import register_changes as changes
 from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.register import Segment
-from bon_server.log.segments import naming, open_parquet
+from bon_server.log.score_files import FOLDER as SCORES_FOLDER
+from bon_server.log.score_files import changing_scores
+from bon_server.log.score_removal import expire_scores
+from bon_server.log.segments import naming, open_parquet, writer_of
 from bon_server.log.snapshot import read_snapshot, snapshot_files
 from bon_server.log.spool import Spool
 from bon_server.log.whole_file import sync_folder
@@ -150,9 +154,21 @@ def _remove(directory: Path, files: Sequence[str]) -> None:
     for file in files:
         path = directory / file
         if path.exists():
+            _remove_scores(directory, file)
             path.unlink()
             sync_folder(path.parent)
             _remove_empty(path.parent)
+
+
+def _remove_scores(directory: Path, file: str) -> None:
+    """Of the records of a file, as far as they can be read; those of a damaged one stay, and are of no record."""
+    if not file.startswith("segments/") or not (directory / SCORES_FOLDER).is_dir():
+        return
+    with suppress(LogError), changing_scores(directory):
+        with closing(open_parquet(directory / file)) as parquet, naming(directory / file):
+            ordinals = parquet.read(columns=["ordinal"])["ordinal"].to_numpy()
+        if len(ordinals):
+            expire_scores(directory, writer_of(file), ordinals)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -28,6 +28,7 @@ import msgspec
 
 from bon_server.errors import LogError
 from bon_server.log import register
+from bon_server.log.added_scores import AddedScores
 from bon_server.log.columns import SCHEMA, conform, prune, to_batch
 from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading, unpack, unpack_fields
 from bon_server.log.published import described, removed
@@ -139,8 +140,10 @@ class LogReader:
         return ((writer, part) for writer in self.writers for part in self._parts[writer])
 
     def records(self, where: Where = EVERYTHING) -> Iterator[Record]:
-        """Records in the order of the log."""
-        return (record for _, record in self.fields(Record, where))
+        """Records in the order of the log, with added scores among the rewards of their candidates."""
+        added = AddedScores(self.directory)
+        for position, record in self.fields(Record, where):
+            yield added.joined(self.writers[position.writer], record) if added.names else record
 
     def fields(self, some_fields: type[Fields], where: Where = EVERYTHING) -> Iterator[tuple[Position, Fields]]:
         """Positions with only those fields of each record that a dataclass or Struct names, in the order of the log.
@@ -157,10 +160,18 @@ class LogReader:
         The fast way: a row group at a time, as it lies in its file, so that rows are not in the order of the log;
         `ordinal` tells where each belongs. Raises `ConfigError` for an unknown column.
         """
+        return (batch for _, batch in self.batches_by_writer(columns, where))
+
+    def batches_by_writer(
+        self, columns: Collection[str] | None = None, where: Where = EVERYTHING
+    ) -> Iterator[tuple[str, Any]]:
+        """As `batches`, each with the name of its writer."""
         schema = SCHEMA if columns is None else prune(columns)
-        for batch in read_ahead(self.parts, schema, where, self._on_damage):
-            yield conform(batch, schema)
-        yield from self.unsealed_batches(columns, where)
+        for writer in self.writers:
+            for batch in read_ahead(self._parts[writer], schema, where, self._on_damage):
+                yield writer, conform(batch, schema)
+        for batch in self.unsealed_batches(columns, where):
+            yield self.own_writer, batch
 
     def unsealed_batches(self, columns: Collection[str] | None = None, where: Where = EVERYTHING) -> Iterator[Any]:
         """As `batches`, of the rows that are in none of `parts`."""

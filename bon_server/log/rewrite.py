@@ -48,7 +48,7 @@ def matching_rows(path: Path, match: Match, about: Collection[Key]) -> Iterator[
                 rows = _rows(parquet, group)
             for row in rows:
                 key = (row["principal"], row["request_id"], row["attempt"])
-                tags = {entry["key"]: entry["value"] for entry in row["tags"] or ()}
+                tags = {entry["key"]: entry["value"] for entry in row.get("tags") or ()}
                 if row["request_id"] == match.request_id or key in about or match.has(tags):
                     yield _key(row)
 

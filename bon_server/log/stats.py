@@ -11,6 +11,7 @@ from typing import TypedDict
 from bon_server.errors import LogError
 from bon_server.log.feedback_reader import FeedbackReader
 from bon_server.log.reader import LogReader, refuse_damage
+from bon_server.log.score_files import read_scores, score_files, score_names
 from bon_server.types import CandidateStatus, Kind, Outcome
 
 
@@ -32,6 +33,8 @@ class Stats(TypedDict):
     removed: int
     """Segments, also of feedback, that were published and are no longer here; nothing else counts them."""
     feedback: int
+    scores: dict[str, dict[str, int]]
+    """Added scores by name: `requests` that have them, and of their candidates those that are `scored`."""
     bytes: int
     """Of the log's files on disk."""
 
@@ -74,5 +77,16 @@ def log_stats(directory: Path, on_damage: Callable[[LogError], None] = refuse_da
         segments=len(reader.parts),
         removed=len(reader.removed),
         feedback=feedback,
+        scores={name: _count_scores(directory, name) for name in score_names(directory)},
         bytes=sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
     )
+
+
+def _count_scores(directory: Path, name: str) -> dict[str, int]:
+    requests = scored = 0
+    for file in score_files(directory, name):
+        rows = read_scores(file.path, ("candidates",))["candidates"]
+        requests += len(rows)
+        for chunk in rows.chunks:
+            scored += chunk.flatten().field("status").to_pylist().count(CandidateStatus.SCORED)
+    return {"requests": requests, "scored": scored}

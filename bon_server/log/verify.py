@@ -23,6 +23,8 @@
     description_damaged    what was put beside a published segment cannot be read
     snapshot_damaged       no snapshot any more
     snapshot_segment       a snapshot names a segment that is missing or has changed
+    scores_damaged         a file of added scores, or what says whose they are, cannot be read
+    scores_unfit           a row of them is out of its file's range or met before, or a reward does not fit its status
 
 Segments are those of records and of feedback. Notes and no problems are: temporary files; files of a sealing or an
 erasure that is under way or was interrupted (the next one completes it); expired files that could not be removed yet;
@@ -49,17 +51,22 @@ from bon_server.log.reader import LogReader
 from bon_server.log.record import Record
 from bon_server.log.register import Segment
 from bon_server.log.register_changes import Version
+from bon_server.log.score_files import CHANGES_NAME, MODEL_NAME
+from bon_server.log.score_files import FOLDER as SCORES_FOLDER
 from bon_server.log.segment_reader import Part
 from bon_server.log.segments import RECORDS, Table, place_of
 from bon_server.log.verify_feedback import Registered, described_feedback, feedback_parts, feedback_rows, read_register
 from bon_server.log.verify_records import Seen, record_problems
 from bon_server.log.verify_report import MAX_PROBLEMS, Problem, Report
+from bon_server.log.verify_scores import scores_problems
 from bon_server.log.verify_segment import RowGroup, segment_rows, to_records
 from bon_server.log.verify_spool import spool_records
 from bon_server.log.whole_file import sha256_of
 
 _OWN_FILES = re.compile(
     rf"{re.escape(SPOOL_NAME)}(-wal|-shm)?|writer\.lock|rejected/[^/]+|{snapshot.FOLDER}/[^/]+\.json"
+    rf"|{SCORES_FOLDER}/{CHANGES_NAME}|{SCORES_FOLDER}/[^/]+/({MODEL_NAME}|writer\.lock)"
+    rf"|{SCORES_FOLDER}/[^/]+/writer=[^/]+/\d+-\d+\.parquet"
 )
 _DESCRIPTION = re.compile(rf"({RECORDS.folder}|{FEEDBACK.folder})/[^/]+/[^/]+/_\d+-\d+\.json")
 Registration = Segment | Version | None
@@ -125,6 +132,8 @@ class _Verification:
         self._check_spool_feedback()
         for path in snapshot.snapshot_files(self._directory):
             self._check_snapshot(path)
+        for found in scores_problems(self._directory):
+            self._add(*found)
         return self._report
 
     def _read_register(self) -> None:

@@ -10,6 +10,7 @@ Of the reasons that hold, one counts, the first of:
     prompt_text         its prompt was a text to be continued, which the export format cannot hold
     length, …           its text is not complete: the finish reason
     unscored, …         it has no reward: the status
+    not_rescored        it has no added score of the name to choose by, because it came after `bon rescore`
     other_reward_model  another reward model than the one asked for gave its reward
     policy              it is not of a policy that is asked for
     tokens, chars       its length is not within the bounds
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 
 from bon_server.log.columns import SCHEMA
 from bon_server.offline.formats import FORMATS
+from bon_server.offline.named_reward import NOT_RESCORED, Rewards
 from bon_server.offline.options import Filters
 from bon_server.offline.predicate import says_no
 from bon_server.offline.rows import CHAT, TEXT, TOKENS
@@ -64,15 +66,16 @@ def columns(filters: Filters, file_format: str) -> list[str]:
 class Candidates:
     """The candidates of a batch, request by request in index order: (m,) columns."""
 
-    def __init__(self, batch: Any) -> None:
-        lengths = lengths_of(batch["candidates"])
+    def __init__(self, batch: Any, lengths: Numbers, rewards: Rewards) -> None:
         self.batch = batch
         self.struct = batch["candidates"].flatten()
         self.row: Numbers = np.repeat(np.arange(batch.num_rows), lengths)
         """Of the batch."""
         self.index: Numbers = np.arange(len(self.row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        self.reward: NDArray[np.float64] = self.field("reward").to_numpy(zero_copy_only=False)
-        """NaN where there is none."""
+        self.reward = rewards.values
+        """To choose by; NaN where there is none."""
+        self.status = rewards.status
+        """What that reward says."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -107,6 +110,10 @@ class Models:
             for row in rows.tolist()
         ]
         return cls(of, refs)
+
+    def behind(self, name: str) -> Models:
+        """Those of the part of this name; a part that was imported is of whoever gave the whole."""
+        return Models(self.of, [tuple(one for one in refs if one[0] == name) or refs for refs in self.refs])
 
 
 def loose_name(models: tuple[tuple[str, str, str], ...]) -> str:
@@ -212,8 +219,12 @@ def reasons(
 def _mark_unfit(why: Reasons, candidates: Candidates, filters: Filters) -> None:
     fine = (FinishReason.STOP, FinishReason.LENGTH) if filters.keep_truncated else (FinishReason.STOP,)
     _mark_values(why, candidates.field("finish_reason"), [one for one in FinishReason if one not in fine])
-    _mark_values(why, candidates.field("status"), [one for one in CandidateStatus if one is not CandidateStatus.SCORED])
-    why.mark(np.isnan(candidates.reward) & ~candidates.field("reward").is_valid().to_numpy(False), "unscored")
+    unfit = [one for one in CandidateStatus if one is not CandidateStatus.SCORED]
+    _mark_values(why, candidates.status, [*unfit, NOT_RESCORED])
+    missing = np.isnan(candidates.reward)
+    if filters.reward is None:
+        missing &= ~candidates.field("reward").is_valid().to_numpy(False)
+    why.mark(missing, "unscored")
     why.mark(~np.isfinite(candidates.reward), "non_finite")
 
 

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from bon_server.errors import LogError
 from bon_server.log.where import Ordinals
+from bon_server.offline import named_reward
 from bon_server.offline.eligible import lengths_of
+from bon_server.offline.formats import FORMATS
 from bon_server.offline.gathering import batches
+from bon_server.offline.named_reward import rewards_of
 from bon_server.offline.plan import File, Plan
 from bon_server.offline.rows import Rows
 
@@ -38,15 +41,16 @@ _MOST_BYTES = (1 << 31) - 1
 def fetch(plan: Plan, picks: Rows, token_ids: bool, prompt_token_ids: bool) -> Any:
     """An Arrow table with a row for each pick, in their order.
 
-    Columns: those of `_OF_REQUEST`, `policy_id`, `request_policy_revision`, those of `_OF_CANDIDATE`, and where asked
-    for `token_ids` and `prompt_token_ids`. Raises `LogError` when one cannot be read, or when they are too much.
+    Columns: those of `_OF_REQUEST`, `policy_id`, `request_policy_revision`, those of `_OF_CANDIDATE`, `reward` (the one
+    that was chosen by), and where asked for `token_ids` and `prompt_token_ids`; for formats that hold parts of rewards
+    `rewards` and `reward_context`. Raises `LogError` when one cannot be read, or when they are too much.
     """
     pieces, numbers = [], []
     damage: list[str] = []
     for file, mine in _files(plan, picks):
         for batch in _wanted_batches(plan, file, picks["ordinal"][mine], token_ids, prompt_token_ids, damage):
             number, row = _matches(picks["ordinal"], mine, batch["ordinal"].to_numpy())
-            pieces.append(_take(batch, row, picks["index"][number], token_ids, prompt_token_ids))
+            pieces.append(_take(plan, file, batch, row, picks["index"][number]))
             numbers.append(number)
     found = np.concatenate([*numbers, np.empty(0, dtype=np.intp)])
     if len(found) != len(picks) or len(np.unique(found)) != len(picks):
@@ -87,6 +91,7 @@ def _wanted_batches(
     names = ["ordinal", *_OF_REQUEST, "policy.id", "policy.revision"]
     names += [f"candidates.{name}" for name in _OF_CANDIDATE]
     names += ["candidates.token_ids"] * token_ids + ["prompt_token_ids"] * prompt_token_ids
+    names += ["candidates.rewards", "reward_context"] * FORMATS[plan.format].parts + named_reward.columns(plan)
     part = replace(file.part, after_ordinal=int(ordinals[0]) - 1, through_ordinal=int(ordinals[-1]))
     span = int(ordinals[-1] - ordinals[0]) + 1
     only = None if len(ordinals) > _DENSE * span else Ordinals(ordinals.tolist())
@@ -108,7 +113,7 @@ def _matches(
     return mine[left[row] + within], row
 
 
-def _take(batch: Any, row: NDArray[np.intp], index: Any, token_ids: bool, prompt_token_ids: bool) -> Any:
+def _take(plan: Plan, file: File, batch: Any, row: NDArray[np.intp], index: Any) -> Any:
     lengths = lengths_of(batch["candidates"])
     flat = pa.array((np.cumsum(lengths) - lengths)[row] + index)
     rows = pa.array(row)
@@ -117,8 +122,10 @@ def _take(batch: Any, row: NDArray[np.intp], index: Any, token_ids: bool, prompt
     columns["policy_id"] = batch["policy"].field("id").take(rows)
     columns["request_policy_revision"] = batch["policy"].field("revision").take(rows)
     columns |= {name: candidates.field(name).take(flat) for name in _OF_CANDIDATE}
-    if token_ids:
-        columns["token_ids"] = candidates.field("token_ids").take(flat)
-    if prompt_token_ids:
-        columns["prompt_token_ids"] = batch["prompt_token_ids"].take(rows)
+    if plan.filters.reward is not None:
+        columns["reward"] = pa.array(rewards_of(plan, file, batch, lengths).values, from_pandas=True).take(flat)
+    there = [field.name for field in candidates.type]
+    columns |= {name: candidates.field(name).take(flat) for name in ("token_ids", "rewards") if name in there}
+    there = batch.schema.names
+    columns |= {name: batch[name].take(rows) for name in ("prompt_token_ids", "reward_context") if name in there}
     return pa.RecordBatch.from_pydict(columns)

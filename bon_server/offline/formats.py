@@ -8,7 +8,8 @@
     openai       {"messages"}                               OpenAI's, answers within the prompt with "weight" 0
     openai-dpo   {"input", "preferred_output", "non_preferred_output"}
     sharegpt     {"conversations": [{"from", "value"}]}
-    grouped      {"prompt", "responses", "rewards", …}      all chosen of a prompt; `bon log import` reads it
+    grouped      {"prompt", "responses", "rewards", …}      all chosen of a prompt; `bon log import` reads it, with the
+                                                            parts of rewards as "scores"
     parquet      the columns of trl-sft with `reward`, or of trl-dpo, in Parquet files
 
 Prompt and completion are lists of messages for prompts that were chats, strings for texts that were continued. TRL
@@ -17,7 +18,7 @@ takes the form of the first row for that of the whole data set, so each form has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,6 +40,10 @@ class Said(NamedTuple):
     weight: float
     prompt_token_ids: list[int] | None
     token_ids: list[int] | None
+    parts: Mapping[str, float]
+    """Of the reward, by name, and the added score that was chosen by."""
+    reward_context: Mapping[str, str]
+    """Of the request."""
 
 
 Lines = Callable[[Prompt, Sequence[Said]], Iterator[dict[str, Any]]]
@@ -100,13 +105,19 @@ def _sharegpt(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
 
 
 def _grouped(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
-    yield {
+    line: dict[str, Any] = {
         "prompt": prompt,
         "responses": [one.text for one in said],
         "rewards": [one.reward for one in said],
         "finish_reasons": [one.finish_reason for one in said],
         "weights": [one.weight for one in said],
     }
+    names = sorted({name for one in said for name in one.parts})
+    if names:
+        line["scores"] = {name: [one.parts.get(name) for one in said] for name in names}
+    if said[0].reward_context:
+        line["reward_context"] = dict(said[0].reward_context)
+    yield line
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +132,8 @@ class Format:
     """Whether it holds token ids."""
     whole_prompts: bool = False
     """Whether all chosen candidates of a prompt make one line."""
+    parts: bool = False
+    """Whether it holds parts of rewards, and the reward context."""
     line_per_candidate: bool = False
     """Whether each candidate of a pair has a line of its own."""
     suffix: str = ".jsonl"
@@ -135,7 +148,7 @@ FORMATS = {
     "openai": Format(_openai, (CHAT,)),
     "openai-dpo": Format(_openai_dpo, (CHAT,)),
     "sharegpt": Format(_sharegpt, (CHAT,)),
-    "grouped": Format(_grouped, whole_prompts=True),
+    "grouped": Format(_grouped, whole_prompts=True, parts=True),
     "parquet": Format(None, suffix=".parquet"),
 }
 PAIR_FORMATS = ("trl-dpo", "trl-kto", "openai-dpo")

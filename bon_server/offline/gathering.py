@@ -19,9 +19,20 @@ from numpy.typing import NDArray
 from bon_server.errors import LogError
 from bon_server.log.columns import conform, prune
 from bon_server.log.where import Ordinals
+from bon_server.offline import named_reward
 from bon_server.offline.digests import prompt_keys, request_draws, request_places, text_keys
-from bon_server.offline.eligible import Candidates, Models, Policies, columns, exact_name, prompt_forms, reasons
+from bon_server.offline.eligible import (
+    Candidates,
+    Models,
+    Policies,
+    columns,
+    exact_name,
+    lengths_of,
+    prompt_forms,
+    reasons,
+)
 from bon_server.offline.inputs import measure_file
+from bon_server.offline.named_reward import rewards_of
 from bon_server.offline.plan import File, Plan
 from bon_server.offline.repeated import repeated_places
 from bon_server.offline.rows import CANDIDATE, KEY, Rows, empty, firsts, sort_by
@@ -88,7 +99,7 @@ def gather(plan: Plan, task: int) -> dict[str, Any]:
 
 def columns_for(plan: Plan) -> list[str]:
     """What is read of a record."""
-    names = columns(plan.filters, plan.format)
+    names = columns(plan.filters, plan.format) + named_reward.columns(plan)
     if plan.rule.needs_random:
         names += ["principal", "request_id", "attempt"]
     if _needs_text(plan):
@@ -125,11 +136,22 @@ class Judged:
 
 def judge(plan: Plan, file: File, batch: Any) -> Judged:
     """Applies the filters that look at one candidate at a time."""
-    candidates = Candidates(batch)
-    models, policies = Models.in_batch(batch), Policies.in_batch(candidates)
+    lengths = lengths_of(batch["candidates"])
+    candidates = Candidates(batch, lengths, rewards_of(plan, file, batch, lengths))
+    models, policies = _models(plan, file, batch), Policies.in_batch(candidates)
     repeated = repeated_places(plan, file.writer, batch["ordinal"].to_numpy())
     why = reasons(candidates, plan.filters, plan.format, repeated, models, policies)
     return Judged(candidates, models, policies, np.flatnonzero(why.none), why.counts())
+
+
+def _models(plan: Plan, file: File, batch: Any) -> Models:
+    """Whose rewards are compared."""
+    name, scorers = plan.filters.reward, plan.log_of(file.writer).scorers
+    if name is None:
+        return Models.in_batch(batch)
+    if scorers is None:
+        return Models.in_batch(batch).behind(name)
+    return Models(np.zeros(batch.num_rows, dtype=np.int64), [scorers])
 
 
 def _from_batch(plan: Plan, file: File, batch: Any, seen: Seen) -> tuple[Rows, Rows]:

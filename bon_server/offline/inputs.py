@@ -14,10 +14,12 @@ from typing import Any
 
 from bon_server.errors import LogError
 from bon_server.log.reader import LogReader, Source, Where
+from bon_server.log.score_files import ScoreFile, overlapping, score_files, score_model
 from bon_server.log.segment_reader import Part
 from bon_server.log.segments import Place, SegmentsWriter, file_of, footer_sha256, open_parquet
 from bon_server.log.whole_file import sha256_of
 from bon_server.offline.plan import File
+from bon_server.types import ModelRef
 
 FROZEN_RECORDS = 1 << 12
 """About how many rows of a spool make one file, and are held in memory."""
@@ -34,10 +36,16 @@ class Inputs:
     segments: tuple[File, ...]
     unsealed: tuple[Source, ...]
     """Files whose rows are copied first."""
+    scorers: tuple[ModelRef, ...] | None = None
+    """Who gave the added score to choose by; None: the log has none of this name."""
+    scores: tuple[ScoreFile, ...] = ()
+    """Files with it."""
 
     @classmethod
-    def of(cls, reader: LogReader, first_writer: int) -> Inputs:
-        """Reads the spool once."""
+    def of(cls, reader: LogReader, first_writer: int, reward: str | None = None) -> Inputs:
+        """Reads the spool once. reward: name of the reward to choose by; None: the logged one."""
+        scorers = None if reward is None else score_model(reader.directory, reward)
+        scores = () if reward is None or scorers is None else tuple(score_files(reader.directory, reward))
         known = {reader.directory / one.file: one for one in (*reader.segments, *reader.described.values())}
         files = []
         for writer, part in reader.parts_by_writer():
@@ -50,9 +58,19 @@ class Inputs:
                     name=str(part.path),
                     sha256=None if segment is None else segment.sha256,
                     rows=None if segment is None else segment.rows,
+                    scores=_scores_of(part, writer, scores) if scorers is not None else None,
                 )
             )
-        return cls(reader, first_writer, tuple(files), tuple(reader.unsealed_sources()))
+        return cls(reader, first_writer, tuple(files), tuple(reader.unsealed_sources()), scorers, scores)
+
+    def scores_read(self) -> list[ScoreFile]:
+        """Those of `scores` that may have some of what is read."""
+        read = {score.path for one in self.segments for score in one.scores or ()}
+        for source in self.unsealed:
+            if source.rows:
+                late = overlapping(self.scores, self.reader.own_writer, 0, source.last_ordinal)
+                read.update(score.path.resolve() for score in late)
+        return [score for score in self.scores if score.path.resolve() in read]
 
     @property
     def own_writer(self) -> int:
@@ -62,7 +80,13 @@ class Inputs:
     def identity(self) -> list[list[Any]]:
         """Differs when anything that is read does."""
         sealed = [[one.name, one.sha256 or _footer(one.part.path)] for one in self.segments]
-        return sealed + [[str(one.file), one.sha256] for one in self.unsealed]
+        scores = [[str(one.path), sha256_of(one.path)] for one in self.scores_read()]
+        return sealed + [[str(one.file), one.sha256] for one in self.unsealed] + scores
+
+
+def _scores_of(part: Part, writer: str, scores: Sequence[ScoreFile]) -> tuple[ScoreFile, ...]:
+    found = overlapping(scores, writer, part.first_ordinal, part.last_ordinal)
+    return tuple(one._replace(path=one.path.resolve()) for one in found)
 
 
 def measure_file(path: Path) -> tuple[int, str]:
@@ -81,12 +105,12 @@ def _footer(path: Path) -> str:
         return "unreadable"
 
 
-def all_inputs(readers: Sequence[LogReader]) -> tuple[Inputs, ...]:
-    """Of each log; writers are counted through all of them."""
+def all_inputs(readers: Sequence[LogReader], reward: str | None = None) -> tuple[Inputs, ...]:
+    """Of each log; writers are counted through all of them. reward: see `Inputs.of`."""
     found: list[Inputs] = []
     for reader in readers:
         first_writer = sum(len(one.reader.writers) for one in found)
-        found.append(Inputs.of(reader, first_writer))
+        found.append(Inputs.of(reader, first_writer, reward))
     return tuple(found)
 
 
@@ -119,4 +143,6 @@ def frozen_files(inputs: Inputs, work: Path, frozen: Any) -> Iterator[File]:
     """frozen: what `freeze` returned."""
     for file, first, last in frozen["files"]:
         part = Part(work / file, _DATE, first, last)
-        yield File(part=part, writer=inputs.own_writer, name=str(part.path), sha256="", rows=0, frozen=True)
+        writer, name = inputs.own_writer, str(part.path)
+        scores = _scores_of(part, inputs.reader.own_writer, inputs.scores) if inputs.scorers is not None else None
+        yield File(part=part, writer=writer, name=name, sha256="", rows=0, frozen=True, scores=scores)

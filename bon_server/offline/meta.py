@@ -60,7 +60,7 @@ def meta_table(plan: Plan, name: str, picks: Rows, table: Any) -> Any:
     count = len(picks)
     pairs = plan.rule.name.shape is OfflineRule.PAIRS
     own = pc.fill_null(table["policy_revision"], "")
-    logs = {writer: plan.log_of(writer) for writer in np.unique(picks["writer"]).tolist()}
+    logs = {writer: plan.log_of(writer).name for writer in np.unique(picks["writer"]).tolist()}
     columns = {
         "file": pa.repeat(name, count),
         "line": lines_of(plan, picks),

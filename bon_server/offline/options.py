@@ -29,6 +29,8 @@ class Filters:
     """Kinds of records. Scored completions (`score`) came from somewhere else than the policy."""
     merge: bool = True
     """Whether requests of one prompt count as one."""
+    reward: str | None = None
+    """Choose by this reward: an added score (`bon rescore`), or else a part of the logged ones. None: the reward."""
     reward_model: str | None = None
     """Only rewards of this model count: `ID` or `ID@REVISION`."""
     normalise: bool = False
@@ -66,6 +68,8 @@ class Filters:
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
         told = asdict(self)
+        if self.reward is None:
+            del told["reward"]  # manifests of before have no such key
         for name in ("since", "until"):
             told[name] = told[name] and told[name].isoformat()
         return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bon_server.log.score_files import ScoreFile
 from bon_server.log.segment_reader import Part
 from bon_server.log.where import EVERYTHING, Where
 from bon_server.offline.options import Filters, Written
@@ -46,6 +47,8 @@ class File:
     """With `rows` as registered; None: not known yet."""
     frozen: bool = False
     """Whether it was made of rows of a spool."""
+    scores: tuple[ScoreFile, ...] | None = None
+    """With the added score to choose by, as far as its rows have one. None: it is a part of the logged rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class Log:
     name: str
     """As it was given."""
     first_writer: int
+    scorers: tuple[tuple[str, str, str], ...] | None = None
+    """Name, id and revision of the models of the added score to choose by; None: it is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +119,9 @@ class Plan:
         """Which rows of a file are read: those of a spool were chosen when they were copied."""
         return EVERYTHING if file.frozen else time_range(self.filters)
 
-    def log_of(self, writer: int) -> str:
-        """The log that a writer belongs to, as it was given."""
-        return next(log.name for log in reversed(self.logs) if log.first_writer <= writer)
+    def log_of(self, writer: int) -> Log:
+        """The log that a writer belongs to."""
+        return next(log for log in reversed(self.logs) if log.first_writer <= writer)
 
 
 def time_range(filters: Filters) -> Where:

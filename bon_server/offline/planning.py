@@ -30,7 +30,7 @@ def make_plan(options: SelectOptions, inputs: Sequence[Inputs], work: Path) -> P
         format=options.the_format,
         seed=options.seed,
         written=options.written,
-        logs=tuple(Log(str(log), one.first_writer) for log, one in zip(options.logs, inputs, strict=True)),
+        logs=tuple(_log(log, one) for log, one in zip(options.logs, inputs, strict=True)),
         files=files,
         lowest=tuple(first for first, _ in spans),
         ranges=tuple(accumulate((count_ranges(*span) for span in spans), initial=0)),
@@ -38,6 +38,12 @@ def make_plan(options: SelectOptions, inputs: Sequence[Inputs], work: Path) -> P
         buckets=count_buckets(files),
         repeated=len({file.writer for file in files}) > 1,
     )
+
+
+def _log(log: Path, inputs: Inputs) -> Log:
+    scorers = inputs.scorers
+    refs = None if scorers is None else tuple((model.name, model.id, model.revision) for model in scorers)
+    return Log(str(log), inputs.first_writer, refs)
 
 
 def _span(files: Sequence[File], writer: int) -> tuple[int, int]:
@@ -70,4 +76,7 @@ def manifest_inputs(inputs: Sequence[Inputs], digests: Mapping[str, Sequence[Any
             Input(file=str(source.file), rows=source.rows, sha256=source.sha256, last_ordinal=source.last_ordinal)
             for source in one.unsealed
         ]
+        for score in one.scores_read():
+            rows, sha256 = measure_file(score.path)
+            found.append(Input(file=str(score.path), rows=rows, sha256=sha256, last_ordinal=score.last_ordinal))
     return found

@@ -63,7 +63,7 @@ def select(
     there = finished(options.out)
     with ExitStack() as stack:
         readers = [stack.enter_context(_open(log, options.snapshot, on_damage)) for log in options.logs]
-        inputs = all_inputs(readers)
+        inputs = all_inputs(readers, options.filters.reward)
         asked = _asked(options)
         if there is not None:
             check_same(options.out, there, asked | {"inputs": manifest_inputs(inputs, {})})
@@ -114,6 +114,7 @@ class _Selection:
         plan = self._plan()
         gathered = list(_told(self._run("gather", gather, plan, len(plan.tasks)), on_records, on_damage))
         models = _reward_models(plan, gathered)
+        _check_reward(plan, models)
         chosen = list(self._run("choose", choose_prompts, plan, plan.bucket_tasks))
         picked = list(self._run("merge", merge, plan, 1)) if plan.rule.is_overall else chosen
         export = Export(plan, divide_lines(plan, (one["lines"] for one in picked)))
@@ -193,6 +194,16 @@ def _reward_models(plan: Plan, gathered: Summaries) -> list[RewardModel]:
                 told["mean"], told["deviation"] = measured[exact]
             models.append(told)
     return models
+
+
+def _check_reward(plan: Plan, models: Sequence[RewardModel]) -> None:
+    """Raises `LogError` when no candidate has the reward to choose by."""
+    name = plan.filters.reward
+    if name is not None and not models and all(log.scorers is None for log in plan.logs):
+        raise LogError(
+            f"reward: {name!r} given; no log has an added score of this name (bon rescore), and no candidate that could"
+            " be chosen has a part of its reward of this name"
+        )
 
 
 def _counts(gathered: Summaries, chosen: Summaries, exported: Summaries) -> Counts:

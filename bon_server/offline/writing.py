@@ -36,7 +36,7 @@ def write_data(plan: Plan, path: Path, form: int | None, picks: Rows, table: Any
     if lines is None:
         return _write_columns(plan, path, form, picks, table)
     encoder, rows, written = msgspec.json.Encoder(), 0, bytearray()
-    for prompt, said in _lines(form, picks, table):
+    for prompt, said in _lines(plan, form, picks, table):
         for line in lines(prompt, said):
             written += encoder.encode(line) + b"\n"
             rows += 1
@@ -55,7 +55,7 @@ def _compressed(data: bytes, compression: str) -> bytes:
     return data
 
 
-def _lines(form: int | None, picks: Rows, table: Any) -> Iterator[tuple[Prompt, list[Said]]]:
+def _lines(plan: Plan, form: int | None, picks: Rows, table: Any) -> Iterator[tuple[Prompt, list[Said]]]:
     """Prompt and candidates of each line."""
     if form is None:
         return
@@ -66,13 +66,27 @@ def _lines(form: int | None, picks: Rows, table: Any) -> Iterator[tuple[Prompt, 
         for name in ("text", "reward", "finish_reason", "prompt_token_ids", "token_ids")
     ]
     texts, rewards, finish_reasons, before, sampled = columns
-    said = [
-        Said(*one)
-        for one in zip(texts, rewards, finish_reasons, picks["weight"].tolist(), before, sampled, strict=True)
-    ]
+    parts, contexts = _parts(plan, table), _mappings(table, "reward_context")
+    weights = picks["weight"].tolist()
+    said = list(map(Said, texts, rewards, finish_reasons, weights, before, sampled, parts, contexts))
     starts = [*np.flatnonzero(firsts(picks, *LINE)).tolist(), len(picks)]
     for first, last in pairwise(starts):
         yield prompts[first], said[first:last]
+
+
+def _parts(plan: Plan, table: Any) -> list[dict[str, float]]:
+    """(p,) parts of rewards by name, where the format holds them."""
+    parts, name = _mappings(table, "rewards"), plan.filters.reward
+    if name is None or not FORMATS[plan.format].parts:
+        return parts
+    return [{**one, name: reward} for one, reward in zip(parts, table["reward"].to_pylist(), strict=True)]
+
+
+def _mappings(table: Any, column: str) -> list[dict[str, Any]]:
+    """(p,) lists of keys with values, as dicts; empty ones where the column is not there."""
+    if column not in table.schema.names:
+        return [{}] * table.num_rows
+    return [{entry["key"]: entry["value"] for entry in one or ()} for one in table[column].to_pylist()]
 
 
 def chats(messages: Any) -> list[list[Message]]:

@@ -38,7 +38,8 @@ class TransformersReward:
     """A `RewardModel`: raw logits of a sequence classifier with one label, computed in 32 bits unless set otherwise.
 
     One thread tokenises and computes. Whatever has arrived by the time it is free goes into its batches, whoever asked;
-    what nobody waits for any more is dropped first. Made by `start`.
+    what nobody waits for any more is dropped first. What is asked in one turn of the event loop arrives together, so
+    that the batches of a job which asks for much at once are the same each time. Made by `start`.
     """
 
     def __init__(self, classifier: Classifier, name: str, config: RewardConfig) -> None:
@@ -46,7 +47,9 @@ class TransformersReward:
         self._batch_tokens = config.batch_tokens
         self._threads = config.threads
         self.refs = (ModelRef(name, classifier.files.id, classifier.files.revision),)
-        self._arrivals: SimpleQueue[_Job | None] = SimpleQueue()
+        self._asked: list[_Job] = []
+        """In this turn of the event loop."""
+        self._arrivals: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._waiting: list[_Job] = []
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"reward-{name}", daemon=True)
@@ -74,7 +77,10 @@ class TransformersReward:
         """
         future: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
         if self._failure is None:
-            self._arrivals.put(_Job(future, prompt, completion))
+            loop = future.get_loop()
+            if not self._asked or self._asked[-1].future.get_loop() is not loop:  # one that was closed runs nothing
+                loop.call_soon(self._hand_over)
+            self._asked.append(_Job(future, prompt, completion))
         else:
             future.set_exception(RewardFailed(self._failure))
         return future
@@ -84,6 +90,13 @@ class TransformersReward:
         self._failure = self._failure or "the reward model was closed"
         self._arrivals.put(None)
         await asyncio.to_thread(self._thread.join, CLOSE_S)
+
+    def _hand_over(self) -> None:
+        jobs, self._asked = self._asked, []
+        if self._failure is None:
+            self._arrivals.put(jobs)
+        else:
+            _deliver([(job, RewardFailed(self._failure)) for job in jobs])
 
     def _run(self) -> None:
         """The thread: works until closed; a bug fails what waits instead of leaving it waiting."""
@@ -101,21 +114,19 @@ class TransformersReward:
     def _take_arrivals(self) -> bool:
         """Moves what has arrived to `waiting`, waiting for something if there is nothing; False: closed."""
         if not self._waiting:
-            job = self._arrivals.get()
-            if job is None:
+            jobs = self._arrivals.get()
+            if jobs is None:
                 return False
-            self._waiting.append(job)
+            self._waiting += jobs
         self._drain()
         return self._failure is None
 
     def _drain(self) -> None:
         while True:
             try:
-                job = self._arrivals.get_nowait()
+                self._waiting += self._arrivals.get_nowait() or ()
             except Empty:
                 return
-            if job is not None:
-                self._waiting.append(job)
 
     def _work(self) -> None:
         """Drops what is abandoned, tokenises what is new, and runs one batch."""

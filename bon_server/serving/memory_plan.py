@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bon_server.config import Config, PolicyConfig, RewardConfig
 from bon_server.engine.memory import PROCESS_BYTES, Room, gpu_room, host_room
 from bon_server.errors import StartupError
-from bon_server.serving.models import is_kind, model_of, split_name
+from bon_server.specs import is_kind, model_of, split_name
 from bon_server.weights import ModelFiles, find_model
 
 GIB = 1 << 30

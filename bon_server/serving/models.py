@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 from bon_server.best_of_n import Policy, RewardModel
-from bon_server.config import PolicyConfig, RewardConfig
+from bon_server.config import PolicyConfig
 from bon_server.errors import ConfigError
 from bon_server.policy.synthetic import SyntheticPolicy
-from bon_server.reward.ensemble import EnsembleReward, check_ensemble
-from bon_server.reward.synthetic import SyntheticReward
+from bon_server.reward.starting import check_reward as check_reward
+from bon_server.reward.starting import start_reward as start_reward
+from bon_server.specs import is_kind
 from bon_server.weights import find_model
 
 
@@ -73,73 +74,3 @@ async def start_successor(config: PolicyConfig, serving: RunningPolicy, director
 
     assert isinstance(serving, VllmPolicy)
     return await successor.start_successor(config, serving, directory)
-
-
-async def check_reward(config: RewardConfig) -> None:
-    """Finds what is wrong with the reward model in no time, before a policy is loaded in vain.
-
-    Raises `ConfigError` or `StartupError`.
-    """
-    if not config.models:
-        raise ConfigError(
-            "reward.models is empty: give --reward a directory, a hub id, `vllm:` and one of these, "
-            "`function:module:name` or `synthetic`"
-        )
-    named = [split_name(entry) for entry in config.models]
-    if len(named) > 1:
-        check_ensemble([name for name, _ in named], config)
-    for _, spec in named:
-        if not is_kind(spec, "synthetic") and not is_kind(spec, "function"):
-            await asyncio.to_thread(find_model, model_of(spec), config.revision)
-
-
-async def start_reward(config: RewardConfig) -> RunningReward:
-    """Loads the reward model or models, which `check_reward` has passed. Raises `ConfigError` or `StartupError`."""
-    parts: dict[str, RunningReward] = {}
-    try:
-        for name, spec in map(split_name, config.models):
-            parts[name] = await _start_one(name, spec, config)
-    except BaseException:
-        for part in parts.values():
-            await part.close()
-        raise
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    return EnsembleReward(parts, config)
-
-
-async def _start_one(name: str, spec: str, config: RewardConfig) -> RunningReward:
-    if is_kind(spec, "synthetic"):
-        return SyntheticReward.from_spec(spec, name)
-    if is_kind(spec, "function"):
-        from bon_server.reward.function import FunctionReward
-
-        return FunctionReward.from_spec(spec, name)
-    if is_kind(spec, "vllm"):
-        from bon_server.reward.vllm import VllmReward
-
-        return await VllmReward.start(model_of(spec), name, config)
-    from bon_server.reward.transformers import TransformersReward
-
-    return await TransformersReward.start(spec, name, config)
-
-
-def split_name(entry: str) -> tuple[str, str]:
-    """`helpful=org/model` → (`helpful`, `org/model`); without a name: `default`.
-
-    An `=` belongs to the name only if it comes before any `:` or `/`, since options and paths have them too.
-    """
-    head, separator, spec = entry.partition("=")
-    if separator and ":" not in head and "/" not in head:
-        return head, spec
-    return "default", entry
-
-
-def model_of(spec: str) -> str:
-    """`vllm:org/model` and `org/model` → `org/model`."""
-    return spec.removeprefix("vllm:")
-
-
-def is_kind(spec: str, kind: str) -> bool:
-    """Whether it is `kind` or `kind:...`."""
-    return spec == kind or spec.startswith(f"{kind}:")

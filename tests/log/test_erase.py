@@ -117,7 +117,9 @@ def test_nothing_is_left_in_any_file(log: Path, match: Match) -> None:
     report = verify(log)
     assert report["ok"], report["problems"]
     again = erase(log, match)
-    assert again == Erased(records=0, feedback=0, rewritten=[], stale_snapshots=[], republished=[], not_searched=[])
+    assert again == Erased(
+        records=0, feedback=0, scores=0, rewritten=[], stale_snapshots=[], republished=[], not_searched=[]
+    )
 
 
 def test_what_sealing_left_in_free_pages_goes_too(tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_feedback_with_the_tag_goes_without_its_record(tmp_path: Path) -> None:
         record_feedback(spool, observation("theirs too", tags={"user": SECRET}))
         record_feedback(spool, observation("another's", tags={"user": "x"}))
     assert erase(tmp_path, BY_TAG) | {"rewritten": []} == Erased(
-        records=0, feedback=2, rewritten=[], stale_snapshots=[], republished=[], not_searched=[]
+        records=0, feedback=2, scores=0, rewritten=[], stale_snapshots=[], republished=[], not_searched=[]
     )
     assert _requests(tmp_path) == ["r"] and _observed(tmp_path) == ["another's"]
 

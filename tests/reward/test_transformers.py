@@ -184,6 +184,19 @@ async def test_requests_that_wait_share_a_batch_and_abandoned_ones_are_dropped(
     assert gate.sizes == [1, 3]
 
 
+async def test_what_is_asked_at_once_makes_the_same_batches_every_time(
+    reward: TransformersReward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(reward, monkeypatch)
+    gate.opened.set()
+    sizes = []
+    for _ in range(5):
+        gate.sizes.clear()
+        await asyncio.gather(*(reward.score(CHAT, text, {}) for text in completions(40, 30)))
+        sizes.append(gate.sizes.copy())
+    assert sizes == [sizes[0]] * 5 and len(sizes[0]) > 3
+
+
 async def test_close_fails_what_waits_and_what_comes_later(
     reward: TransformersReward, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,61 @@
+"""What is wrong with added scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bon_server.errors import LogError
+from bon_server.log.score_files import FOLDER, ScoreFile, read_scores, score_files, score_model
+from bon_server.types import CandidateStatus
+
+
+class Found(NamedTuple):
+    """A problem, as `verify_report.Problem` names it."""
+
+    kind: str
+    file: str
+    detail: str
+    row: int | None = None
+
+
+def scores_problems(directory: Path) -> Iterator[Found]:
+    """Reads all of them."""
+    for folder in sorted(path for path in directory.glob(f"{FOLDER}/*") if path.is_dir()):
+        name, files = folder.name, score_files(directory, folder.name)
+        try:
+            if files and score_model(directory, name) is None:
+                yield Found("scores_damaged", f"{FOLDER}/{name}/model.json", "it is missing: nobody knows who scored")
+        except LogError as error:
+            yield Found("scores_damaged", f"{FOLDER}/{name}/model.json", str(error))
+        seen: dict[str, set[int]] = {}
+        for file in files:
+            yield from _of_file(directory, file, seen.setdefault(file.writer, set()))
+
+
+def _of_file(directory: Path, file: ScoreFile, seen: set[int]) -> Iterator[Found]:
+    name = file.path.relative_to(directory).as_posix()
+    try:
+        rows = read_scores(file.path).to_pylist()
+    except LogError as error:
+        yield Found("scores_damaged", name, str(error))
+        return
+    for row in rows:
+        ordinal = row["ordinal"]
+        if not file.first_ordinal <= ordinal <= file.last_ordinal:
+            yield Found("scores_unfit", name, "its ordinal is out of the file's range", ordinal)
+        if ordinal in seen:
+            yield Found("scores_unfit", name, "there are scores of this ordinal twice", ordinal)
+        seen.add(ordinal)
+        for index, candidate in enumerate(row["candidates"]):
+            if not _is_well(index, candidate):
+                yield Found("scores_unfit", name, f"candidates[{index}] does not fit its index or status", ordinal)
+
+
+def _is_well(index: int, candidate: dict[str, Any]) -> bool:
+    reward, status = candidate["reward"], candidate["status"]
+    finite = reward is not None and math.isfinite(reward)
+    fits = finite if status == CandidateStatus.SCORED else reward is None
+    return fits and candidate["index"] == index and status in set(CandidateStatus)
