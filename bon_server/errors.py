@@ -6,6 +6,9 @@
     ├── LogError               the log cannot be read or written by a command; exit code 1
     │   └── LogLocked          another process holds the writer lock
     └── RequestError           one request cannot be answered; each leaf has one gRPC status
+        ├── NotAuthenticated   no API key, or none of this server's
+        ├── NotPermitted       the API key has not the right that the method needs
+        ├── QuotaExceeded      the caller has used up what its keys allow
         ├── InvalidRequest     fields are malformed or out of range
         ├── UnsupportedOption  an option that this server, backend or policy does not offer
         ├── RequestIdRunning   the same request id is being answered right now
@@ -85,6 +88,23 @@ class RequestIdReused(RequestError):
 
 class UnknownRequest(RequestError):
     """No logged request has this id."""
+
+
+class NotAuthenticated(RequestError):
+    """No API key, or none of this server's."""
+
+
+class NotPermitted(RequestError):
+    """The API key has not the right that the method needs; the message names it."""
+
+
+class QuotaExceeded(RequestError):
+    """The caller has used up what its keys allow."""
+
+    def __init__(self, reason: str, retry_after_ms: int | None) -> None:
+        """retry_after_ms: None where waiting does not help, because the request is larger than the whole quota."""
+        super().__init__(reason)
+        self.retry_after_ms = retry_after_ms
 
 
 class Unavailable(RequestError):

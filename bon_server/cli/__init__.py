@@ -10,7 +10,7 @@ import grpc
 import typer
 
 from bon_server import __version__
-from bon_server.cli import asking, demo, evaluate, log, offline, serving
+from bon_server.cli import asking, demo, evaluate, keys, log, offline, serving
 from bon_server.cli.show import fail
 from bon_server.errors import BonError, ConfigError
 
@@ -28,6 +28,7 @@ app.command()(offline.select)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(evaluate.report)
 app.command()(serving.doctor)
+app.add_typer(keys.app, name="keys")
 app.add_typer(demo.app, name="demo")
 
 
@@ -36,6 +37,8 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
+        fail(str(error), 2)
+    except bon.SecurityError as error:
         fail(str(error), 2)
     except BonError as error:
         fail(str(error), 1)

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from bon_server.cli.options import (
     DEFAULT_TARGET,
+    AllowInsecure,
+    ApiKeyFile,
     AsJson,
     Candidates,
     Choice,
@@ -22,6 +24,10 @@ from bon_server.cli.options import (
     Seed,
     Target,
     Temperature,
+    Tls,
+    TlsCa,
+    TlsCert,
+    TlsKey,
     TopP,
 )
 from bon_server.cli.show import given, print_result
@@ -45,6 +51,12 @@ def ask(
     stream: Annotated[bool, typer.Option("--stream", help="Show candidates as they are scored.")] = False,
     stop_at_reward: Annotated[float | None, typer.Option(help="Stop at the first candidate this good.")] = None,
     price: Annotated[float | None, typer.Option(help="Adaptive N: price of a candidate, in units of reward.")] = None,
+    api_key_file: ApiKeyFile = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    allow_insecure: AllowInsecure = False,
 ) -> None:
     """Ask one question and show the best answer."""
     from bon_server import ask as asking
@@ -53,12 +65,22 @@ def ask(
     options |= given(stop_at_reward=stop_at_reward, price_per_candidate=price)
     options |= _constraint(json_schema, regex, choice)
     options["view"] = "all" if show_all or not as_json else "winner"
+    security = bon.Security(
+        api_key_file=api_key_file,
+        tls=tls,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        allow_insecure=allow_insecure,
+    )
     question = bon.Text(prompt) if raw else prompt
     if stream:
         console = Console(stderr=as_json)
-        answer = asking.ask_streamed(question, target=target, timeout_s=timeout, console=console, **options)
+        answer = asking.ask_streamed(
+            question, target=target, security=security, timeout_s=timeout, console=console, **options
+        )
     else:
-        answer = asking.ask(question, target=target, timeout_s=timeout, **options)
+        answer = asking.ask(question, target=target, security=security, timeout_s=timeout, **options)
     if as_json:
         print(asking.as_json(answer))  # noqa: T201
     else:
@@ -81,6 +103,12 @@ def harvest(
     raw: Raw = False,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a server that is full or away.")] = 300.0,
     out: Annotated[Path | None, typer.Option(help="Write the best answers here as JSON lines, as they come.")] = None,
+    api_key_file: ApiKeyFile = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    allow_insecure: AllowInsecure = False,
 ) -> None:
     """Send many prompts through a server; safe to run again after a crash.
 
@@ -92,7 +120,23 @@ def harvest(
 
     options = given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     options |= _constraint(json_schema, regex, choice)
-    result = run_harvest(file, Run(options, raw), target=target, concurrency=concurrency, patience_s=patience, out=out)
+    security = bon.Security(
+        api_key_file=api_key_file,
+        tls=tls,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        allow_insecure=allow_insecure,
+    )
+    result = run_harvest(
+        file,
+        Run(options, raw),
+        target=target,
+        security=security,
+        concurrency=concurrency,
+        patience_s=patience,
+        out=out,
+    )
     print_result(dataclasses.asdict(result), as_json)
     if result.failed or result.stopped:
         raise typer.Exit(1)

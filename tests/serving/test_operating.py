@@ -129,7 +129,7 @@ BAD_STARTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no such pooling model": ({"reward.models": ["vllm:/no/such/model"]}, StartupError, "/no/such/model"),
     "no such function": ({"reward.models": ["function:nowhere:f"]}, StartupError, "nowhere"),
     "no log": ({"log.directory": ""}, ConfigError, "log.directory"),
-    "port of nobody": ({"listen.host": "203.0.113.1"}, StartupError, "203.0.113.1"),
+    "port of nobody": ({"listen.host": "203.0.113.1", "security.allow_insecure": True}, StartupError, "203.0.113.1"),
 }
 
 
