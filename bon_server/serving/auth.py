@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -46,8 +46,8 @@ RIGHTS: dict[str, Right | Access] = {
     "/grpc.health.v1.Health/Watch": Access.OPEN,
 }
 
-Handler = grpc.RpcMethodHandler[Any, Any]
-Continue = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continue = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 
 
 def principal() -> str:
