@@ -96,7 +96,7 @@ class Authentication(grpc.aio.ServerInterceptor):
             await context.abort(code, message, trailing)
             yield b""  # never: this makes it a stream
 
-        return grpc.stream_stream_rpc_method_handler(refuse)  # type: ignore[arg-type]
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _presented(details: grpc.HandlerCallDetails) -> str:

@@ -66,8 +66,8 @@ def test_a_key_never_goes_to_another_machine_in_plain_text(tmp_path: Path) -> No
         assert "secret" not in str(caught.value)
         sent = (None, (("authorization", "Bearer a.secret"),))
         assert secured(LOCAL, None, security, environment) == sent
-        assert secured("bon.example:1", None, Security(allow_insecure=True, **security), environment) == sent  # type: ignore[misc]
-        credentials, metadata = secured("bon.example:1", None, Security(tls=True, **security), environment)  # type: ignore[misc]
+        assert secured("bon.example:1", None, Security(allow_insecure=True, **security), environment) == sent
+        credentials, metadata = secured("bon.example:1", None, Security(tls=True, **security), environment)
         assert credentials is not None and metadata == sent[1]
     assert secured("bon.example:1", None, Security(), {}) == (None, ())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from hypothesis import strategies as st
 from bon_server.errors import QuotaExceeded
 from bon_server.serving import quotas as quotas_module
 from bon_server.serving import watched
-from bon_server.serving.keys import read_keys
+from bon_server.serving.key_file import add_key
+from bon_server.serving.keys import Quota, read_keys
 from bon_server.serving.quotas import PERIOD_S, Bucket, Quotas
 from bon_server.serving.watched import Watched
-from bon_server.types import Candidate, CandidateStatus
+from bon_server.types import Candidate, CandidateStatus, Completion, Request
 from tests.conftest import StartServer
-from tests.fakes import ScriptedPolicy, a_request
+from tests.fakes import ScriptedPolicy, a_request, says
 from tests.serving.conftest import Run
 from tests.serving.guarded import Guard, audited, shows
 from tests.serving.running import Refused, question, refusal
@@ -65,14 +67,12 @@ def guard(tmp_path: Path) -> Guard:
 
 def of_anna(guard: Guard, **limits: int) -> Quotas:
     """Quotas whose clock stands still."""
-    guard.key("anna", **limits)
+    add_key(guard.keys, "anna", ["generate"], Quota(**limits))
     return Quotas(Watched([guard.keys], lambda: read_keys(guard.keys)), lambda: 0.0)
 
 
-def by_anna(n: int) -> Any:
-    """A request for n candidates of at most 8 tokens."""
-    from dataclasses import replace
-
+def by_anna(n: int) -> Request:
+    """For n candidates of at most 8 tokens."""
     return replace(a_request(n), principal="anna")
 
 
@@ -162,33 +162,42 @@ async def test_a_used_up_quota_is_resource_exhausted_and_says_when(
 
 async def test_callers_pay_for_what_was_sampled(run: Run, guard: Guard, still: None) -> None:
     """Candidates say one token each, of 20 that they may."""
+
+    async def one_token(index: int) -> Completion:
+        return says("x")
+
     key = guard.key("anna", tokens_per_minute=100)
-    running = await run(ScriptedPolicy(), settings={"security.api_keys": str(guard.keys)})
+    running = await run(ScriptedPolicy(one_token), settings={"security.api_keys": str(guard.keys)})
     paid = 0
     for _ in range(4):
         answer = await asked(running, key, n=4, sampling=pb.SamplingParams(seed=0, max_tokens=20))
         assert isinstance(answer, pb.GenerateResponse)
         paid += answer.usage.completion_tokens
-    assert 4 <= paid <= 20, "less than one request may need at most, so the fifth still fits"
+    assert paid == 16, "so 84 are left, and the fifth may need 80"
     assert isinstance(await asked(running, key, n=4, sampling=pb.SamplingParams(max_tokens=20)), pb.GenerateResponse)
     found = await asked(running, key, n=5, sampling=pb.SamplingParams(max_tokens=20))
     assert isinstance(found, Refused) and found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_many_at_once_cannot_pass_it_and_those_who_leave_get_it_back(run: Run, guard: Guard, still: None) -> None:
+async def test_many_at_once_cannot_pass_it(run: Run, guard: Guard, still: None) -> None:
+    """Of ten candidates four are sampled and four wait; who leaves the queue gets them back, who has sampled does not."""
     key = guard.key("anna", candidates_per_minute=10)
     policy = ScriptedPolicy(lambda index: forever())
-    running = await run(policy, settings={"security.api_keys": str(guard.keys)})
+    limits = {"limits.max_candidates_in_flight": 4, "limits.max_n": 4, "defaults.n": 4}
+    running = await run(policy, settings={"security.api_keys": str(guard.keys), **limits})
     calls = [running.stub.Generate(question(n=4), metadata=shows(key)) for _ in range(6)]
-    await until(lambda: policy.running == 8)
+    await until(lambda: policy.running == 4 and running.admission.queued == 4)
     await until(lambda: sum(call.done() for call in calls) == 4)
+    waits = [call for call in calls if not call.done()]
     assert {await call.code() for call in calls if call.done()} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    for call in calls:
+    for call in waits:
         call.cancel()
     await running.at_rest()
-    again = running.stub.Generate(question(n=10), metadata=shows(key))
-    await until(lambda: policy.running == 10)
-    again.cancel()
+    left = running.stub.Generate(question(n=4), metadata=shows(key))
+    await until(lambda: policy.running == 4)
+    found = await asked(running, key, n=3)
+    assert isinstance(found, Refused) and found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    left.cancel()
     await running.at_rest()
 
 
@@ -238,8 +247,6 @@ async def test_turns_are_shared_between_principals_not_connections(run: Run, gua
     order: list[int] = []
 
     async def script(index: int) -> Any:
-        from tests.fakes import says
-
         order.append(index)
         await gates.setdefault(index, asyncio.Event()).wait()
         return says(str(index))
