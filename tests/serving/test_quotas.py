@@ -180,7 +180,7 @@ async def test_callers_pay_for_what_was_sampled(run: Run, guard: Guard, still: N
 
 
 async def test_many_at_once_cannot_pass_it(run: Run, guard: Guard, still: None) -> None:
-    """Of ten candidates four are sampled and four wait; who leaves the queue gets them back, who has sampled does not."""
+    """Of ten candidates four are sampled and four wait; who leaves the queue gets them back, who sampled does not."""
     key = guard.key("anna", candidates_per_minute=10)
     policy = ScriptedPolicy(lambda index: forever())
     limits = {"limits.max_candidates_in_flight": 4, "limits.max_n": 4, "defaults.n": 4}
