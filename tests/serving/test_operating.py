@@ -18,6 +18,7 @@ from bon_server.serving.service import SERVICE
 from tests.conftest import StartServer, synthetic_config
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run
+from tests.serving.guarded import Guard
 from tests.serving.running import question, refusal
 from tests.waiting import forever, until
 
@@ -104,6 +105,17 @@ async def test_the_banner_says_what_is_running(run: Run, tmp_path: Path) -> None
         assert expected in text
     assert text.splitlines()[-1].endswith(f"--target {running.server.address}")
     assert "reachable from this machine only" in text
+
+
+async def test_the_banner_says_who_may_call(start_server: StartServer, tmp_path: Path) -> None:
+    guard = Guard.of(tmp_path)
+    guard.key()
+    text = banner(await start_server(**guard.settings, **{"security.tls_client_ca": str(guard.authority.file)}))
+    assert f"mutual TLS, keys of {guard.keys}, reachable from this machine only" in text
+    assert "--tls-ca CA.pem --tls-cert MINE.pem --tls-key MINE.key --api-key-file KEY --target" in text
+    settings = {"listen.host": "0.0.0.0", "security.allow_insecure": True, "log.directory": str(tmp_path / "other")}
+    text = banner(await start_server(**settings))
+    assert "plain text, no keys, reachable from other machines, SO SOMETHING THAT AUTHENTICATES" in text
 
 
 async def test_the_ready_file_appears_whole(start_server: StartServer, tmp_path: Path) -> None:
