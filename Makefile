@@ -13,12 +13,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 STUBS := clients/python
 
-.PHONY: demo test test-long test-engines check unit proto clean
+.PHONY: demo test test-long test-engines check audit unit proto clean
 
 demo: .venv/demo.installed  ## the main job, end to end, with a real model
 	$(BIN)/bon demo
 
-test: check  ## everything continuous integration checks
+test: check audit  ## everything continuous integration checks
 	$(BIN)/python -m pytest
 
 test-long: .venv/test.installed test-engines  ## the tests that take minutes each: a thousand kills, all crash states, storms
@@ -35,6 +35,9 @@ check: .venv/test.installed  ## format, lint and strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+audit: .venv/test.installed  ## known holes in dependencies, where the advisories can be reached
+	.ci/audit .venv
 
 proto: .venv/test.installed  ## stubs from protos/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(STUBS) \
@@ -64,4 +67,4 @@ proto: .venv/test.installed  ## stubs from protos/
 	touch $@
 
 clean:  ## removes the environments and the demo's files
-	rm -rf .venv .venv-engines .demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-audit .venv-engines .demo .mypy_cache .pytest_cache .ruff_cache

@@ -22,12 +22,12 @@ def ask(
     prompt: Prompt,
     *,
     target: str,
-    api_key: str | None = None,
+    security: bon.Security | None = None,
     timeout_s: float | None = None,
     **options: Unpack[GenerateOptions],
 ) -> pb.GenerateResponse:
     """The answer, with all candidates if `view="all"`. Raises grpc.RpcError; `bon.describe` makes one line of it."""
-    with bon.Client(target, api_key=api_key, timeout=timeout_s) as client:
+    with bon.Client(target, timeout=timeout_s, **(security or {})) as client:
         return client.generate(prompt, **options)
 
 
@@ -36,7 +36,7 @@ def ask_streamed(
     *,
     target: str,
     console: Console,
-    api_key: str | None = None,
+    security: bon.Security | None = None,
     timeout_s: float | None = None,
     **options: Unpack[GenerateOptions],
 ) -> pb.GenerateResponse:
@@ -44,7 +44,7 @@ def ask_streamed(
     ended: list[pb.Candidate] = []
     best: int | None = None
     with (
-        bon.Client(target, api_key=api_key, timeout=timeout_s) as client,
+        bon.Client(target, timeout=timeout_s, **(security or {})) as client,
         closing(client.generate_stream(prompt, **options)) as events,
         Live(console=console, transient=True, auto_refresh=False) as live,
     ):

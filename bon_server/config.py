@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from bon_server.errors import ConfigError
+from bon_server.security import SecurityConfig
 from bon_server.types import Durability
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -33,7 +34,7 @@ class ListenConfig:
     port: Port = 50051
     """gRPC port; 0 takes a free one (see `ready_file`)."""
     metrics_host: str = "127.0.0.1"
-    """Address of the metrics endpoint."""
+    """Address of the metrics endpoint. On another than loopback it wants TLS, and a key with the right `admin`."""
     metrics_port: Port = 9464
     """Port of the metrics endpoint; 0 takes a free one."""
     ready_file: str | None = None
@@ -146,7 +147,7 @@ class LimitsConfig:
     """A request waits only if it should start within so many seconds, or within half the time that requests take
     lately if that is longer; otherwise it is refused at once."""
     max_queue_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
-    """Share of `max_candidates_queued` that one caller may fill: a connection, as long as there are no keys."""
+    """Share of `max_candidates_queued` that one caller may fill: a principal or, without keys, a connection."""
     retry_after_ms: Positive = 500
     """Pushback sent with refusals that may be tried again."""
     default_deadline_s: PositiveSeconds = 600.0
@@ -240,6 +241,7 @@ class Config:
     """Everything `bon serve` needs to know."""
 
     listen: ListenConfig = field(default_factory=ListenConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)

@@ -17,6 +17,7 @@ from bon_server.config import Config
 from bon_server.engine.memory import host_room
 from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
+from bon_server.serving.guards import Guards
 from bon_server.serving.memory_plan import is_model, memory_plan
 from bon_server.specs import model_of, split_name
 
@@ -35,7 +36,15 @@ class Finding:
 
 def examine(config: Config) -> list[Finding]:
     """All checks; none of them changes anything or loads a model."""
-    checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (_versions, _sqlite, _cpu, _memory, _ports, _log_folder)
+    checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (
+        _versions,
+        _sqlite,
+        _cpu,
+        _memory,
+        _ports,
+        _security,
+        _log_folder,
+    )
     return [finding for check in checks for finding in check(config)]
 
 
@@ -129,6 +138,17 @@ def _ports(config: Config) -> Iterator[Finding]:
                 yield Finding(name, False, f"{host}:{port}: {error.strerror}")
             else:
                 yield Finding(name, True, f"{host}:{port} is free")
+
+
+def _security(config: Config) -> Iterator[Finding]:
+    try:
+        guards = Guards.of(config)
+    except BonError as error:
+        yield Finding("security", False, str(error))
+    else:
+        tls = "plain text" if guards.certificates is None else "TLS"
+        names = "no keys" if guards.keys is None else f"keys of {len(guards.keys.current().by_name)} callers"
+        yield Finding("security", True, f"{tls}, {names}")
 
 
 def _log_folder(config: Config) -> Iterator[Finding]:

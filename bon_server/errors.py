@@ -8,6 +8,9 @@
     ├── TrainingError          a training set or the run that it was given to cannot go on; exit code 1
     ├── RoundFailed            a step of `bon rounds` cannot be done; exit code 1
     └── RequestError           one request cannot be answered; each leaf has one gRPC status
+        ├── NotAuthenticated   no API key, or none of this server's
+        ├── NotPermitted       the API key has not the right that the method needs
+        ├── QuotaExceeded      the caller has used up what its keys allow
         ├── InvalidRequest     fields are malformed or out of range
         ├── UnsupportedOption  an option that this server, backend or policy does not offer
         ├── RequestIdRunning   the same request id is being answered right now
@@ -95,6 +98,23 @@ class RequestIdReused(RequestError):
 
 class UnknownRequest(RequestError):
     """No logged request has this id."""
+
+
+class NotAuthenticated(RequestError):
+    """No API key, or none of this server's."""
+
+
+class NotPermitted(RequestError):
+    """The API key has not the right that the method needs; the message names it."""
+
+
+class QuotaExceeded(RequestError):
+    """The caller has used up what its keys allow."""
+
+    def __init__(self, reason: str, retry_after_ms: int | None) -> None:
+        """retry_after_ms: None where waiting does not help, because the request is larger than the whole quota."""
+        super().__init__(reason)
+        self.retry_after_ms = retry_after_ms
 
 
 class Unavailable(RequestError):

@@ -15,6 +15,7 @@ LAYERS = [
     ["__init__"],
     ["types"],
     ["errors"],
+    ["security"],
     ["config", "specs"],
     ["selection", "estimators", "stopping"],
     ["pruning", "scores"],

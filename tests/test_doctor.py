@@ -10,6 +10,8 @@ from bon_server.config import load
 from bon_server.doctor import Finding, examine
 from bon_server.engine.memory import Room
 from bon_server.serving import memory_plan
+from bon_server.serving.key_file import add_key
+from bon_server.serving.keys import Quota
 
 GIB = 1 << 30
 
@@ -45,3 +47,13 @@ def test_the_plan_of_models_that_are_here(tmp_path: Path, monkeypatch: pytest.Mo
     (reward / "model.safetensors").write_bytes(b"")
     (plan,) = found("memory plan", **settings)
     assert not plan.ok and "damaged" in plan.detail
+
+
+def test_the_doors(tmp_path: Path) -> None:
+    (closed,) = found("security")
+    assert closed.ok and closed.detail == "plain text, no keys"
+    (open_,) = found("security", **{"listen.host": "0.0.0.0"})
+    assert not open_.ok and "--allow-insecure" in open_.detail
+    add_key(tmp_path / "keys", "anna", ["generate"], Quota())
+    (guarded,) = found("security", **{"security.api_keys": str(tmp_path / "keys")})
+    assert guarded.ok and guarded.detail == "plain text, keys of 1 callers"

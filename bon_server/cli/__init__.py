@@ -10,7 +10,7 @@ import grpc
 import typer
 
 from bon_server import __version__
-from bon_server.cli import asking, demo, evaluate, log, offline, rescore, rounds, serving, training
+from bon_server.cli import asking, demo, evaluate, keys, log, offline, rescore, rounds, serving, training
 from bon_server.cli.show import fail
 from bon_server.errors import BonError, ConfigError
 
@@ -31,6 +31,7 @@ app.command()(rounds.rounds)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(evaluate.report)
 app.command()(serving.doctor)
+app.add_typer(keys.app, name="keys")
 app.add_typer(demo.app, name="demo")
 
 
@@ -39,6 +40,8 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
+        fail(str(error), 2)
+    except bon.SecurityError as error:
         fail(str(error), 2)
     except BonError as error:
         fail(str(error), 1)

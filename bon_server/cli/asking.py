@@ -12,6 +12,8 @@ from rich.console import Console
 
 from bon_server.cli.options import (
     DEFAULT_TARGET,
+    AllowInsecure,
+    ApiKeyFile,
     AsJson,
     Candidates,
     Choice,
@@ -22,6 +24,10 @@ from bon_server.cli.options import (
     Seed,
     Target,
     Temperature,
+    Tls,
+    TlsCa,
+    TlsCert,
+    TlsKey,
     TopP,
 )
 from bon_server.cli.show import given, key_value, print_result
@@ -45,6 +51,12 @@ def ask(
     stream: Annotated[bool, typer.Option("--stream", help="Show candidates as they are scored.")] = False,
     stop_at_reward: Annotated[float | None, typer.Option(help="Stop at the first candidate this good.")] = None,
     price: Annotated[float | None, typer.Option(help="Adaptive N: price of a candidate, in units of reward.")] = None,
+    api_key_file: ApiKeyFile = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    allow_insecure: AllowInsecure = False,
 ) -> None:
     """Ask one question and show the best answer."""
     from bon_server import ask as asking
@@ -53,12 +65,22 @@ def ask(
     options |= given(stop_at_reward=stop_at_reward, price_per_candidate=price)
     options |= _constraint(json_schema, regex, choice)
     options["view"] = "all" if show_all or not as_json else "winner"
+    security = bon.Security(
+        api_key_file=api_key_file,
+        tls=tls,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        allow_insecure=allow_insecure,
+    )
     question = bon.Text(prompt) if raw else prompt
     if stream:
         console = Console(stderr=as_json)
-        answer = asking.ask_streamed(question, target=target, timeout_s=timeout, console=console, **options)
+        answer = asking.ask_streamed(
+            question, target=target, security=security, timeout_s=timeout, console=console, **options
+        )
     else:
-        answer = asking.ask(question, target=target, timeout_s=timeout, **options)
+        answer = asking.ask(question, target=target, security=security, timeout_s=timeout, **options)
     if as_json:
         print(asking.as_json(answer))  # noqa: T201
     else:
@@ -105,6 +127,12 @@ def harvest(
         int | None, typer.Option(min=1, help="Prompts that a dry run asks. Default: 8, or --concurrency if more.")
     ] = None,
     sample_seed: Annotated[int, typer.Option(help="Of the draw of these prompts.")] = 0,
+    api_key_file: ApiKeyFile = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    allow_insecure: AllowInsecure = False,
 ) -> None:
     """Send many prompts through a server; safe to run again after a crash.
 
@@ -124,15 +152,32 @@ def harvest(
     options |= given(stop=stop or None, tags=dict(map(key_value, tag)) or None)
     options |= _constraint(json_schema, regex, choice)
     run = Run(options, raw, system, parse_columns(column))
+    security = bon.Security(
+        api_key_file=api_key_file,
+        tls=tls,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        allow_insecure=allow_insecure,
+    )
     if dry_run:
         told = run_dry(
-            file, run, target=target, concurrency=concurrency, sample=sample, seed=sample_seed, patience_s=patience
+            file,
+            run,
+            target=target,
+            security=security,
+            concurrency=concurrency,
+            sample=sample,
+            seed=sample_seed,
+            patience_s=patience,
         )
         print_result(told, as_json)
         if told["bad_lines"] or told["sample"]["failures"]:
             raise typer.Exit(1)
         return
-    result = run_harvest(file, run, target=target, concurrency=concurrency, patience_s=patience, out=out)
+    result = run_harvest(
+        file, run, target=target, security=security, concurrency=concurrency, patience_s=patience, out=out
+    )
     print_result(dataclasses.asdict(result), as_json)
     if result.failed or result.stopped:
         raise typer.Exit(1)

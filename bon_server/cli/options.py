@@ -8,6 +8,21 @@ from typing import Annotated
 import typer
 
 Target = Annotated[str, typer.Option(help="Address of the server.")]
+TLS = "Keys and TLS"
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(help="File with the API key. Default: the environment's BON_API_KEY.", rich_help_panel=TLS),
+]
+Tls = Annotated[bool, typer.Option("--tls", help="TLS with the usual authorities.", rich_help_panel=TLS)]
+TlsCa = Annotated[Path | None, typer.Option(help="TLS with these authorities, as PEM.", rich_help_panel=TLS)]
+TlsCert = Annotated[
+    Path | None, typer.Option(help="Own certificate, for a server that asks for one.", rich_help_panel=TLS)
+]
+TlsKey = Annotated[Path | None, typer.Option(help="Private key of that certificate.", rich_help_panel=TLS)]
+AllowInsecure = Annotated[
+    bool,
+    typer.Option("--allow-insecure", help="Send the key in plain text to another machine.", rich_help_panel=TLS),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 SkipDamaged = Annotated[
     bool, typer.Option("--skip-damaged", help="Leave out what cannot be read, naming it on stderr.")

@@ -17,6 +17,8 @@ from bon_server.cli.options import AsJson, ConfigFile, Settings
 from bon_server.cli.show import text
 from bon_server.config import Config, load, parse_assignments
 
+WHO = "Who may call"
+
 
 def serve(
     policy: Annotated[str | None, typer.Option(help="Directory, hub id or synthetic[:key=value,...].")] = None,
@@ -37,7 +39,24 @@ def serve(
     config: ConfigFile = None,
     host: Annotated[str | None, typer.Option(help="Address of the gRPC port.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
+    metrics_host: Annotated[str | None, typer.Option(help="Address of the metrics port.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Metrics port; 0 takes a free one.")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM certificate chain of the server.", rich_help_panel=WHO)
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM private key of it.", rich_help_panel=WHO)] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Callers must show a certificate of these authorities.", rich_help_panel=WHO)
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="Callers must have one of these keys; see bon keys new.", rich_help_panel=WHO)
+    ] = None,
+    allow_insecure: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-insecure", help="Let other machines in without TLS or keys, with a warning.", rich_help_panel=WHO
+        ),
+    ] = None,
     ready_file: Annotated[
         Path | None, typer.Option(help="Written, with the addresses, once the server answers.")
     ] = None,
@@ -52,7 +71,13 @@ def serve(
         "log.publish": publish,
         "listen.host": host,
         "listen.port": port,
+        "listen.metrics_host": metrics_host,
         "listen.metrics_port": metrics_port,
+        "security.tls_cert": text(tls_cert),
+        "security.tls_key": text(tls_key),
+        "security.tls_client_ca": text(tls_client_ca),
+        "security.api_keys": text(api_keys),
+        "security.allow_insecure": allow_insecure,
         "listen.ready_file": text(ready_file),
         **parse_assignments(settings),
     }

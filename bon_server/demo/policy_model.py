@@ -37,7 +37,9 @@ def _write(directory: Path) -> None:
 
 def _write_model(folder: Path, directory: Path) -> None:
     """save_pretrained refuses a model that was loaded from GGUF, so its dequantised weights go into a fresh one."""
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF_FILE, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=GGUF_FILE, dtype=torch.float32, trust_remote_code=False
+    )
     settings = loaded.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype"):
         settings.pop(key, None)
@@ -51,7 +53,7 @@ def _write_model(folder: Path, directory: Path) -> None:
 
 def _write_tokenizer(folder: Path, directory: Path) -> None:
     """The GGUF conversion drops the step that splits digits one by one (`smollm` in the file): restored."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF_FILE)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF_FILE, trust_remote_code=False)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -52,11 +52,17 @@ def build_reward(directory: Path, policy: Path, adapter: Path = ADAPTER) -> Path
 
 def load_backbone(policy: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns the policy's first layers with one fresh label (as torch's seed has it), in fp32, and their tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(policy)
+    tokenizer = AutoTokenizer.from_pretrained(policy, trust_remote_code=False)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.pad_token = PAD_TOKEN
     model = AutoModelForSequenceClassification.from_pretrained(
-        policy, num_labels=1, num_hidden_layers=LAYERS, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32
+        policy,
+        num_labels=1,
+        num_hidden_layers=LAYERS,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     return model, tokenizer
 

@@ -21,8 +21,10 @@ def score(reward: Path, sampled: Sequence[Sampled]) -> NDArray[np.float64]:
 
     Batches are formed by length, so that little is padded; fp32, so that they do not change a reward by more than 1e-5.
     """
-    tokenizer = AutoTokenizer.from_pretrained(reward)
-    model = AutoModelForSequenceClassification.from_pretrained(reward, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(reward, trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        reward, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    ).eval()
     pairs = [(one.problem.prompt, completion) for one in sampled for completion in one.completions]
     order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][1]))
     rewards = np.empty(len(pairs))

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
@@ -25,8 +26,14 @@ for _name, _value in {
     "PYTHONWARNINGS": "ignore",  # of the engine's process; this one has read it already
     "OMP_WAIT_POLICY": "PASSIVE",  # what else computes on the same cores must not wait for threads that spin idly
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, which a fork would not survive
+    "VLLM_HOST_IP": "127.0.0.1",  # or it would ask the routing table which of our addresses others reach
 }.items():
     os.environ.setdefault(_name, _value)
+# Torch's backends listen where the host's name points to, unless told otherwise: maybe where other machines reach them.
+_loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+if _loopback is not None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", _loopback)
 logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)  # warns on every CPU before its level is set
 
 from vllm.platforms import current_platform  # noqa: E402

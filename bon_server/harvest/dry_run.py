@@ -57,6 +57,7 @@ def dry_run(
     run: Run,
     *,
     target: str,
+    security: bon.Security | None = None,
     concurrency: int,
     sample: int | None = None,
     seed: int = 0,
@@ -69,7 +70,7 @@ def dry_run(
     sample; its bounds are None for a sample of one. Raises OSError, and `ConfigError` for what is no table of prompts.
     """
     counted = count(file, run, max(SAMPLE, concurrency) if sample is None else sample, seed)
-    measured, stopped = asyncio.run(_measure(counted, run, target, concurrency, patience_s))
+    measured, stopped = asyncio.run(_measure(counted, run, target, security or {}, concurrency, patience_s))
     return {
         "dry_run": True,
         "lines": counted.good + counted.bad,
@@ -124,7 +125,7 @@ def total_by_ratio(values: Sequence[float], sizes: Sequence[float], lines: int, 
 
 
 async def _measure(
-    counted: Counted, run: Run, target: str, concurrency: int, patience_s: float
+    counted: Counted, run: Run, target: str, security: bon.Security, concurrency: int, patience_s: float
 ) -> tuple[Measured, str | None]:
     characters = {line.number: size for line, size in counted.sample}
     measured = Measured()
@@ -136,7 +137,7 @@ async def _measure(
     def fail(line: Line, reason: str) -> None:
         measured.failures.append({"line": line.number, "reason": reason})
 
-    async with bon.AsyncClient(target, attempts=1) as client:
+    async with bon.AsyncClient(target, attempts=1, **security) as client:
         result = await send_lines(
             iter([line for line, _ in counted.sample]),
             client,

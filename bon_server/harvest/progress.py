@@ -23,7 +23,7 @@ def run_harvest(
     run: Run,
     *,
     target: str,
-    api_key: str | None = None,
+    security: bon.Security | None = None,
     concurrency: int = 8,
     patience_s: float = 300.0,
     timeout_s: float | None = None,
@@ -40,7 +40,7 @@ def run_harvest(
         watcher = Watcher(shown.answer, shown.failure, shown.wait)
 
         async def session() -> Harvest:
-            async with bon.AsyncClient(target, api_key=api_key, attempts=1) as client:
+            async with bon.AsyncClient(target, attempts=1, **(security or {})) as client:
                 return await harvest(
                     file,
                     client,

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from bon_server.best_of_n import Answer, RewardModel, Stop, best_of_n
 from bon_server.errors import (
     DeadlinePassed,
+    QuotaExceeded,
     RequestCancelled,
     RequestIdReused,
     RequestIdRunning,
@@ -29,6 +30,7 @@ from bon_server.serving.content import Redact, UsedIds, to_log
 from bon_server.serving.deadlines import Deadlines
 from bon_server.serving.models import RunningPolicy
 from bon_server.serving.policies import Policies, stop_with
+from bon_server.serving.quotas import Quotas, Reservation
 from bon_server.stopping import NOTHING_KNOWN, Spread
 from bon_server.types import (
     Budget,
@@ -84,7 +86,8 @@ class Attempts:
         admission: Admission,
         deadlines: Deadlines,
         observe: Callable[[Record], None],
-        redact: Redact | None = None,
+        redact: Redact | None,
+        quotas: Quotas,
     ) -> None:
         self._policies = policies
         self._reward_model = reward_model
@@ -93,6 +96,7 @@ class Attempts:
         self._deadlines = deadlines
         self._observe = observe
         self._redact = redact
+        self._quotas = quotas
         self._unlogged = UsedIds()
         # Of the rewards, by the weights that the completions came from; forgotten with these.
         self._spreads: WeakKeyDictionary[RunningPolicy, Spread] = WeakKeyDictionary()
@@ -105,13 +109,14 @@ class Attempts:
         return len(self._running)
 
     def check_room(self, principal: str, request_id: str, caller: str, n: int) -> None:
-        """Raises `Unavailable` when `run` is going to, so that a full server need not look at the rest of a request.
+        """Raises `Unavailable` or `QuotaExceeded` when `run` is going to, before the rest of a request is looked at.
 
         An id that is known is none of its business: a stored answer needs no room.
         """
         try:
+            self._quotas.check(principal, n)
             self._admission.check(caller, n)
-        except Unavailable:
+        except (QuotaExceeded, Unavailable):
             key = (principal, request_id)
             if not (request_id and (key in self._running or key in self._unlogged or self._spool.latest(*key))):
                 raise
@@ -145,9 +150,11 @@ class Attempts:
         stop_s = deadline_s - self._deadlines.margin_s
         self._check_time(request, stop_s)
         self._spool.check()  # not earlier: a stored answer needs no room
+        reserved = self._quotas.reserve(request)
         stop: Stop = asyncio.get_running_loop().create_future()
         times = _Times(began_ns, began_ns + int(stop_s * 1e9))
-        task = asyncio.create_task(self._attempt(request, caller, prior, stop, on_end, times))
+        task = asyncio.create_task(self._attempt(request, caller, prior, stop, on_end, times, reserved))
+        task.add_done_callback(lambda _: reserved.settle())
         self._keep(key, task, stop, stop_s)
         try:
             await asyncio.wait((task,))  # unlike awaiting it, this does not cancel it with the caller
@@ -200,6 +207,7 @@ class Attempts:
         stop: Stop,
         on_end: Callable[[Candidate], None],
         times: _Times,
+        reserved: Reservation,
     ) -> Finished:
         created_at = datetime.now(UTC)
         async with self._admission.permit(caller, request.n, stop):
@@ -211,6 +219,7 @@ class Attempts:
             with self._policies.use(stop) as policy:
                 spread = self._spreads.get(policy, NOTHING_KNOWN)
                 answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, spread)
+            reserved.used(answer.candidates)
             record = self._to_record(request, answer, policy.ref, prior, created_at, queue_ns)
             log_began_ns = time.monotonic_ns()
             logged = await to_log(record, request, self._redact)

@@ -27,6 +27,12 @@ class Metrics:
             ["method", "code"],
             registry=self.registry,
         )
+        self._refused = Counter(
+            "bon_refused_total",
+            "Calls refused for want of a key or a right, by method and gRPC code.",
+            ["method", "code"],
+            registry=self.registry,
+        )
         self._seconds = Histogram(
             "bon_request_seconds", "Wall time of calls.", ["method"], buckets=SECONDS, registry=self.registry
         )
@@ -64,6 +70,10 @@ class Metrics:
         """A call has ended."""
         self._requests.labels(method, code).inc()
         self._seconds.labels(method).observe(seconds)
+
+    def refused(self, method: str, code: str) -> None:
+        """A call did not come to its handler."""
+        self._refused.labels(method, code).inc()
 
     def committed(self, record: Record) -> None:
         """A record is on disk."""

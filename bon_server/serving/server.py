@@ -19,22 +19,25 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from bon_server.config import Config, LimitsConfig, PolicyConfig
 from bon_server.errors import ConfigError, StartupError, Unavailable
 from bon_server.log.publisher import Publisher
 from bon_server.log.sealer import Sealer
 from bon_server.log.spool import Spool
+from bon_server.security import is_loopback
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
+from bon_server.serving.auth import Authentication, check_rights
 from bon_server.serving.content import Redact, load_redact
 from bon_server.serving.deadlines import Deadlines
 from bon_server.serving.grpc_services import add_health, add_reflection
+from bon_server.serving.guards import Guards
 from bon_server.serving.health import Health
 from bon_server.serving.log_metrics import LogCollector
 from bon_server.serving.memory_plan import memory_plan
 from bon_server.serving.metrics import Metrics
+from bon_server.serving.metrics_endpoint import MetricsEndpoint
 from bon_server.serving.models import (
     RunningPolicy,
     RunningReward,
@@ -45,7 +48,9 @@ from bon_server.serving.models import (
     start_successor,
 )
 from bon_server.serving.policies import Policies
+from bon_server.serving.quotas import Quotas
 from bon_server.serving.service import SERVICE, Service
+from bon_server.serving.tls import server_credentials
 from bon_server.serving.weights_watcher import WeightsWatcher
 
 logger = logging.getLogger(__name__)
@@ -89,6 +94,7 @@ class Server:
         async with AsyncExitStack() as resources:
             if not config.log.directory:
                 raise ConfigError("log.directory is empty: give --log a folder")
+            guards = Guards.of(config)
             redact = load_redact(config.log.redact)
             _refuse_taken_port(config.listen.host, config.listen.port)
             metrics = Metrics()
@@ -107,7 +113,9 @@ class Server:
             resources.push_async_callback(policies.close)
             reward_model = await start_reward(config.reward)
             resources.push_async_callback(reward_model.close)
-            return await cls._listen(config, metrics, spool, publisher, policies, reward_model, redact, resources)
+            return await cls._listen(
+                config, metrics, spool, publisher, policies, reward_model, redact, guards, resources
+            )
 
     @classmethod
     async def _listen(
@@ -119,21 +127,26 @@ class Server:
         policies: Policies,
         reward_model: RunningReward,
         redact: Redact | None,
+        guards: Guards,
         resources: AsyncExitStack,
     ) -> Server:
         metrics.registry.register(LogCollector(spool, config.log.durability, publisher))
-        metrics_address = _serve_metrics(config, metrics, resources)
+        metrics_address = _serve_metrics(config, metrics, guards, resources)
         limits = config.limits
         admission, deadlines = Admission(limits), Deadlines(limits.deadline_margin_ms)
-        attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redact)
+        quotas = Quotas(guards.keys)
+        attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redact, quotas)
         metrics.in_flight.set_function(lambda: attempts.running)
         metrics.queued.set_function(lambda: admission.queued)
-        server = grpc.aio.server(options=_channel_options(limits))
+        services = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        check_rights(services)
+        asking = [] if guards.keys is None else [Authentication(guards.keys, metrics.refused)]
+        server = grpc.aio.server(interceptors=asking, options=_channel_options(limits))
         following = Health(add_health(server), ("", SERVICE), policies, reward_model, spool)
         service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
         server.add_generic_rpc_handlers((service.handlers(),))
-        add_reflection(server, (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
-        address = _bind(server, config.listen.host, config.listen.port)
+        add_reflection(server, services)
+        address = _bind(server, config.listen.host, config.listen.port, guards)
         await server.start()
         started = cls(
             config,
@@ -262,23 +275,25 @@ def _channel_options(limits: LimitsConfig) -> list[tuple[str, int]]:
     ]
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> str:
+def _bind(server: grpc.aio.Server, host: str, port: int, guards: Guards) -> str:
+    address = _join(host, port)
     try:
-        bound = server.add_insecure_port(_join(host, port))
+        if guards.certificates is None:
+            return _join(host, server.add_insecure_port(address))
+        return _join(host, server.add_secure_port(address, server_credentials(guards.certificates)))
     except RuntimeError:
-        raise StartupError(f"cannot listen on {_join(host, port)}") from None
-    return _join(host, bound)
+        raise StartupError(f"cannot listen on {address}") from None
 
 
-def _serve_metrics(config: Config, metrics: Metrics, resources: AsyncExitStack) -> str:
+def _serve_metrics(config: Config, metrics: Metrics, guards: Guards, resources: AsyncExitStack) -> str:
     host, port = config.listen.metrics_host, config.listen.metrics_port
+    guards = Guards(None, None) if is_loopback(host) else guards
     try:
-        server, _ = start_http_server(port, host, metrics.registry)
+        endpoint = MetricsEndpoint(host, port, metrics.registry, guards.certificates, guards.keys)
     except OSError as error:
         raise StartupError(f"cannot serve metrics on {_join(host, port)}: {error.strerror}") from None
-    resources.callback(server.server_close)
-    resources.callback(server.shutdown)
-    return _join(host, server.server_port)
+    resources.callback(endpoint.close)
+    return _join(host, endpoint.port)
 
 
 def _watch_weights(config: PolicyConfig, policies: Policies, metrics: Metrics) -> WeightsWatcher | None:

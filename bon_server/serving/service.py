@@ -17,20 +17,18 @@ from google.protobuf.message import Message
 from bon_server import __version__
 from bon_server.best_of_n import RewardModel
 from bon_server.config import Config
-from bon_server.errors import ReaderStalled, RequestCancelled
+from bon_server.errors import QuotaExceeded, ReaderStalled, RequestCancelled
 from bon_server.log.spool import Spool
-from bon_server.serving import feedback, requests, responses
+from bon_server.serving import audit, feedback, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
+from bon_server.serving.auth import principal
 from bon_server.serving.content import Redact
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.policies import Policies
-from bon_server.serving.status import to_status
+from bon_server.serving.status import Metadata, to_status
 from bon_server.types import Candidate, Request
 
 SERVICE = "bon.v1.BestOfNService"
-
-ANONYMOUS = ""
-"""Who calls without a key; idempotency keys are scoped by caller."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -85,7 +83,7 @@ class Service:
                 return response.SerializeToString()
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the border: nothing may leave as UNKNOWN
                 _raise_if_caller_left(error)
-                code, message, trailing = to_status(error, method)
+                code, message, trailing = _status(error, method, context)
                 await context.abort(code, message, trailing)
             finally:
                 self.running -= 1
@@ -96,7 +94,7 @@ class Service:
     async def _generate(self, data: bytes, context: Context) -> pb.GenerateResponse:
         message = requests.parse(pb.GenerateRequest, data)
         request = await self._to_generate(message, context)
-        finished = await self._attempts.run(request, _caller(ANONYMOUS, context), self._deadline_s(context))
+        finished = await self._attempts.run(request, _caller(context), self._deadline_s(context))
         return self._response(message, finished)
 
     async def _generate_stream(self, data: bytes, context: Context) -> None:
@@ -117,7 +115,7 @@ class Service:
             context.set_details(text)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the border: nothing may leave as UNKNOWN
             _raise_if_caller_left(error)
-            code, text, trailing = to_status(error, "GenerateStream")
+            code, text, trailing = _status(error, "GenerateStream", context)
             await context.abort(code, text, trailing)
         finally:
             self.running -= 1
@@ -144,7 +142,7 @@ class Service:
         """
         ended: asyncio.Queue[Candidate | None] = asyncio.Queue()
         running = asyncio.create_task(
-            self._attempts.run(request, _caller(ANONYMOUS, context), self._deadline_s(context), ended.put_nowait)
+            self._attempts.run(request, _caller(context), self._deadline_s(context), ended.put_nowait)
         )
         running.add_done_callback(lambda _: ended.put_nowait(None))
         best: tuple[float, int] | None = None
@@ -163,15 +161,15 @@ class Service:
 
     async def _score(self, data: bytes, context: Context) -> pb.ScoreResponse:
         message = requests.parse(pb.ScoreRequest, data)
-        config, caller = self._config, _caller(ANONYMOUS, context)
-        self._attempts.check_room(ANONYMOUS, message.request_id, caller, len(message.completions))
-        request = await requests.to_score(message, ANONYMOUS, self._policies.current, config.limits, config.log)
+        config, caller = self._config, _caller(context)
+        self._attempts.check_room(principal(), message.request_id, caller, len(message.completions))
+        request = await requests.to_score(message, principal(), self._policies.current, config.limits, config.log)
         finished = await self._attempts.run(request, caller, self._deadline_s(context))
         return responses.score_response(finished, self._config.log.durability)
 
     async def _record_feedback(self, data: bytes, context: Context) -> pb.RecordFeedbackResponse:
         message = requests.parse(pb.RecordFeedbackRequest, data)
-        return await feedback.record(message, ANONYMOUS, self._spool, self._redact)
+        return await feedback.record(message, principal(), self._spool, self._redact)
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         requests.parse(pb.GetServerInfoRequest, data)
@@ -195,14 +193,14 @@ class Service:
             ),
         )
 
-    async def _to_generate(self, message: pb.GenerateRequest, context: Context, principal: str = ANONYMOUS) -> Request:
+    async def _to_generate(self, message: pb.GenerateRequest, context: Context) -> Request:
         """A full server refuses before it looks at prompt and parameters."""
         config = self._config
         n = message.n or config.defaults.n
-        self._attempts.check_room(principal, message.request_id, _caller(principal, context), n)
+        self._attempts.check_room(principal(), message.request_id, _caller(context), n)
         # Any of them: all have one tokenizer and one context. But it must not be closed meanwhile.
         with self._policies.use(asyncio.get_running_loop().create_future()) as policy:
-            return await requests.to_generate(message, principal, policy, config.limits, config.defaults, config.log)
+            return await requests.to_generate(message, principal(), policy, config.limits, config.defaults, config.log)
 
     def _response(self, message: pb.GenerateRequest, finished: Finished) -> pb.GenerateResponse:
         return responses.generate_response(
@@ -215,12 +213,20 @@ class Service:
         return self._config.limits.default_deadline_s if remaining is None else remaining
 
 
-def _caller(principal: str, context: Context) -> str:
-    """Whose requests share turns: those of one key and, without keys, those of one connection.
+def _caller(context: Context) -> str:
+    """Whose requests share turns: those of one principal and, without keys, those of one connection.
 
     Not of one address: programs on one machine would not be told apart, nor would all callers behind one proxy.
     """
-    return principal or context.peer()
+    return principal() or context.peer()
+
+
+def _status(error: BaseException, method: str, context: Context) -> tuple[grpc.StatusCode, str, Metadata]:
+    """As `to_status`; a refusal for who calls is audited."""
+    code, message, trailing = to_status(error, method)
+    if isinstance(error, QuotaExceeded):
+        audit.refused(principal(), f"/{SERVICE}/{method}", code, message, context.peer())
+    return code, message, trailing
 
 
 def _raise_if_caller_left(error: BaseException) -> None:

@@ -15,6 +15,9 @@ from bon_server import errors
 logger = logging.getLogger(__name__)
 
 CODES: dict[type[errors.RequestError], grpc.StatusCode] = {
+    errors.NotAuthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.UnsupportedOption: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RequestIdRunning: grpc.StatusCode.ABORTED,
@@ -41,7 +44,10 @@ def to_status(error: BaseException, method: str) -> tuple[grpc.StatusCode, str, 
         return code, _logged(error, method), ()
     if isinstance(error, errors.InvalidRequest):
         return code, str(error), (("grpc-status-details-bin", _bad_request(error)),)
-    if isinstance(error, errors.Unavailable | errors.LogFull):
+    if (
+        isinstance(error, errors.Unavailable | errors.LogFull | errors.QuotaExceeded)
+        and error.retry_after_ms is not None
+    ):
         return code, str(error), (("grpc-retry-pushback-ms", str(error.retry_after_ms)),)
     return code, str(error), ()
 

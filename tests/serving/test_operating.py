@@ -18,6 +18,7 @@ from bon_server.serving.service import SERVICE
 from tests.conftest import StartServer, synthetic_config
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run
+from tests.serving.guarded import Guard
 from tests.serving.running import question, refusal
 from tests.waiting import forever, until
 
@@ -106,6 +107,17 @@ async def test_the_banner_says_what_is_running(run: Run, tmp_path: Path) -> None
     assert "reachable from this machine only" in text
 
 
+async def test_the_banner_says_who_may_call(start_server: StartServer, tmp_path: Path) -> None:
+    guard = Guard.of(tmp_path)
+    guard.key()
+    text = banner(await start_server(**guard.settings, **{"security.tls_client_ca": str(guard.authority.file)}))
+    assert f"mutual TLS, keys of {guard.keys}, reachable from this machine only" in text
+    assert "--tls-ca CA.pem --tls-cert MINE.pem --tls-key MINE.key --api-key-file KEY --target" in text
+    settings = {"listen.host": "0.0.0.0", "security.allow_insecure": True, "log.directory": str(tmp_path / "other")}
+    text = banner(await start_server(**settings))
+    assert "plain text, no keys, reachable from other machines, SO SOMETHING THAT AUTHENTICATES" in text
+
+
 async def test_the_ready_file_appears_whole(start_server: StartServer, tmp_path: Path) -> None:
     path = tmp_path / "ready"
     server = await start_server(**{"listen.ready_file": str(path)})
@@ -129,7 +141,7 @@ BAD_STARTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no such pooling model": ({"reward.models": ["vllm:/no/such/model"]}, StartupError, "/no/such/model"),
     "no such function": ({"reward.models": ["function:nowhere:f"]}, StartupError, "nowhere"),
     "no log": ({"log.directory": ""}, ConfigError, "log.directory"),
-    "port of nobody": ({"listen.host": "203.0.113.1"}, StartupError, "203.0.113.1"),
+    "port of nobody": ({"listen.host": "203.0.113.1", "security.allow_insecure": True}, StartupError, "203.0.113.1"),
 }
 
 

@@ -238,6 +238,22 @@ WRONG_STARTS: dict[str, tuple[list[str], int, str]] = {
     "bad setting": (["--policy", "synthetic", "--set", "limits.max_n=0"], 2, r"bon: limits\.max_n = '0': .*"),
     "contradiction": (["--policy", "synthetic", "--set", "limits.max_n=4"], 2, r"bon: defaults\.n = 16 is above.*"),
     "no such file": (["--config", "/no/such.toml"], 2, r"bon: cannot read the configuration '/no/such\.toml'.*"),
+    "open to others": (
+        ["--policy", "synthetic", "--host", "0.0.0.0"],
+        2,
+        r"bon: listen\.host = '0\.0\.0\.0' can be .*",
+    ),
+    "metrics open to others": (
+        ["--policy", "synthetic", "--metrics-host", "::"],
+        2,
+        r"bon: listen\.metrics_host = '::' .*",
+    ),
+    "no such keys": (
+        ["--policy", "synthetic", "--api-keys", "/no/keys"],
+        2,
+        r"bon: cannot read the API keys '/no/keys'.*",
+    ),
+    "half of TLS": (["--policy", "synthetic", "--tls-cert", "/no/cert"], 2, r"bon: TLS needs both --tls-cert and .*"),
     "port out of range": (["--policy", "synthetic", "--port", "70000"], 2, r"bon: listen\.port = 70000: .*"),
 }
 

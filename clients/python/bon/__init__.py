@@ -22,6 +22,7 @@ from bon.requests import (
     generate_request,
     score_request,
 )
+from bon.security import Security, SecurityError
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,8 @@ __all__ = [
     "GenerateOptions",
     "Prompt",
     "ScoreOptions",
+    "Security",
+    "SecurityError",
     "Text",
     "Tokens",
     "Violation",

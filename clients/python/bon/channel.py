@@ -1,4 +1,4 @@
-"""How both clients connect: channel options, retries, the API key, deadlines."""
+"""How both clients connect: channel options, retries, deadlines."""
 
 from __future__ import annotations
 
@@ -33,11 +33,6 @@ Timeout = float | ClientTimeout | None
 def seconds(timeout: Timeout, of_client: float | None) -> float | None:
     """The deadline in force."""
     return of_client if isinstance(timeout, ClientTimeout) else timeout
-
-
-def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
-    """What goes with every call."""
-    return () if api_key is None else (("authorization", f"Bearer {api_key}"),)
 
 
 def channel_options(attempts: int, keepalive_s: float | None, more: Mapping[str, str | int]) -> list[Option]:

@@ -18,6 +18,7 @@ from bon.requests import (
     generate_request,
     score_request,
 )
+from bon.security import Security, secured
 from bon.v1 import bon_pb2 as pb
 from bon.v1.bon_pb2_grpc import BestOfNServiceStub
 
@@ -33,28 +34,28 @@ class Client:
         self,
         target: str = channel.DEFAULT_TARGET,
         *,
-        api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float | None = channel.DEFAULT_TIMEOUT_S,
         attempts: int = channel.DEFAULT_ATTEMPTS,
         keepalive_s: float | None = channel.DEFAULT_KEEPALIVE_S,
         options: Mapping[str, str | int] | None = None,
+        **security: Unpack[Security],
     ) -> None:
         """Connects at the first call.
 
-        target: `host:port`; api_key: sent with every call, so use it with TLS beyond loopback; credentials: for TLS,
-        such as `grpc.ssl_channel_credentials()`, None: plain text; timeout: deadline of a call in seconds, None: none;
-        attempts: 1 to 5, the first included; keepalive_s: silence after which the server is pinged, None: never;
-        options: more gRPC channel options.
+        target: `host:port`; security: API key and TLS, see `bon.Security`; credentials: TLS that is made elsewhere;
+        timeout: deadline of a call in seconds, None: none; attempts: 1 to 5, the first included; keepalive_s: silence
+        after which the server is pinged, None: never; options: more gRPC channel options. Raises `bon.SecurityError`,
+        among other things for a key that would go to another machine in plain text, and OSError.
         """
         settings = channel.channel_options(attempts, keepalive_s, options or {})
+        credentials, self._metadata = secured(target, credentials, security)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options=settings)
         else:
             self._channel = grpc.secure_channel(target, credentials, options=settings)
         self._stub = BestOfNServiceStub(self._channel)
         self._timeout = timeout
-        self._metadata = channel.metadata(api_key)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,61 @@
+"""What may be open to whom: this machine may call freely, anybody else needs TLS and a key."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bon_server.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecurityConfig:
+    """Who may call, and how the way there is protected. All of these files are read again when they change."""
+
+    tls_cert: str | None = None
+    """PEM file with the server's certificate, followed by those that lead to its authority. None: plain text."""
+    tls_key: str | None = None
+    """PEM file with the certificate's private key, not encrypted."""
+    tls_client_ca: str | None = None
+    """PEM file with the authorities of which callers must show a certificate (mutual TLS). None: none is asked for."""
+    api_keys: str | None = None
+    """TOML file of API keys, see `bon keys new`. None: whoever reaches the port may call."""
+    allow_insecure: bool = False
+    """Whether an address that other machines reach may be open without TLS or without keys, where something in front of
+    it does their work; warns at the start."""
+
+
+def check_exposure(addresses: Mapping[str, str], security: SecurityConfig) -> None:
+    """Lets an address beyond loopback be open only with TLS and keys, or with a warning if that is what was asked for.
+
+    addresses: of each listener, by the setting that names it. Raises `ConfigError`.
+    """
+    exposed = " and ".join(f"{name} = {host!r}" for name, host in addresses.items() if not is_loopback(host))
+    missing = list(_missing(security))
+    if not exposed or not missing:
+        return
+    if not security.allow_insecure:
+        raise ConfigError(
+            f"{exposed} can be reached from other machines, which needs {' and '.join(missing)}; "
+            "where a proxy does their work, --allow-insecure"
+        )
+    logger.warning("%s can be reached from other machines without %s", exposed, " and ".join(missing))
+
+
+def _missing(security: SecurityConfig) -> list[str]:
+    wanted = {"TLS (--tls-cert, --tls-key)": security.tls_cert, "API keys (--api-keys)": security.api_keys}
+    return [name for name, value in wanted.items() if value is None]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address of ours is reachable from this machine alone. Names other than `localhost` count as not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,83 @@
+"""A server with TLS and keys, and callers of all sorts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bon_server.serving.key_file import add_key
+from bon_server.serving.keys import Quota
+from tests.serving.certificates import Authority, Files
+from tests.serving.running import Refused, refusal
+from tests.waiting import SOON_S
+
+RIGHTS = ("generate", "score", "feedback", "admin")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Files in a folder, with which a server is started."""
+
+    folder: Path
+    authority: Authority
+    server: Files
+    keys: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Guard:
+        """Makes them; there are no keys yet."""
+        authority = Authority(folder)
+        return cls(folder, authority, authority.signs("server"), folder / "keys.toml")
+
+    def key(self, name: str = "anna", rights: tuple[str, ...] = RIGHTS, **quota: int) -> str:
+        """Adds a key."""
+        return add_key(self.keys, name, rights, Quota(**quota))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of a server with both."""
+        return {
+            "security.tls_cert": str(self.server.cert),
+            "security.tls_key": str(self.server.key),
+            "security.api_keys": str(self.keys),
+        }
+
+    @asynccontextmanager
+    async def channel(self, address: str, own: Files | None = None) -> AsyncIterator[grpc.aio.Channel]:
+        """A connection over TLS, with a client's certificate if one is given; never one that was made before."""
+        credentials = grpc.ssl_channel_credentials(
+            self.authority.file.read_bytes(),
+            own.key.read_bytes() if own else None,
+            own.cert.read_bytes() if own else None,
+        )
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
+            yield channel
+
+
+def shows(key: str) -> tuple[tuple[str, str], ...]:
+    """The metadata of a call."""
+    return (("authorization", f"Bearer {key}"),)
+
+
+async def refused(
+    channel: grpc.aio.Channel, method: str, metadata: tuple[tuple[str, str], ...] = (), data: bytes = b""
+) -> Refused:
+    """How any method, known or not, refuses: on the wire each of them is a stream of streams."""
+
+    async def talk() -> list[bytes]:
+        call: Any = channel.stream_stream(method)
+        return [answer async for answer in call(iter([data]), metadata=metadata, timeout=SOON_S)]
+
+    return await refusal(talk())
+
+
+def audited(records: list[Any]) -> list[Mapping[str, str]]:
+    """What the audit has of each refusal."""
+    names = ("principal", "method", "code", "reason")
+    return [{name: getattr(each, name) for name in names} for each in records if each.name == "bon.audit"]
