@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from bon_server.engine.memory import host_room
 from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
 from bon_server.serving.memory_plan import is_model, memory_plan
+from bon_server.serving.model_check import check_model
 from bon_server.serving.models import model_of, split_name
 
 GIB = 1 << 30
@@ -35,7 +37,15 @@ class Finding:
 
 def examine(config: Config) -> list[Finding]:
     """All checks; none of them changes anything or loads a model."""
-    checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (_versions, _sqlite, _cpu, _memory, _ports, _log_folder)
+    checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (
+        _versions,
+        _sqlite,
+        _cpu,
+        _memory,
+        _models,
+        _ports,
+        _log_folder,
+    )
     return [finding for check in checks for finding in check(config)]
 
 
@@ -115,6 +125,23 @@ def _memory_plan(config: Config) -> Iterator[Finding]:
         yield Finding("memory plan", plan is None or plan.fits, f"GiB: {plan}")
 
 
+def _models(config: Config) -> Iterator[Finding]:
+    named = [("policy", config.policy.model), *map(split_name, config.reward.models)]
+    for place, (name, spec) in enumerate(named):
+        if not is_model(spec):
+            continue
+        is_reward = place > 0
+        what = f"reward model {name}" if is_reward else name
+        if not Path(model_of(spec)).expanduser().is_dir():
+            yield Finding(what, True, f"{model_of(spec)}: not looked at, since it is no directory here")
+            continue
+        revision = config.reward.revision if is_reward else config.policy.revision
+        try:
+            yield Finding(what, True, check_model(model_of(spec), revision, is_reward, _has("transformers")))
+        except BonError as error:
+            yield Finding(what, False, str(error))
+
+
 def _ports(config: Config) -> Iterator[Finding]:
     listen = config.listen
     for name, host, port in (
@@ -140,3 +167,8 @@ def _log_folder(config: Config) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     detail = f"{folder}: {'writable' if writable else 'not writable'}, {free / GIB:.1f} GiB free"
     yield Finding("log folder", writable and free >= LITTLE_ROOM_BYTES, detail)
+    if existing == folder:
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        private = not mode & (stat.S_IRWXO | stat.S_IWGRP)
+        said = "what was asked and answered is in it" if private else "others can get at what was asked and answered"
+        yield Finding("log permissions", private, f"{mode:04o}: {said}")

@@ -24,7 +24,7 @@ LAYERS = [
     ["candidates"],
     ["best_of_n"],
     ["serving", "offline", "evaluate"],
-    ["ask", "harvest", "doctor"],
+    ["ask", "harvest", "doctor", "probe"],
     ["demo"],
     ["cli"],
 ]

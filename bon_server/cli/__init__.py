@@ -27,6 +27,7 @@ app.add_typer(log.app, name="log")
 app.command()(offline.select)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(evaluate.report)
+app.command()(serving.health)
 app.command()(serving.doctor)
 app.add_typer(demo.app, name="demo")
 

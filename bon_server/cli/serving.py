@@ -1,4 +1,4 @@
-"""Verbs of a server: `bon serve`, `bon doctor`."""
+"""Verbs of a server: `bon serve`, `bon health`, `bon doctor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bon_server.cli.options import AsJson, ConfigFile, Settings
+from bon_server.cli.options import DEFAULT_TARGET, AsJson, ConfigFile, Settings, Target
 from bon_server.cli.show import text
 from bon_server.config import Config, load, parse_assignments
 
@@ -71,6 +71,32 @@ async def _serve(config: Config) -> int:
     print(banner(server), flush=True)  # noqa: T201
     write_ready_file(server)
     return await run_until_signalled(server, signals)
+
+
+def health(
+    target: Target = DEFAULT_TARGET,
+    service: Annotated[str, typer.Option(help="Service to ask about. Default: the server as a whole.")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 5.0,
+    tls_ca: Annotated[Path | None, typer.Option(help="TLS with these authorities, as PEM.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Own certificate, for mutual TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of that certificate.")] = None,
+    tls_name: Annotated[str | None, typer.Option(help="Name in the server's certificate, if not the target's.")] = None,
+) -> None:
+    """Ask a server whether it can take new work; exit 0 when it can, else 1. Needs no key."""
+    from bon_server import probe
+
+    said = probe.health(
+        target,
+        service=service,
+        timeout_s=timeout,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_name=tls_name,
+    )
+    print(said)  # noqa: T201
+    if said != probe.SERVING:
+        raise typer.Exit(1)
 
 
 def doctor(

@@ -33,6 +33,7 @@ from bon_server.serving.deadlines import Deadlines
 from bon_server.serving.grpc_services import add_health, add_reflection
 from bon_server.serving.health import Health
 from bon_server.serving.log_metrics import LogCollector
+from bon_server.serving.loop_lag import LoopLag
 from bon_server.serving.memory_plan import memory_plan
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.models import (
@@ -46,6 +47,7 @@ from bon_server.serving.models import (
 )
 from bon_server.serving.policies import Policies
 from bon_server.serving.service import SERVICE, Service
+from bon_server.serving.state_metrics import StateCollector
 from bon_server.serving.weights_watcher import WeightsWatcher
 
 logger = logging.getLogger(__name__)
@@ -99,7 +101,9 @@ class Server:
                 publisher = Publisher(spool, config.log)
                 resources.push_async_callback(asyncio.to_thread, publisher.close)
             # Closed before the publisher, which then still has what it seals.
-            resources.push_async_callback(asyncio.to_thread, Sealer(spool, config.log).close)
+            sealer = Sealer(spool, config.log)
+            resources.push_async_callback(asyncio.to_thread, sealer.close)
+            metrics.registry.register(LogCollector(spool, sealer, config.log.durability, publisher))
             check_watch(config.policy)
             await check_reward(config.reward)
             await asyncio.to_thread(_plan_memory, config)
@@ -121,13 +125,14 @@ class Server:
         redact: Redact | None,
         resources: AsyncExitStack,
     ) -> Server:
-        metrics.registry.register(LogCollector(spool, config.log.durability, publisher))
         metrics_address = _serve_metrics(config, metrics, resources)
         limits = config.limits
         admission, deadlines = Admission(limits), Deadlines(limits.deadline_margin_ms)
         attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redact)
         metrics.in_flight.set_function(lambda: attempts.running)
         metrics.queued.set_function(lambda: admission.queued)
+        metrics.registry.register(StateCollector(limits, admission, policies, reward_model))
+        resources.callback(LoopLag(metrics.lagged).close)
         server = grpc.aio.server(options=_channel_options(limits))
         following = Health(add_health(server), ("", SERVICE), policies, reward_model, spool)
         service = Service(config, policies, reward_model, spool, attempts, metrics, redact)

@@ -77,6 +77,7 @@ class Service:
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
             self.running += 1
+            self._metrics.started(method)
             began = time.monotonic()
             code = grpc.StatusCode.CANCELLED
             try:
@@ -101,6 +102,7 @@ class Service:
 
     async def _generate_stream(self, data: bytes, context: Context) -> None:
         self.running += 1
+        self._metrics.started("GenerateStream")
         began = time.monotonic()
         code = grpc.StatusCode.CANCELLED
         try:
