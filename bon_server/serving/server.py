@@ -133,7 +133,10 @@ class Server:
         metrics.queued.set_function(lambda: admission.queued)
         metrics.registry.register(StateCollector(limits, admission, policies, reward_model))
         resources.callback(LoopLag(metrics.lagged).close)
-        server = grpc.aio.server(options=_channel_options(limits))
+        interceptors: list[grpc.aio.ServerInterceptor] = []
+        if config.telemetry.tracing:
+            interceptors.append(_trace(attempts, resources))
+        server = grpc.aio.server(interceptors=interceptors, options=_channel_options(limits))
         following = Health(add_health(server), ("", SERVICE), policies, reward_model, spool)
         service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
         server.add_generic_rpc_handlers((service.handlers(),))
@@ -284,6 +287,20 @@ def _serve_metrics(config: Config, metrics: Metrics, resources: AsyncExitStack) 
     resources.callback(server.server_close)
     resources.callback(server.shutdown)
     return _join(host, server.server_port)
+
+
+def _trace(attempts: Attempts, resources: AsyncExitStack) -> grpc.aio.ServerInterceptor:
+    try:
+        from bon_server.serving.tracing import (  # a server that traces nothing needs no OpenTelemetry
+            TracedCalls,
+            Tracing,
+        )
+    except ImportError:
+        raise StartupError("tracing needs OpenTelemetry: pip install 'bon-server[tracing]'") from None
+    tracing = Tracing.from_environment()
+    resources.push_async_callback(asyncio.to_thread, tracing.close)
+    attempts.on_stages = tracing.stages
+    return TracedCalls(tracing, SERVICE)
 
 
 def _watch_weights(config: PolicyConfig, policies: Policies, metrics: Metrics) -> WeightsWatcher | None:

@@ -19,7 +19,7 @@ from bon_server.best_of_n import RewardModel
 from bon_server.config import Config
 from bon_server.errors import ReaderStalled, RequestCancelled
 from bon_server.log.spool import Spool
-from bon_server.serving import feedback, requests, responses
+from bon_server.serving import feedback, log_lines, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
 from bon_server.serving.content import Redact
 from bon_server.serving.metrics import Metrics
@@ -168,6 +168,7 @@ class Service:
         config, caller = self._config, _caller(ANONYMOUS, context)
         self._attempts.check_room(ANONYMOUS, message.request_id, caller, len(message.completions))
         request = await requests.to_score(message, ANONYMOUS, self._policies.current, config.limits, config.log)
+        log_lines.about(request.request_id)
         finished = await self._attempts.run(request, caller, self._deadline_s(context))
         return responses.score_response(finished, self._config.log.durability)
 
@@ -204,7 +205,9 @@ class Service:
         self._attempts.check_room(principal, message.request_id, _caller(principal, context), n)
         # Any of them: all have one tokenizer and one context. But it must not be closed meanwhile.
         with self._policies.use(asyncio.get_running_loop().create_future()) as policy:
-            return await requests.to_generate(message, principal, policy, config.limits, config.defaults, config.log)
+            request = await requests.to_generate(message, principal, policy, config.limits, config.defaults, config.log)
+        log_lines.about(request.request_id)
+        return request
 
     def _response(self, message: pb.GenerateRequest, finished: Finished) -> pb.GenerateResponse:
         return responses.generate_response(

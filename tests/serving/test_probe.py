@@ -30,14 +30,16 @@ async def test_a_server_that_can_serve_and_then_cannot(run: Run) -> None:
     assert (done.exit_code, done.stdout) == (1, "SERVICE_UNKNOWN\n")
     policy.healthy = False
     async with asyncio.timeout(15):
-        while (done := await ask("--target", target)).exit_code == 0:
+        while (done := await ask("--target", target)).exit_code == 0:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     assert (done.exit_code, done.stdout) == (1, "NOT_SERVING\n")
+    assert (await ask("--target", target, "--alive")).exit_code == 0
 
 
 async def test_nobody_there(unused_tcp_port: int) -> None:
     done = await ask("--target", f"127.0.0.1:{unused_tcp_port}")
     assert (done.exit_code, done.stdout) == (1, "NOT_REACHED (UNAVAILABLE)\n")
+    assert (await ask("--target", f"127.0.0.1:{unused_tcp_port}", "--alive")).exit_code == 1
 
 
 async def test_plain_text_where_tls_is_asked_for(run: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
