@@ -10,6 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -236,6 +237,23 @@ class LogConfig:
     """The oldest sealed files are removed beyond so many bytes of them, but for what snapshots pin. None: never."""
 
 
+class LogFormat(StrEnum):
+    """Of the server's own lines on stderr."""
+
+    HUMAN = "human"
+    JSON = "json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """What the server tells of itself beside its metrics."""
+
+    log_format: LogFormat = LogFormat.HUMAN
+    """Lines on stderr for people, or one JSON object each."""
+    tracing: bool = False
+    """Whether each call is traced by OpenTelemetry; where to, its own OTEL_ variables say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything `bon serve` needs to know."""
@@ -247,6 +265,7 @@ class Config:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     defaults: DefaultsConfig = field(default_factory=DefaultsConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
 
 Tree = dict[str, dict[str, Any]]

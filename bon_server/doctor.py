@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
 from bon_server.serving.guards import Guards
 from bon_server.serving.memory_plan import is_model, memory_plan
+from bon_server.serving.model_check import check_model
 from bon_server.specs import model_of, split_name
 
 GIB = 1 << 30
@@ -41,6 +43,7 @@ def examine(config: Config) -> list[Finding]:
         _sqlite,
         _cpu,
         _memory,
+        _models,
         _ports,
         _security,
         _log_folder,
@@ -124,6 +127,23 @@ def _memory_plan(config: Config) -> Iterator[Finding]:
         yield Finding("memory plan", plan is None or plan.fits, f"GiB: {plan}")
 
 
+def _models(config: Config) -> Iterator[Finding]:
+    named = [("policy", config.policy.model), *map(split_name, config.reward.models)]
+    for place, (name, spec) in enumerate(named):
+        if not is_model(spec):
+            continue
+        is_reward = place > 0
+        what = f"reward model {name}" if is_reward else name
+        if not Path(model_of(spec)).expanduser().is_dir():
+            yield Finding(what, True, f"{model_of(spec)}: not looked at, since it is no directory here")
+            continue
+        revision = config.reward.revision if is_reward else config.policy.revision
+        try:
+            yield Finding(what, True, check_model(model_of(spec), revision, is_reward, _has("transformers")))
+        except BonError as error:
+            yield Finding(what, False, str(error))
+
+
 def _ports(config: Config) -> Iterator[Finding]:
     listen = config.listen
     for name, host, port in (
@@ -160,3 +180,8 @@ def _log_folder(config: Config) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     detail = f"{folder}: {'writable' if writable else 'not writable'}, {free / GIB:.1f} GiB free"
     yield Finding("log folder", writable and free >= LITTLE_ROOM_BYTES, detail)
+    if existing == folder:
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        private = not mode & (stat.S_IRWXO | stat.S_IWGRP)
+        said = "what was asked and answered is in it" if private else "others can get at what was asked and answered"
+        yield Finding("log permissions", private, f"{mode:04o}: {said}")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bon_server.engine.telemetry import Telemetry
 from bon_server.types import (
     CandidateStatus,
     Completion,
@@ -59,6 +60,7 @@ class ScriptedPolicy:
     context_tokens: int = 4096
     healthy: bool = True
     facts: Mapping[str, str | int] = field(default_factory=dict)
+    engines: tuple[Telemetry, ...] = ()
     started: list[int] = field(default_factory=list)
     """Indices, in the order in which sampling began."""
     running: int = 0
@@ -117,6 +119,7 @@ class ScriptedReward:
     script: Callable[[str], Awaitable[Score]] = scored_by_length
     refs: tuple[ModelRef, ...] = field(default_factory=lambda: (ModelRef("default", "scripted", "1"),))
     facts: Mapping[str, str | int] = field(default_factory=dict)
+    engines: tuple[Telemetry, ...] = ()
     calls: Counter[str] = field(default_factory=Counter)
     """How often each text was scored."""
     running: int = 0

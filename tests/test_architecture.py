@@ -25,7 +25,7 @@ LAYERS = [
     ["candidates"],
     ["best_of_n"],
     ["serving", "offline", "evaluate"],
-    ["ask", "harvest", "doctor", "server_process"],
+    ["ask", "harvest", "doctor", "probe", "server_process"],
     ["rounds"],
     ["demo"],
     ["cli"],

@@ -1,11 +1,14 @@
-"""What `bon doctor` says of the memory."""
+"""What `bon doctor` says of memory, models and the log's folder."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from bon_server.cli import app
 from bon_server.config import load
 from bon_server.doctor import Finding, examine
 from bon_server.engine.memory import Room
@@ -57,3 +60,48 @@ def test_the_doors(tmp_path: Path) -> None:
     add_key(tmp_path / "keys", "anna", ["generate"], Quota())
     (guarded,) = found("security", **{"security.api_keys": str(tmp_path / "keys")})
     assert guarded.ok and guarded.detail == "plain text, keys of 1 callers"
+
+
+def test_models_that_can_be_loaded_and_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import tiny_models
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    policy = tiny_models.save_policy(tmp_path / "policy")
+    settings = {"policy.model": str(policy), "reward.models": [f"helpful={policy}", "synthetic"]}
+    (fine,) = found("policy", **settings)
+    assert fine.ok and "LlamaForCausalLM" in fine.detail and "with a chat template" in fine.detail
+    (wrong,) = found("reward model helpful", **settings)
+    assert not wrong.ok and "2 labels; a reward model has exactly 1" in wrong.detail
+    reward = tiny_models.save_decoder_reward(tmp_path / "reward")
+    (fine,) = found("reward model default", **{"reward.models": [str(reward)]})
+    assert fine.ok and "LlamaForSequenceClassification" in fine.detail
+    (policy / "tokenizer.json").write_text("{")
+    (wrong,) = found("policy", **settings)
+    assert not wrong.ok and "tokenizer" in wrong.detail
+    (policy / "model.safetensors").unlink()
+    (wrong,) = found("policy", **settings)
+    assert not wrong.ok and "\n" not in wrong.detail
+    (elsewhere,) = found("policy", **{"policy.model": "owner/name"})
+    assert elsewhere.ok and "not looked at" in elsewhere.detail
+
+
+def test_a_log_that_others_can_read(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.mkdir(mode=0o700)
+    (finding,) = found("log permissions", **{"log.directory": str(log)})
+    assert finding.ok and finding.detail.startswith("0700")
+    log.chmod(0o755)
+    (finding,) = found("log permissions", **{"log.directory": str(log)})
+    assert not finding.ok
+    assert not found("log permissions", **{"log.directory": str(tmp_path / "none")})
+
+
+def test_the_verb_prints_and_exits_as_it_found(tmp_path: Path) -> None:
+    words = ["doctor", "--json", "--set", "listen.port=0", "--set", "listen.metrics_port=0", "--log"]
+    done = CliRunner().invoke(app, [*words, str(tmp_path)])
+    findings = json.loads(done.stdout)
+    assert {"python", "sqlite", "cores", "memory", "gRPC port", "log folder"} <= {one["check"] for one in findings}
+    assert done.exit_code == int(not all(one["ok"] for one in findings))
+    tmp_path.chmod(0o777)
+    assert CliRunner().invoke(app, [*words, str(tmp_path)]).exit_code == 1
+    assert CliRunner().invoke(app, ["doctor", "--nothing"]).exit_code == 2

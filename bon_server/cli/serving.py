@@ -1,11 +1,9 @@
-"""Verbs of a server: `bon serve`, `bon doctor`."""
+"""Verbs of a server: `bon serve`, `bon health`, `bon doctor`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bon_server.cli.options import AsJson, ConfigFile, Settings
+from bon_server.cli.options import DEFAULT_TARGET, AsJson, ConfigFile, Settings, Target
 from bon_server.cli.show import text
-from bon_server.config import Config, load, parse_assignments
+from bon_server.config import Config, LogFormat, load, parse_assignments
 
 WHO = "Who may call"
 
@@ -60,6 +58,10 @@ def serve(
     ready_file: Annotated[
         Path | None, typer.Option(help="Written, with the addresses, once the server answers.")
     ] = None,
+    log_format: Annotated[LogFormat | None, typer.Option(help="Lines on stderr for people, or JSON.")] = None,
+    tracing: Annotated[
+        bool | None, typer.Option("--tracing", help="Trace calls; where to, the OTEL_ environment says.")
+    ] = None,
     settings: Settings = [],  # noqa: B006 -- typer copies it
 ) -> None:
     """Serve best-of-N until SIGTERM or SIGINT."""
@@ -79,12 +81,17 @@ def serve(
         "security.api_keys": text(api_keys),
         "security.allow_insecure": allow_insecure,
         "listen.ready_file": text(ready_file),
+        "telemetry.log_format": log_format,
+        "telemetry.tracing": tracing,
         **parse_assignments(settings),
     }
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    from bon_server.serving import log_lines
+
+    settled = load(config, flags=flags)
+    log_lines.set_up(settled.telemetry.log_format)
     import uvloop  # an event loop that takes a tenth less of a busy server's time; vLLM's own server runs on it too
 
-    raise typer.Exit(uvloop.run(_serve(load(config, flags=flags))))
+    raise typer.Exit(uvloop.run(_serve(settled)))
 
 
 async def _serve(config: Config) -> int:
@@ -96,6 +103,33 @@ async def _serve(config: Config) -> int:
     print(banner(server), flush=True)  # noqa: T201
     write_ready_file(server)
     return await run_until_signalled(server, signals)
+
+
+def health(
+    target: Target = DEFAULT_TARGET,
+    service: Annotated[str, typer.Option(help="Service to ask about. Default: the server as a whole.")] = "",
+    alive: Annotated[bool, typer.Option("--alive", help="Exit 0 whatever it says, as long as it answers.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 5.0,
+    tls_ca: Annotated[Path | None, typer.Option(help="TLS with these authorities, as PEM.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Own certificate, for mutual TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of that certificate.")] = None,
+    tls_name: Annotated[str | None, typer.Option(help="Name in the server's certificate, if not the target's.")] = None,
+) -> None:
+    """Ask a server whether it can take new work; exit 0 when it can, else 1. Needs no key."""
+    from bon_server import probe
+
+    said = probe.health(
+        target,
+        service=service,
+        timeout_s=timeout,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_name=tls_name,
+    )
+    print(said)  # noqa: T201
+    if said.startswith(probe.NOT_REACHED) or (said != probe.SERVING and not alive):
+        raise typer.Exit(1)
 
 
 def doctor(

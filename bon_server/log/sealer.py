@@ -38,6 +38,14 @@ class Sealer:
         self._reading = open_for_reading(spool.directory / SPOOL_NAME)
         self._retention = Retention(config.retain_days, config.retain_bytes)
         self._expire_at_s = 0.0
+        self.waiting_bytes = 0
+        """Of records and feedback that are not sealed yet, as of the last look."""
+        self.oldest_s: float | None = None
+        """When the oldest of them came, seconds since 1970; None: there is none."""
+        self.sealed_records = 0
+        """Since the start."""
+        self.failures = 0
+        """Sealings that failed since the start."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-sealer", daemon=True)
         self._thread.start()
@@ -64,17 +72,20 @@ class Sealer:
         except apsw.Error as error:
             logger.error("the spool cannot be measured (%s)", type(error).__name__)
             return False
-        if oldest_us is None:
+        self.waiting_bytes, self.oldest_s = size, None if oldest_us is None else oldest_us / 1e6
+        if self.oldest_s is None:
             return False
-        age_s = time.time() - oldest_us / 1e6
+        age_s = time.time() - self.oldest_s
         return size >= self._config.seal_bytes or age_s >= self._config.seal_age_s
 
     def _try_to_seal(self, sealing: Callable[[Spool, int, float], SealResult]) -> bool:
         try:
             result = sealing(self._spool, self._config.seal_bytes, self._config.replay_window_s)
         except (BonError, OSError, apsw.Error) as error:
+            self.failures += 1
             logger.error("sealing failed, what is not sealed stays in the spool: %s", error)
             return False
+        self.sealed_records += result.records
         if result.files:
             logger.info("sealed %d records into %d files", result.records, len(result.files))
         if result.left:

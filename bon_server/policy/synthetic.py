@@ -15,6 +15,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from bon_server.engine.telemetry import Telemetry
 from bon_server.errors import FieldViolation, InvalidRequest, SamplingFailed, UnsupportedOption
 from bon_server.policy.shared_pace import SharedPace
 from bon_server.specs import parse_options
@@ -82,6 +83,7 @@ class SyntheticPolicy:
         self.context_tokens = CONTEXT_TOKENS
         self.healthy = True
         self.facts: dict[str, str | int] = {"model": "none", "tokens": options.tokens}
+        self.engines: tuple[Telemetry, ...] = ()
 
     @classmethod
     def from_spec(cls, spec: str) -> SyntheticPolicy:

@@ -16,6 +16,7 @@ from typing import Any
 
 from bon_server.config import PolicyConfig
 from bon_server.engine.grammar import grammar_of
+from bon_server.engine.telemetry import Telemetry
 from bon_server.errors import SamplingFailed, StartupError, Unavailable, UnsupportedOption
 from bon_server.policy.grammar_gate import GrammarGate
 from bon_server.policy.prompts import PromptEncoder, invalid
@@ -55,8 +56,17 @@ FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abo
 class VllmPolicy:
     """A `Policy` on one vLLM engine, which runs in a process of its own. Made by `start`."""
 
-    def __init__(self, engine: Any, files: ModelFiles, tokenizer: Any, digest: str, constraint_trial_ms: int) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        telemetry: Telemetry,
+        files: ModelFiles,
+        tokenizer: Any,
+        digest: str,
+        constraint_trial_ms: int,
+    ) -> None:
         self._engine = engine
+        self._telemetry = telemetry
         self.files = files
         self.tokenizer_digest = digest
         self._vllm_config = engine.vllm_config
@@ -77,7 +87,9 @@ class VllmPolicy:
         files = await asyncio.to_thread(find_model, config.model, config.revision)
         tokenizer = await asyncio.to_thread(load_tokenizer, files.directory)
         digest = await asyncio.to_thread(tokenizer_digest, tokenizer)
-        policy = cls(await start_engine(config, files), files, tokenizer, digest, config.constraint_trial_ms)
+        telemetry = Telemetry()
+        engine = await start_engine(config, files, telemetry)
+        policy = cls(engine, telemetry, files, tokenizer, digest, config.constraint_trial_ms)
         try:
             # The first request with log-probabilities is slow, or with a constraint, and must not be a caller's.
             choice = ("warm up",) if policy._gate.available else None
@@ -132,6 +144,11 @@ class VllmPolicy:
             "context_tokens": self._context_tokens,
         }
 
+    @property
+    def engines(self) -> tuple[Telemetry, ...]:
+        """What the engine tells of itself."""
+        return (self._telemetry,)
+
     async def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Tokenises off the event loop. See `PromptEncoder` for which special tokens are added."""
         return await self._encoder.encode(prompt)
@@ -173,11 +190,12 @@ class VllmPolicy:
             params = _engine_sampling(sampling)
             if milestone is not None:
                 params.output_kind = RequestOutputKind.DELTA
-            async with aclosing(self._engine.generate(prompt, params, key)) as outputs:
-                if milestone is not None:
-                    return await _in_pieces(outputs, sampling, milestone)
-                async for output in outputs:
-                    return _completion(output.outputs[0], sampling)
+            with self._telemetry.working():
+                async with aclosing(self._engine.generate(prompt, params, key)) as outputs:
+                    if milestone is not None:
+                        return await _in_pieces(outputs, sampling, milestone)
+                    async for output in outputs:
+                        return _completion(output.outputs[0], sampling)
         except EngineDeadError as error:
             raise Unavailable("the engine died", DEAD_RETRY_MS) from error
         except (VLLMError, ValueError) as error:

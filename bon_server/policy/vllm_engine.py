@@ -10,6 +10,7 @@ from typing import Any
 
 from bon_server.config import PolicyConfig
 from bon_server.engine.shapes import check_shapes
+from bon_server.engine.telemetry import Telemetry
 from bon_server.errors import StartupError
 from bon_server.policy.dtype import dtype_for
 from bon_server.weights import ModelFiles
@@ -24,6 +25,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from bon_server.engine.engine_process import OneProcessExecutor, ProcessPerGpuExecutor
+from bon_server.engine.stat_logger import stat_logger
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 CPU_KV_CACHE_BYTES = 1 << 30
@@ -31,15 +33,17 @@ STREAM_INTERVAL_TOKENS = 4
 """How often a sample that is watched shows what it has; each time costs the event loop some microseconds."""
 
 
-async def start_engine(config: PolicyConfig, files: ModelFiles) -> Any:
+async def start_engine(config: PolicyConfig, files: ModelFiles, telemetry: Telemetry | None = None) -> Any:
     """An `AsyncLLM`, whose process is up and has loaded the model; takes 15 to 40 s on a CPU.
+
+    telemetry: where its metrics go; None: it keeps none.
 
     Does not block the event loop; cancelling it ends the process that is being started. Raises StartupError.
     """
-    return await start_process(_start, config, files)
+    return await start_process(_start, config, files, telemetry)
 
 
-def _start(config: PolicyConfig, files: ModelFiles) -> Any:
+def _start(config: PolicyConfig, files: ModelFiles, telemetry: Telemetry | None) -> Any:
     if config.dtype not in DTYPES:
         raise StartupError(f"policy.dtype {config.dtype!r}: allowed are {', '.join(DTYPES)}")
     if on_cpu():
@@ -57,7 +61,9 @@ def _start(config: PolicyConfig, files: ModelFiles) -> Any:
             scheduler = engine_config.scheduler_config
             room_tokens = engine_config.model_config.max_model_len + scheduler.max_num_seqs
             scheduler.max_num_batched_tokens = max(scheduler.max_num_batched_tokens, room_tokens)
-        engine = AsyncLLM.from_vllm_config(engine_config, disable_log_stats=True)
+        # True: no lines of statistics, and no metrics but ours, see `stat_logger`.
+        loggers = None if telemetry is None else [stat_logger(telemetry)]
+        engine = AsyncLLM.from_vllm_config(engine_config, stat_loggers=loggers, disable_log_stats=True)
     except Exception as error:  # any library below the engine can raise anything here
         raise StartupError(f"policy {config.model}: vLLM cannot start it: {why(error)}") from error
     # Constraints are checked before (`grammar_gate`). vLLM would check them for each candidate, on the event loop.
@@ -68,6 +74,7 @@ def _start(config: PolicyConfig, files: ModelFiles) -> Any:
 def _engine_args(config: PolicyConfig, files: ModelFiles) -> Any:
     arguments: dict[str, Any] = {
         "model": str(files.directory),
+        "served_model_name": "policy",  # in its metrics
         "load_format": "safetensors",
         "trust_remote_code": False,
         "dtype": dtype_for(config.dtype, on_cpu()),

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Protocol
 
 from bon_server.config import RewardConfig
+from bon_server.engine.telemetry import Telemetry
 from bon_server.errors import ConfigError
 from bon_server.types import CandidateStatus, ModelRef, Prompt, Score
 
@@ -34,6 +35,10 @@ class Part(Protocol):
     @property
     def facts(self) -> Mapping[str, str | int]:
         """For the start-up banner."""
+
+    @property
+    def engines(self) -> tuple[Telemetry, ...]:
+        """For the metrics."""
 
     @property
     def healthy(self) -> bool:
@@ -78,6 +83,7 @@ class EnsembleReward:
         digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
         self.refs = (*(ref for part in parts.values() for ref in part.refs), ModelRef(NAME, config.combine, digest))
         self.facts: Mapping[str, str | int] = {name: _listed(part.facts) for name, part in parts.items()}
+        self.engines = tuple(engine for part in parts.values() for engine in part.engines)
 
     @property
     def healthy(self) -> bool:

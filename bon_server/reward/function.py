@@ -25,6 +25,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from bon_server.engine.telemetry import Telemetry
 from bon_server.errors import StartupError
 from bon_server.reward.pairs import prompt_text
 from bon_server.specs import import_module
@@ -48,6 +49,7 @@ class FunctionReward:
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix=f"reward-{name}")
         self.refs = (ModelRef(name, spec, revision),)
         self.facts: Mapping[str, str | int] = {"called": "on the event loop" if self._on_loop else "in threads"}
+        self.engines: tuple[Telemetry, ...] = ()
         self.healthy = True
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from bon_server.engine.telemetry import Telemetry
 from bon_server.specs import parse_options
 from bon_server.types import CandidateStatus, ModelRef, Prompt, Score
 
@@ -35,6 +36,7 @@ class SyntheticReward:
         self._options = options
         self.refs = (ModelRef(name, "synthetic", f"{zlib.crc32(repr(options).encode()):08x}"),)
         self.facts: dict[str, str | int] = {"model": "none"}
+        self.engines: tuple[Telemetry, ...] = ()
         self.healthy = True
 
     @classmethod

@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 import torch
 
 from bon_server.config import RewardConfig
+from bon_server.engine.telemetry import Telemetry
 from bon_server.errors import RewardFailed
 from bon_server.reward.batching import next_batch
 from bon_server.reward.classifier import Classifier, is_out_of_memory
@@ -64,6 +65,11 @@ class TransformersReward:
     def facts(self) -> Mapping[str, str | int]:
         """What the start-up banner says of the model."""
         return self._classifier.facts
+
+    @property
+    def engines(self) -> tuple[Telemetry, ...]:
+        """None: it computes in this process."""
+        return ()
 
     @property
     def healthy(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from bon_server.config import RewardConfig
+from bon_server.engine.telemetry import Telemetry
 from bon_server.errors import RewardFailed, StartupError, Unavailable
 from bon_server.reward.pairs import PairTokenizer, TokenPair, Unreadable, read_pair, scored
 from bon_server.reward.pooling import PoolingModel, look_at
@@ -43,8 +44,9 @@ class VllmReward:
     blocks by the engine's prefix cache. Made by `start`.
     """
 
-    def __init__(self, engine: Any, model: PoolingModel, name: str) -> None:
+    def __init__(self, engine: Any, telemetry: Telemetry, model: PoolingModel, name: str) -> None:
         self._engine = engine
+        self._telemetry = telemetry
         self._model = model
         self._vllm_config = engine.vllm_config
         self._vocabulary_size: int = self._vllm_config.model_config.get_vocab_size()
@@ -63,7 +65,8 @@ class VllmReward:
         """
         files = await asyncio.to_thread(find_model, model, config.revision)
         looked_at = await asyncio.to_thread(look_at, files, config)
-        reward = cls(await start_pooling_engine(config, looked_at), looked_at, name)
+        telemetry = Telemetry()
+        reward = cls(await start_pooling_engine(config, looked_at, name, telemetry), telemetry, looked_at, name)
         try:
             await reward._logit(TokenPair([0, 1], None))
         except BaseException as error:
@@ -93,6 +96,11 @@ class VllmReward:
         if self._model.decoder:
             facts["kv_cache_tokens"] = int(cache.num_gpu_blocks or 0) * int(cache.block_size)
         return facts
+
+    @property
+    def engines(self) -> tuple[Telemetry, ...]:
+        """What the engine tells of itself."""
+        return (self._telemetry,)
 
     def unfinished_requests(self) -> int:
         """Completions that wait or run in the engine."""
@@ -131,12 +139,13 @@ class VllmReward:
         key = uuid4().hex
         self._running.add(key)
         try:
-            async with aclosing(self._engine.encode(tokens_input(pair.ids), _parameters(pair), key)) as outputs:
-                async for output in outputs:
-                    logits = output.outputs.data
-                    if logits.numel() == 1:
-                        return float(logits)
-                    raise self._gone()  # aborted: only `close` does that
+            with self._telemetry.working():
+                async with aclosing(self._engine.encode(tokens_input(pair.ids), _parameters(pair), key)) as outputs:
+                    async for output in outputs:
+                        logits = output.outputs.data
+                        if logits.numel() == 1:
+                            return float(logits)
+                        raise self._gone()  # aborted: only `close` does that
         except EngineDeadError as error:
             raise self._gone() from error
         except (VLLMError, ValueError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from bon_server.config import RewardConfig
+from bon_server.engine.telemetry import Telemetry
 from bon_server.errors import StartupError
 from bon_server.reward.classifier import DTYPES
 from bon_server.reward.pooling import PoolingModel
@@ -20,35 +21,39 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from bon_server.engine.engine_process import OneProcessExecutor
+from bon_server.engine.stat_logger import stat_logger
 
 CPU_KV_CACHE_BYTES = 1 << 30
 RUNNING_SEQUENCES = 128
 """At most so many in one step; `reward.batch_tokens` bounds their tokens."""
 
 
-async def start_pooling_engine(config: RewardConfig, model: PoolingModel) -> Any:
+async def start_pooling_engine(config: RewardConfig, model: PoolingModel, name: str, telemetry: Telemetry) -> Any:
     """An `AsyncLLM` that pools; its process is up and has loaded the model. Takes 15 to 20 s on a CPU.
 
     Does not block the event loop; cancelling it ends the process that is being started. Raises StartupError.
     """
-    return await start_process(_start, config, model)
+    return await start_process(_start, config, model, name, telemetry)
 
 
-def _start(config: RewardConfig, model: PoolingModel) -> Any:
+def _start(config: RewardConfig, model: PoolingModel, name: str, telemetry: Telemetry) -> Any:
     if config.dtype not in DTYPES:
         raise StartupError(f"reward.dtype {config.dtype!r}: allowed are {', '.join(DTYPES)}")
     if on_cpu():
         prepare_cpu(config.cpus)
     try:
-        # Without statistics vLLM registers no metrics, so a second engine cannot take those of the first away.
-        return AsyncLLM.from_vllm_config(_engine_args(config, model).create_engine_config(), disable_log_stats=True)
+        engine_config = _engine_args(config, model, name).create_engine_config()
+        # True: no lines of statistics, and no metrics but ours, see `stat_logger`.
+        loggers = [stat_logger(telemetry)]
+        return AsyncLLM.from_vllm_config(engine_config, stat_loggers=loggers, disable_log_stats=True)
     except Exception as error:  # any library below the engine can raise anything here
         raise StartupError(f"reward model {model.files.id}: vLLM cannot start it: {why(error)}") from error
 
 
-def _engine_args(config: RewardConfig, model: PoolingModel) -> Any:
+def _engine_args(config: RewardConfig, model: PoolingModel, name: str) -> Any:
     arguments: dict[str, Any] = {
         "model": str(model.files.directory),
+        "served_model_name": name,
         "runner": "pooling",
         "load_format": "safetensors",
         "trust_remote_code": False,

@@ -102,6 +102,8 @@ class Attempts:
         self._spreads: WeakKeyDictionary[RunningPolicy, Spread] = WeakKeyDictionary()
         self._running: dict[tuple[str, str], _Running] = {}
         self._refusal: Unavailable | None = None
+        self.on_stages: Callable[[Record, int, int, int], None] | None = None
+        """Told, where tracing is on, of each record with the times when it began, came to the log, and was in it."""
 
     @property
     def running(self) -> int:
@@ -226,6 +228,8 @@ class Attempts:
             if logged is not None:
                 await self._spool.commit(logged)
             ended_ns = time.monotonic_ns()
+        if self.on_stages is not None:
+            self.on_stages(record, times.began_ns, log_began_ns, ended_ns)
         self._learn(request, answer, queue_ns, times.stop_ns, log_began_ns, ended_ns)
         if request.sampling is not None:  # completions that a caller brings say nothing of the policy's
             rewards = [one.reward for one in answer.candidates if one.reward is not None]

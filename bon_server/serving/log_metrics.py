@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from bon_server.log.publisher import Publisher
 from bon_server.log.publishing import Publishing
+from bon_server.log.sealer import Sealer
 from bon_server.log.spool import Spool
 from bon_server.log.store import FAILURES
 from bon_server.types import Durability
@@ -20,8 +21,11 @@ SYNC_CAUSES = ("commit", "checkpoint", "background")
 class LogCollector(Collector):
     """To be registered beside the metrics that count."""
 
-    def __init__(self, spool: Spool, durability: Durability, publisher: Publisher | None = None) -> None:
+    def __init__(
+        self, spool: Spool, sealer: Sealer, durability: Durability, publisher: Publisher | None = None
+    ) -> None:
         self._spool = spool
+        self._sealer = sealer
         self._durability = durability
         self._publisher = publisher
 
@@ -38,8 +42,19 @@ class LogCollector(Collector):
         for cause in SYNC_CAUSES:
             syncs.add_metric([cause], spool.syncs[cause])
         yield syncs
+        yield from _sealed(self._sealer)
         if self._publisher is not None:
             yield from _published(self._publisher.publishing)
+
+
+def _sealed(sealer: Sealer) -> Iterator[Metric]:
+    oldest_s = sealer.oldest_s
+    age_s = 0.0 if oldest_s is None else max(0.0, time.time() - oldest_s)
+    named = "Committed records and feedback that are not sealed yet"
+    yield GaugeMetricFamily("bon_log_unsealed_bytes", f"{named}, in bytes.", sealer.waiting_bytes)
+    yield GaugeMetricFamily("bon_log_unsealed_oldest_seconds", f"{named}: how long ago the oldest came.", age_s)
+    yield CounterMetricFamily("bon_log_sealed_records", "Records sealed since the start.", sealer.sealed_records)
+    yield CounterMetricFamily("bon_log_seal_failures", "Sealings that failed.", sealer.failures)
 
 
 def _published(publishing: Publishing) -> Iterator[Metric]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter as Counts
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-
+from bon_server import __version__
 from bon_server.log.groups import Group
-from bon_server.log.record import Record
+from bon_server.serving.answer_metrics import AnswerMetrics
+from bon_server.serving.call_metrics import CallMetrics
 from bon_server.types import PolicyRef
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 GROUP_RECORDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-REWARDS = (-20, -10, -5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 5, 10, 20)
+LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class Metrics:
@@ -21,26 +20,15 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "bon_requests_total",
-            "Calls that ended, by method and gRPC code.",
-            ["method", "code"],
-            registry=self.registry,
-        )
+        self._calls, self._answers = CallMetrics(), AnswerMetrics()
+        self.registry.register(self._calls)
+        self.registry.register(self._answers)
+        ProcessCollector(registry=self.registry)
         self._refused = Counter(
             "bon_refused_total",
             "Calls refused for want of a key or a right, by method and gRPC code.",
             ["method", "code"],
             registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "bon_request_seconds", "Wall time of calls.", ["method"], buckets=SECONDS, registry=self.registry
-        )
-        self._candidates = Counter(
-            "bon_candidates_total", "Logged candidates, by status.", ["status"], registry=self.registry
-        )
-        self._rewards = Histogram(
-            "bon_reward", "Rewards of scored candidates.", buckets=REWARDS, registry=self.registry
         )
         self._commit_seconds = Histogram(
             "bon_log_commit_seconds",
@@ -51,6 +39,12 @@ class Metrics:
         self._group_records = Histogram(
             "bon_log_group_records", "Records in one transaction.", buckets=GROUP_RECORDS, registry=self.registry
         )
+        self._loop_lag = Histogram(
+            "bon_event_loop_lag_seconds",
+            "How much later than asked for the event loop called back.",
+            buckets=LAG_SECONDS,
+            registry=self.registry,
+        )
         self.in_flight = Gauge("bon_attempts_in_flight", "Attempts running or waiting.", registry=self.registry)
         self.queued = Gauge("bon_candidates_queued", "Candidates waiting for a permit.", registry=self.registry)
 
@@ -60,28 +54,22 @@ class Metrics:
             ["result"],
             registry=self.registry,
         )
+        for result in ("loaded", "refused"):
+            self.policy_changes.labels(result)
         self._policy = Info("bon_policy", "The policy that new requests are sampled from.", registry=self.registry)
+        Info("bon_build", "The server's version.", registry=self.registry).info({"version": __version__})
+        self.started = self._calls.started
+        self.ended = self._calls.ended
+        self.committed = self._answers.committed
+        self.lagged = self._loop_lag.observe
 
     def policy_in_use(self, ref: PolicyRef) -> None:
         """New requests are sampled from this policy."""
         self._policy.info({"id": ref.id, "revision": ref.revision})
 
-    def ended(self, method: str, code: str, seconds: float) -> None:
-        """A call has ended."""
-        self._requests.labels(method, code).inc()
-        self._seconds.labels(method).observe(seconds)
-
     def refused(self, method: str, code: str) -> None:
         """A call did not come to its handler."""
         self._refused.labels(method, code).inc()
-
-    def committed(self, record: Record) -> None:
-        """A record is on disk."""
-        for status, count in Counts(candidate.status.value for candidate in record.candidates).items():
-            self._candidates.labels(status).inc(count)
-        for candidate in record.candidates:
-            if candidate.reward is not None:
-                self._rewards.observe(candidate.reward)
 
     def log_group(self, group: Group) -> None:
         """Records were acknowledged together; called on the log's thread."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from bon_server.best_of_n import Policy, RewardModel
 from bon_server.config import PolicyConfig
+from bon_server.engine.telemetry import Telemetry
 from bon_server.errors import ConfigError
 from bon_server.policy.synthetic import SyntheticPolicy
 from bon_server.reward.starting import check_reward as check_reward
@@ -23,6 +24,10 @@ class Started(Protocol):
     @property
     def facts(self) -> Mapping[str, str | int]:
         """For the start-up banner: device, dtype, bytes of weights and the like."""
+
+    @property
+    def engines(self) -> tuple[Telemetry, ...]:
+        """What its vLLM engines tell of themselves; empty: it has none."""
 
     async def close(self) -> None:
         """Releases everything; does not hang."""

@@ -35,6 +35,7 @@ from bon_server.serving.grpc_services import add_health, add_reflection
 from bon_server.serving.guards import Guards
 from bon_server.serving.health import Health
 from bon_server.serving.log_metrics import LogCollector
+from bon_server.serving.loop_lag import LoopLag
 from bon_server.serving.memory_plan import memory_plan
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.metrics_endpoint import MetricsEndpoint
@@ -50,6 +51,7 @@ from bon_server.serving.models import (
 from bon_server.serving.policies import Policies
 from bon_server.serving.quotas import Quotas
 from bon_server.serving.service import SERVICE, Service
+from bon_server.serving.state_metrics import StateCollector
 from bon_server.serving.tls import server_credentials
 from bon_server.serving.weights_watcher import WeightsWatcher
 
@@ -105,7 +107,9 @@ class Server:
                 publisher = Publisher(spool, config.log)
                 resources.push_async_callback(asyncio.to_thread, publisher.close)
             # Closed before the publisher, which then still has what it seals.
-            resources.push_async_callback(asyncio.to_thread, Sealer(spool, config.log).close)
+            sealer = Sealer(spool, config.log)
+            resources.push_async_callback(asyncio.to_thread, sealer.close)
+            metrics.registry.register(LogCollector(spool, sealer, config.log.durability, publisher))
             check_watch(config.policy)
             await check_reward(config.reward)
             await asyncio.to_thread(_plan_memory, config)
@@ -130,7 +134,6 @@ class Server:
         guards: Guards,
         resources: AsyncExitStack,
     ) -> Server:
-        metrics.registry.register(LogCollector(spool, config.log.durability, publisher))
         metrics_address = _serve_metrics(config, metrics, guards, resources)
         limits = config.limits
         admission, deadlines = Admission(limits), Deadlines(limits.deadline_margin_ms)
@@ -138,10 +141,16 @@ class Server:
         attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redact, quotas)
         metrics.in_flight.set_function(lambda: attempts.running)
         metrics.queued.set_function(lambda: admission.queued)
+        metrics.registry.register(StateCollector(limits, admission, policies, reward_model))
+        resources.callback(LoopLag(metrics.lagged).close)
         services = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         check_rights(services)
-        asking = [] if guards.keys is None else [Authentication(guards.keys, metrics.refused)]
-        server = grpc.aio.server(interceptors=asking, options=_channel_options(limits))
+        interceptors: list[grpc.aio.ServerInterceptor] = []
+        if guards.keys is not None:
+            interceptors.append(Authentication(guards.keys, metrics.refused))
+        if config.telemetry.tracing:
+            interceptors.append(_trace(attempts, resources))
+        server = grpc.aio.server(interceptors=interceptors, options=_channel_options(limits))
         following = Health(add_health(server), ("", SERVICE), policies, reward_model, spool)
         service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
         server.add_generic_rpc_handlers((service.handlers(),))
@@ -294,6 +303,20 @@ def _serve_metrics(config: Config, metrics: Metrics, guards: Guards, resources: 
         raise StartupError(f"cannot serve metrics on {_join(host, port)}: {error.strerror}") from None
     resources.callback(endpoint.close)
     return _join(host, endpoint.port)
+
+
+def _trace(attempts: Attempts, resources: AsyncExitStack) -> grpc.aio.ServerInterceptor:
+    try:
+        from bon_server.serving.tracing import (  # a server that traces nothing needs no OpenTelemetry
+            TracedCalls,
+            Tracing,
+        )
+    except ImportError:
+        raise StartupError("tracing needs OpenTelemetry: pip install 'bon-server[tracing]'") from None
+    tracing = Tracing.from_environment()
+    resources.push_async_callback(asyncio.to_thread, tracing.close)
+    attempts.on_stages = tracing.stages
+    return TracedCalls(tracing, SERVICE)
 
 
 def _watch_weights(config: PolicyConfig, policies: Policies, metrics: Metrics) -> WeightsWatcher | None:

@@ -19,7 +19,7 @@ from bon_server.best_of_n import RewardModel
 from bon_server.config import Config
 from bon_server.errors import QuotaExceeded, ReaderStalled, RequestCancelled
 from bon_server.log.spool import Spool
-from bon_server.serving import audit, feedback, requests, responses
+from bon_server.serving import audit, feedback, log_lines, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
 from bon_server.serving.auth import principal
 from bon_server.serving.content import Redact
@@ -75,6 +75,7 @@ class Service:
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
             self.running += 1
+            self._metrics.started(method)
             began = time.monotonic()
             code = grpc.StatusCode.CANCELLED
             try:
@@ -99,6 +100,7 @@ class Service:
 
     async def _generate_stream(self, data: bytes, context: Context) -> None:
         self.running += 1
+        self._metrics.started("GenerateStream")
         began = time.monotonic()
         code = grpc.StatusCode.CANCELLED
         try:
@@ -164,6 +166,7 @@ class Service:
         config, caller = self._config, _caller(context)
         self._attempts.check_room(principal(), message.request_id, caller, len(message.completions))
         request = await requests.to_score(message, principal(), self._policies.current, config.limits, config.log)
+        log_lines.about(request.request_id)
         finished = await self._attempts.run(request, caller, self._deadline_s(context))
         return responses.score_response(finished, self._config.log.durability)
 
@@ -200,7 +203,11 @@ class Service:
         self._attempts.check_room(principal(), message.request_id, _caller(context), n)
         # Any of them: all have one tokenizer and one context. But it must not be closed meanwhile.
         with self._policies.use(asyncio.get_running_loop().create_future()) as policy:
-            return await requests.to_generate(message, principal(), policy, config.limits, config.defaults, config.log)
+            request = await requests.to_generate(
+                message, principal(), policy, config.limits, config.defaults, config.log
+            )
+        log_lines.about(request.request_id)
+        return request
 
     def _response(self, message: pb.GenerateRequest, finished: Finished) -> pb.GenerateResponse:
         return responses.generate_response(

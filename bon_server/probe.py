@@ -1,0 +1,46 @@
+"""`bon health`: asks a server whether it can take new work, as probes of containers and service managers do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+SERVING = "SERVING"
+NOT_REACHED = "NOT_REACHED"
+"""What is said of a server that did not answer in time."""
+
+
+def health(
+    target: str,
+    *,
+    service: str = "",
+    timeout_s: float,
+    tls_ca: Path | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    tls_name: str | None = None,
+) -> str:
+    """`SERVING`, `NOT_SERVING`, `SERVICE_UNKNOWN`, or `NOT_REACHED` with gRPC's code.
+
+    service: empty for the server as a whole. tls_ca: PEM file of authorities; None: plain text. tls_cert, tls_key: what
+    a server with mutual TLS wants. tls_name: the name in the certificate, where it is not the one in `target`.
+    Raises OSError for files that cannot be read.
+    """
+    options = [] if tls_name is None else [("grpc.ssl_target_name_override", tls_name)]
+    if tls_ca is None:
+        channel = grpc.insecure_channel(target)
+    else:
+        key, certificate = (None if path is None else path.read_bytes() for path in (tls_key, tls_cert))
+        credentials = grpc.ssl_channel_credentials(tls_ca.read_bytes(), key, certificate)
+        channel = grpc.secure_channel(target, credentials, options)
+    with channel:
+        stub = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+        except grpc.RpcError as error:
+            code = error.code()
+            return "SERVICE_UNKNOWN" if code is grpc.StatusCode.NOT_FOUND else f"{NOT_REACHED} ({code.name})"
+    status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return status

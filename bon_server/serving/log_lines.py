@@ -1,0 +1,59 @@
+"""The server's own lines: for people or as JSON, each with the id of the request it is about. Never with content."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Final
+
+from bon_server.config import LogFormat
+
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id"}
+"""What every entry has; anything else was given as `extra`."""
+
+
+def about(request_id: str) -> None:
+    """What this task, and those it starts, log from now on is about this request. The id must have been checked."""
+    _request_id.set(request_id)
+
+
+def set_up(log_format: LogFormat) -> None:
+    """Sends what is logged to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if log_format is LogFormat.JSON else HumanLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class HumanLines(logging.Formatter):
+    """Time, level, logger, message, and the request in brackets."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line, before any traceback."""
+        request_id = _request_id.get()
+        return super().formatMessage(record) + (f" [request {request_id}]" if request_id else "")
+
+
+class JsonLines(logging.Formatter):
+    """One object a line: time, level, logger, message, request_id where there is one, extras, traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := _request_id.get():
+            line["request_id"] = request_id
+        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)

@@ -1,0 +1,52 @@
+"""`bon health` against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from bon_server import probe
+from bon_server.cli import app
+from bon_server.serving.service import SERVICE
+from tests.fakes import ScriptedPolicy
+from tests.serving.conftest import Run
+
+
+async def ask(*words: str) -> Result:
+    """What the command does, in a thread, since the server is on this loop."""
+    return await asyncio.to_thread(CliRunner().invoke, app, ["health", "--timeout", "10", *words])
+
+
+async def test_a_server_that_can_serve_and_then_cannot(run: Run) -> None:
+    policy = ScriptedPolicy()
+    running = await run(policy)
+    target = running.server.address
+    done = await ask("--target", target)
+    assert (done.exit_code, done.stdout) == (0, "SERVING\n")
+    assert (await ask("--target", target, "--service", SERVICE)).exit_code == 0
+    done = await ask("--target", target, "--service", "nothing")
+    assert (done.exit_code, done.stdout) == (1, "SERVICE_UNKNOWN\n")
+    policy.healthy = False
+    async with asyncio.timeout(15):
+        while (done := await ask("--target", target)).exit_code == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert (done.exit_code, done.stdout) == (1, "NOT_SERVING\n")
+    assert (await ask("--target", target, "--alive")).exit_code == 0
+
+
+async def test_nobody_there(unused_tcp_port: int) -> None:
+    done = await ask("--target", f"127.0.0.1:{unused_tcp_port}")
+    assert (done.exit_code, done.stdout) == (1, "NOT_REACHED (UNAVAILABLE)\n")
+    assert (await ask("--target", f"127.0.0.1:{unused_tcp_port}", "--alive")).exit_code == 1
+
+
+async def test_plain_text_where_tls_is_asked_for(run: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
+    running = await run()
+    authority = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
+    said = await asyncio.to_thread(probe.health, running.server.address, timeout_s=5.0, tls_ca=authority)
+    assert said.startswith("NOT_REACHED")
+    done = await ask("--target", running.server.address, "--tls-ca", "/no/such/file")
+    assert done.exit_code == 1
