@@ -191,7 +191,8 @@ def test_more_rounds_go_on_and_other_options_are_refused(whole: tuple[Run, dict[
     ):
         assert run.start("--rounds", "2", *more).wait(LIMIT_S) == 1
         assert words in " ".join(run.said().split())
-    (run.folder / "held-out.jsonl").open("a").write('{"question": "new", "answer": "1"}\n')
+    with (run.folder / "held-out.jsonl").open("a") as file:
+        file.write('{"question": "new", "answer": "1"}\n')
     assert run.start("--rounds", "2").wait(LIMIT_S) == 1
     assert "held_out:" in run.said()
 
