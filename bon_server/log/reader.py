@@ -143,7 +143,12 @@ class LogReader:
         """Records in the order of the log, with added scores among the rewards of their candidates."""
         added = AddedScores(self.directory)
         for position, record in self.fields(Record, where):
-            yield added.joined(self.writers[position.writer], record) if added.names else record
+            try:
+                joined = added.joined(self.writers[position.writer], record) if added.names else record
+            except LogError as error:
+                self._on_damage(error)
+                joined = record
+            yield joined
 
     def fields(self, some_fields: type[Fields], where: Where = EVERYTHING) -> Iterator[tuple[Position, Fields]]:
         """Positions with only those fields of each record that a dataclass or Struct names, in the order of the log.

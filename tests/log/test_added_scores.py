@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from bon_server.cli import app
 from bon_server.config import RewardConfig
+from bon_server.errors import LogError
 from bon_server.log.added_scores import NOT_THERE, STATUSES, join
 from bon_server.log.erase import erase
 from bon_server.log.expire import Retention, expire
@@ -204,6 +205,17 @@ def problems(log: Path) -> list[tuple[str, str]]:
     report = verify(log)
     assert report["ok"] == (not report["problems"])
     return [(one["kind"], one["file"]) for one in report["problems"]]
+
+
+def test_damaged_scores_stop_a_reader_unless_it_is_told_to_go_on(scores: Path) -> None:
+    (file,) = score_files(scores)
+    file.path.write_bytes(file.path.read_bytes()[:-1])
+    with LogReader(scores) as reader, pytest.raises(LogError, match=r"scores/new/.*damaged"):
+        list(reader.records())
+    damage: list[LogError] = []
+    with LogReader(scores, damage.append) as reader:
+        assert [one.rewards for record in reader.records() for one in record.candidates] == [{}] * 3
+    assert len(damage) == 3
 
 
 def test_verify_finds_damage(scores: Path) -> None:
