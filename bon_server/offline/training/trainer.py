@@ -211,6 +211,8 @@ def _common(options: TrainOptions, checkpoints: Path) -> dict[str, Any]:
         "dataloader_pin_memory": not on_cpu,
         "use_cpu": on_cpu,
         "report_to": "none",
+        "log_level": "error",
+        "log_level_replica": "error",
         "disable_tqdm": True,
         "max_length": None,
     }
