@@ -51,7 +51,7 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
         from peft import PeftModel
     except ImportError as error:
         raise StartupError(f"adapter {adapter}: merging it needs the package peft") from error
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype="auto", trust_remote_code=False, local_files_only=True, use_safetensors=True
@@ -60,12 +60,13 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     except Exception as error:  # libraries raise anything here, and all of it means the same
         raise StartupError(f"adapter {adapter}: peft cannot merge it ({type(error).__name__})") from error
-    out.mkdir()
+    # The base's own is copied below; by the rules of the library that saves it, those of some models are not valid.
+    merged.generation_config = GenerationConfig()
+    merged.save_pretrained(out)
     for directory in (base, adapter):  # tokenizer and template: the adapter's, where it brings them
         for path in {path for pattern in HUB_FILES for path in directory.glob(pattern)}:
             if "safetensors" not in path.name and path.name != CONFIG:
                 shutil.copy(path, out)
-    merged.save_pretrained(out)
 
 
 def _has_weights_of(directory: Path, base: ModelFiles) -> bool:

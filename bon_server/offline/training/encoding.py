@@ -105,12 +105,13 @@ def _end_of_turn(tokenizer: Any, stop_ids: frozenset[int]) -> int | None:
     """The first token after an answer, in the chat template's rendering, that ends a sample; else end-of-text."""
     answer = "answer"
     chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    end_of_text: int | None = tokenizer.eos_token_id
     try:
         rendered = tokenizer.apply_chat_template(chat, tokenize=False)
     except Exception:  # noqa: BLE001 -- templates raise anything; the data's own chats are rendered, or refused, later
-        return tokenizer.eos_token_id  # type: ignore[no-any-return]
+        return end_of_text
     after = tokenizer(rendered[rendered.rfind(answer) + len(answer) :], add_special_tokens=False)["input_ids"]
-    return next((one for one in after if one in stop_ids), tokenizer.eos_token_id)
+    return next((one for one in after if one in stop_ids), end_of_text)
 
 
 def _text_of(completion: str | Sequence[dict[str, Any]]) -> str:

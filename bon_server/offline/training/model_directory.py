@@ -33,9 +33,6 @@ def write_model(new: Path, base: ModelFiles, base_spec: str, checkpoint: Path, l
         shutil.move(adapter, new / ADAPTER_NAME)
     else:
         _convert(checkpoint, new, base)
-    for path in {path for pattern in HUB_FILES for path in base.directory.glob(pattern)}:
-        if "safetensors" not in path.name:
-            shutil.copy(path, new)
 
 
 def _write_adapter(adapter: Path, checkpoint: Path, base_spec: str) -> None:
@@ -57,6 +54,9 @@ def _convert(checkpoint: Path, new: Path, base: ModelFiles) -> None:
         checkpoint, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
     )
     model.save_pretrained(new)
+    for path in {path for pattern in HUB_FILES for path in base.directory.glob(pattern)}:
+        if "safetensors" not in path.name:
+            shutil.copy(path, new)
 
 
 def _check_finite(weights: Path) -> None:

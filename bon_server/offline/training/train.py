@@ -93,7 +93,8 @@ def _processes() -> Any:
         raise StartupError(
             f"training needs the package {error.name}: install bon-server[train] beside [cpu] or [cuda]"
         ) from error
-    state = PartialState()
+    # On CPUs processes only find each other when it is said that they are to use them, as the trainer does later.
+    state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes == 1 and torch.cuda.device_count() > 1:
         raise ConfigError(
             f"devices: {torch.cuda.device_count()} GPUs are visible to one process; start it with accelerate's launcher"

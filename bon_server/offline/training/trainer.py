@@ -17,7 +17,7 @@ import torch
 from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig
 from torch.utils.data import Sampler
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, GenerationConfig, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -108,13 +108,16 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 def load_model(files: ModelFiles, dtype: torch.dtype) -> Any:
     """The policy's weights in a number format. Raises StartupError: transformers cannot load them."""
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             files.directory, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
         )
     except Exception as error:  # libraries raise anything here, and all of it means the same
         raise StartupError(
             f"model {files.directory}: transformers cannot load it to train it ({type(error).__name__})"
         ) from error
+    # Checkpoints hold it too, and those of some models are not valid by the rules of the library that saves them.
+    model.generation_config = GenerationConfig()
+    return model
 
 
 def build_trainer(
@@ -208,6 +211,8 @@ def _common(options: TrainOptions, checkpoints: Path) -> dict[str, Any]:
         "dataloader_pin_memory": not on_cpu,
         "use_cpu": on_cpu,
         "report_to": "none",
+        "log_level": "error",
+        "log_level_replica": "error",
         "disable_tqdm": True,
         "max_length": None,
     }

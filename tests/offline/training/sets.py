@@ -68,5 +68,6 @@ def select_from(log: Path, out: Path, form: str = "trl-sft", keep_truncated: boo
     """A selection of the best."""
     rule = OfflineRule.PAIRS if form == "trl-dpo" else OfflineRule.BEST_PER_PROMPT
     filters = Filters(keep_truncated=keep_truncated)
-    select(SelectOptions((log,), **({"rule": rule, "out": out, "format": form, "filters": filters} | options)))
+    chosen: dict[str, Any] = {"rule": rule, "out": out, "format": form, "filters": filters}
+    select(SelectOptions((log,), **(chosen | options)))
     return out

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bon_server.errors import TrainingError
+from bon_server.offline.training import curve
 from bon_server.offline.training import train as training
 from bon_server.offline.training.options import TrainOptions
 from bon_server.offline.training.train import Progress, train
@@ -49,7 +50,9 @@ def history(document: dict[str, Any]) -> list[dict[str, Any]]:
     return told
 
 
-@pytest.mark.parametrize(("method", "lora"), [("sft", True), ("sft", False), ("dpo", True)])
+@pytest.mark.parametrize(
+    ("method", "lora"), [("sft", True), pytest.param("sft", False, marks=pytest.mark.long), ("dpo", True)]
+)
 @pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_weights(folder: Path, method: str, lora: bool) -> None:
     """Killed in the second of three epochs; a second time after it had gone on."""
@@ -84,7 +87,7 @@ def test_killed_at_the_end_it_only_finishes(folder: Path, monkeypatch: pytest.Mo
         raise Killed
 
     with monkeypatch.context() as broken:
-        target = {"merging": (training.curve, "draw"), "renaming": (WorkFolder, "publish")}
+        target = {"merging": (curve, "draw"), "renaming": (WorkFolder, "publish")}
         broken.setattr(*target.get(moment, (WorkFolder, "remove")), die)
         with pytest.raises(Killed):
             train(options)

@@ -32,10 +32,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in steps] == [f"bon: step {number} of 3" for number in (1, 2, 3)]
 
 
-def test_refusals(tmp_path: Path) -> None:
-    words = ["--data", tmp_path, "--policy", tmp_path, "--out", tmp_path / "out"]
-    wrong = run(*words, "--schedule", "steep")
+def test_a_wrong_option_is_a_usage_error(tmp_path: Path) -> None:
+    wrong = run("--data", tmp_path, "--policy", tmp_path, "--out", tmp_path / "out", "--schedule", "steep")
     assert wrong.returncode == 2 and "schedule: 'steep' given; allowed are linear, cosine, constant" in wrong.stderr
-    unfinished = run(*words)
-    assert unfinished.returncode == 1 and "no manifest.json" in unfinished.stderr
-    assert not unfinished.stdout and not (tmp_path / "out").exists()
+    assert not wrong.stdout and not (tmp_path / "out").exists()
