@@ -92,4 +92,8 @@ def _by(name: str, meaning: str, label: str, counts: dict[str, int] | dict[Candi
 
 
 def _histogram(name: str, meaning: str, values: Distribution) -> Metric:
-    return HistogramMetricFamily(name, meaning, buckets=values.buckets, sum_value=values.sum)
+    buckets = values.buckets
+    family = HistogramMetricFamily(name, meaning, buckets=buckets, sum_value=values.sum)
+    if not any(sample.name.endswith("_count") for sample in family.samples):  # left out with the sum of negative values
+        family.add_sample(f"{name}_count", {}, buckets[-1][1])
+    return family

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client.utils import floatToGoString
 
@@ -21,7 +21,8 @@ class Distribution:
         """bounds: upper ones, inclusive, in ascending order; that of the last bucket, infinity, is added."""
         self._bounds = tuple(map(float, bounds))
         self._counts = [0] * (len(bounds) + 1)
-        self._names = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]
+        name: Callable[[float], str] = floatToGoString
+        self._names = [name(bound) for bound in (*self._bounds, math.inf)]
         self.sum = 0.0
 
     def observe(self, value: float) -> None:

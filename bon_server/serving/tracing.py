@@ -32,8 +32,9 @@ from bon_server.log.record import Record
 from bon_server.types import Sampling
 
 Attributes = dict[str, AttributeValue]
-Handler = grpc.RpcMethodHandler[Any, Any]
-Continue = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
+Handler = Any
+"""A grpc.RpcMethodHandler, which is generic in the stubs only."""
+Continue = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 CONTEXT_HEADERS = ("traceparent", "tracestate")
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 SERVER_ERRORS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
@@ -78,8 +79,7 @@ class Tracing:
             starts = [one.sampled_ns for one in record.candidates if one.sampled_ns is not None]
             first_ns = permit_ns if record.sampling is None else began_ns + min(starts, default=times.queue)
             self._span("bon.score", first_ns, began_ns + max(ends), _scored(record))
-        outcome = {"bon.outcome": record.outcome.value}
-        self._span("bon.commit", log_began_ns + epoch_ns, ended_ns + epoch_ns, outcome)
+        self._span("bon.commit", log_began_ns + epoch_ns, ended_ns + epoch_ns, {"bon.outcome": record.outcome.value})
 
     def _span(self, name: str, start_ns: int, end_ns: int, attributes: Attributes) -> None:
         self.tracer.start_span(name, attributes=attributes, start_time=start_ns).end(end_ns)
@@ -93,7 +93,7 @@ class TracedCalls(grpc.aio.ServerInterceptor):
         self._service = service
         self._propagator = TraceContextTextMapPropagator()
 
-    async def intercept_service(self, continuation: Continue, details: grpc.HandlerCallDetails) -> Handler | None:
+    async def intercept_service(self, continuation: Continue, details: grpc.HandlerCallDetails) -> Handler:
         """As gRPC calls it."""
         handler = await continuation(details)
         service, _, method = details.method.removeprefix("/").partition("/")
@@ -122,7 +122,7 @@ class TracedCalls(grpc.aio.ServerInterceptor):
                     _end(span, context.code())
 
         kind = "unary_unary" if handler.unary_unary else "unary_stream"
-        return handler._replace(**{kind: traced})  # type: ignore[attr-defined, no-any-return]
+        return handler._replace(**{kind: traced})
 
 
 def _end(span: Span, code: grpc.StatusCode | int | None) -> None:

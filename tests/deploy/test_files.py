@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -34,7 +35,7 @@ CONTAINER = POD["containers"][0]
 
 def tool(name: str, what: str) -> str:
     """Where a checker is; those of the development environment are beside this Python."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{Path('/usr/bin')}:{Path('/bin')}")
+    found = shutil.which(name, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
     if found is None:
         pytest.skip(f"{name} is not installed, so {what} is not checked by it")
     return found

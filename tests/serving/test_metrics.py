@@ -77,7 +77,7 @@ async def test_an_answer_at_the_deadline_is_told_apart(run: Run) -> None:
 
 
 async def test_started_and_permits_follow_what_runs(run: Run) -> None:
-    policy = ScriptedPolicy(lambda index: forever())  # type: ignore[arg-type, return-value]
+    policy = ScriptedPolicy(lambda index: forever())
     running = await run(policy, settings={"limits.max_candidates_in_flight": 8, "limits.max_candidates_queued": 99})
     calls = [running.stub.Generate(question()) for _ in range(3)]
     await until(lambda: policy.running == 8 and running.admission.queued == 4)

@@ -20,7 +20,8 @@ from bon_server.serving.tracing import Tracing
 from bon_server.types import Completion, Score
 from tests.fakes import ScriptedPolicy, ScriptedReward, says
 from tests.serving.conftest import Run
-from tests.serving.running import SOON_S, Running, question, refusal
+from tests.serving.running import Running, question, refusal
+from tests.waiting import SOON_S
 
 CANARY = "canary-of-content"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
