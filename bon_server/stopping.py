@@ -22,8 +22,8 @@ from bon_server.types import Budget, SelectionReason
 
 SMALLEST_WAVE = 4
 """Candidates of an adaptive request that run at once, at least: fewer leave the engine idle."""
-WAVES = 2
-"""Without a price a wave is no larger than n divided by this: a threshold saves nothing when all run at once."""
+WAVES = 3
+"""Without a price a wave is no larger than n divided by this: a threshold saves little when all run at once."""
 PRIOR_DEGREES = 8.0
 """What earlier requests say of the variance counts as much as so many candidates, at most."""
 FORGET = 0.99

@@ -136,7 +136,7 @@ def test_an_adaptive_request_that_took_all_has_no_early_reason() -> None:
 
 
 def test_what_costs_nothing_is_sampled_a_wave_at_a_time() -> None:
-    assert [wave(FREE, 40, share) for share in (1, 4, 16, 20, 128)] == [SMALLEST_WAVE, 4, 16, 20, 20]
+    assert [wave(FREE, 40, share) for share in (1, 4, 16, 20, 128)] == [SMALLEST_WAVE, 4, 13, 13, 13]
     assert wave(FREE, 5, share=128) == SMALLEST_WAVE
     assert worth_one_more(FREE, [], NOTHING_KNOWN, running=3)
     assert worth_one_more(FREE, [1.0, 1.0], NOTHING_KNOWN, running=3)

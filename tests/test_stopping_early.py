@@ -106,9 +106,9 @@ async def test_a_wave_grows_when_there_are_more_places() -> None:
 
     policy = ScriptedPolicy(script)
     stop: Stop = asyncio.get_running_loop().create_future()
-    request = on_a_budget(18, price_per_candidate=0.0)
+    request = on_a_budget(27, price_per_candidate=0.0)
     answer = await best_of_n(request, policy, ScriptedReward(), stop, share=lambda: places[0])
-    assert statuses(answer) == ["scored"] * 18
+    assert statuses(answer) == ["scored"] * 27
 
 
 def test_an_adaptive_request_that_fails_leaves_nothing_running() -> None:

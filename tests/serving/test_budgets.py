@@ -60,12 +60,12 @@ async def test_requests_share_the_places_of_the_policy(run: Run) -> None:
     policy = ScriptedPolicy(script, places=16)
     running = await run(policy, ScriptedReward())
     free = pb.Budget(price_per_candidate=0.0)
-    alone = asyncio.create_task(running.ask(request_id="alone", n=40, budget=free))
+    alone = asyncio.create_task(running.ask(request_id="alone", n=48, budget=free))
     await until(lambda: policy.running == 16)
-    beside = asyncio.create_task(running.ask(request_id="beside", n=40, budget=free))
+    beside = asyncio.create_task(running.ask(request_id="beside", n=48, budget=free))
     await until(lambda: policy.running == 16 + 8)
     released.set()
-    assert [(await asked).n_scored for asked in (alone, beside)] == [40, 40]
+    assert [(await asked).n_scored for asked in (alone, beside)] == [48, 48]
     await running.at_rest()
 
 
