@@ -95,6 +95,11 @@ class Classifier:
             "prompts": "computed once" if self._states is not None else "computed with each completion",
         }
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes where the rest of the server does."""
+        return bool(self._model.device.type == "cpu")
+
     def rewards(self, pairs: Sequence[TokenPair]) -> list[float]:
         """Raw logits, one for each pair; on lack of memory tries again with halves. Raises what torch raises."""
         try:
