@@ -70,16 +70,18 @@ async def best_of_n(
     on_end: Callable[[Candidate], None] = lambda candidate: None,
     waited_ns: int = 0,
     spread: Spread = NOTHING_KNOWN,
+    share: Callable[[], int] | None = None,
 ) -> Answer:
     """Samples, scores and chooses.
 
     on_end: called with each candidate as it ends, in order of arrival. waited_ns: how long ago the request began;
     the candidates' times count from there. spread: of the rewards of earlier prompts, for an adaptive number.
+    share: how many of the policy's places it may take by now; None: all.
 
     A request that brings its completions is only scored: nothing is sampled or chosen, and rewards that are not
     finite are an answer, not a failure.
     """
-    run = Candidates(request, policy, reward_model, on_end, waited_ns, spread)
+    run = Candidates(request, policy, reward_model, on_end, waited_ns, spread, share or (lambda: policy.places))
     run.start()
     await asyncio.wait((run.settled, stop), return_when=asyncio.FIRST_COMPLETED)
     stopped = not run.settled.done()

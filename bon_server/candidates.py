@@ -16,7 +16,7 @@ from uuid import uuid4
 from bon_server.errors import SamplingFailed
 from bon_server.pruning import Pruning
 from bon_server.scores import Scores, succeeded
-from bon_server.stopping import Spread, early_reason, first_wave, reached, worth_one_more
+from bon_server.stopping import Spread, early_reason, reached, wave, worth_one_more
 from bon_server.types import (
     Candidate,
     CandidateStatus,
@@ -50,6 +50,10 @@ class Policy(Protocol):
     @property
     def context_tokens(self) -> int:
         """Longest prompt plus completion, in tokens."""
+
+    @property
+    def places(self) -> int:
+        """Samples that run at once; more wait their turn."""
 
     async def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Tokenises off the event loop. Raises `InvalidRequest` for what cannot be a prompt here."""
@@ -96,11 +100,13 @@ class Candidates:
         on_end: Callable[[Candidate], None],
         waited_ns: int,
         spread: Spread,
+        share: Callable[[], int],
     ) -> None:
         self._request = request
         self._policy = policy
         self._on_end = on_end
         self._spread = spread
+        self._share = share
         self._key = uuid4().hex
         self.waited_ns = waited_ns
         self._began_ns = time.monotonic_ns() - waited_ns
@@ -108,7 +114,7 @@ class Candidates:
         self._running = 0
         self._sampled: dict[int, Candidate] = {}
         self._rewards: list[float] = []
-        self._first_wave = range(first_wave(request.budget, request.n))
+        self._first_wave = range(self._wave())
         self._stopped = False
         self.scores = Scores(
             lambda text: reward_model.score(request.reward_prompt, text, request.reward_context), self._elapsed_ns
@@ -176,8 +182,11 @@ class Candidates:
 
     def _fill_the_wave(self) -> None:
         """Starts what may take the places of those that have ended."""
-        while self._running < len(self._first_wave) and len(self._tasks) < self._request.n and self._worth_one_more():
+        while self._running < self._wave() and len(self._tasks) < self._request.n and self._worth_one_more():
             self._start_one()
+
+    def _wave(self) -> int:
+        return wave(self._request.budget, self._request.n, self._share())
 
     def _worth_one_more(self) -> bool:
         pruned = len(self._pruning.pruned)

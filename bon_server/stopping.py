@@ -22,6 +22,8 @@ from bon_server.types import Budget, SelectionReason
 
 SMALLEST_WAVE = 4
 """Candidates of an adaptive request that run at once, at least: fewer leave the engine idle."""
+WAVES = 3
+"""Without a price a wave is no larger than n divided by this: a threshold saves little when all run at once."""
 PRIOR_DEGREES = 8.0
 """What earlier requests say of the variance counts as much as so many candidates, at most."""
 FORGET = 0.99
@@ -50,11 +52,16 @@ class Spread:
 NOTHING_KNOWN = Spread()
 
 
-def first_wave(budget: Budget, n: int) -> int:
-    """How many of n candidates to start with: all of them, unless their number adapts."""
+def wave(budget: Budget, n: int, share: int) -> int:
+    """How many of n candidates run at once: all of them, unless their number adapts.
+
+    share: of the policy's places, what this request may take. Where candidates cost nothing but time, it takes them;
+    where they have a price, each has to be worth it first.
+    """
     if budget.price_per_candidate is None:
         return n
-    return min(n, max(SMALLEST_WAVE, budget.min_n or 0))
+    room = min(share, n // WAVES) if budget.price_per_candidate == 0 else 0
+    return min(n, max(SMALLEST_WAVE, budget.min_n or 0, room))
 
 
 def reached(budget: Budget, reward: float | None) -> bool:

@@ -58,6 +58,7 @@ class ScriptedPolicy:
     """Awaited while a prompt is encoded."""
     ref: PolicyRef = field(default_factory=lambda: PolicyRef("scripted", "1"))
     context_tokens: int = 4096
+    places: int = 4
     healthy: bool = True
     facts: Mapping[str, str | int] = field(default_factory=dict)
     engines: tuple[Telemetry, ...] = ()

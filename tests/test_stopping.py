@@ -15,8 +15,8 @@ from bon_server.stopping import (
     Spread,
     early_reason,
     expected_gain,
-    first_wave,
     reached,
+    wave,
     worth_one_more,
 )
 from bon_server.types import Budget, SelectionReason
@@ -109,13 +109,13 @@ def test_rewards_beyond_what_can_be_squared_say_too_little_and_teach_nothing(rew
     assert math.isfinite(expected_gain([0.0, 1.0], known.after(rewards)))
 
 
-@pytest.mark.parametrize(("min_n", "n", "wave"), [(None, 16, SMALLEST_WAVE), (6, 16, 6), (6, 3, 3), (1, 2, 2)])
-def test_an_adaptive_request_starts_with_a_wave(min_n: int | None, n: int, wave: int) -> None:
-    assert first_wave(Budget(price_per_candidate=1.0, min_n=min_n), n) == wave
+@pytest.mark.parametrize(("min_n", "n", "size"), [(None, 16, SMALLEST_WAVE), (6, 16, 6), (6, 3, 3), (1, 2, 2)])
+def test_an_adaptive_request_starts_with_a_wave(min_n: int | None, n: int, size: int) -> None:
+    assert wave(Budget(price_per_candidate=1.0, min_n=min_n), n, share=128) == size
 
 
 def test_without_a_price_all_are_started_and_none_is_too_many() -> None:
-    assert first_wave(Budget(stop_at_reward=1.0), 16) == 16
+    assert wave(Budget(stop_at_reward=1.0), 16, share=1) == 16
     assert worth_one_more(Budget(), [1.0] * 50, NOTHING_KNOWN, running=0)
     assert early_reason(Budget(), 16, 16) is None
 
@@ -136,7 +136,8 @@ def test_an_adaptive_request_that_took_all_has_no_early_reason() -> None:
 
 
 def test_what_costs_nothing_is_sampled_a_wave_at_a_time() -> None:
-    assert first_wave(FREE, 40) == SMALLEST_WAVE
+    assert [wave(FREE, 40, share) for share in (1, 4, 16, 20, 128)] == [SMALLEST_WAVE, 4, 13, 13, 13]
+    assert wave(FREE, 5, share=128) == SMALLEST_WAVE
     assert worth_one_more(FREE, [], NOTHING_KNOWN, running=3)
     assert worth_one_more(FREE, [1.0, 1.0], NOTHING_KNOWN, running=3)
 

@@ -92,6 +92,25 @@ def test_an_adaptive_request_fills_its_wave_again() -> None:
     assert statuses(answer) == ["scored"] * 9
 
 
+async def test_a_wave_grows_when_there_are_more_places() -> None:
+    """Four run at first; when one has ended there is room for nine, and so many run at the same time."""
+    places = [4]
+
+    async def script(index: int) -> Completion:
+        if index == 0:
+            await until(lambda: len(policy.started) == 4)
+            places[0] = 9
+        else:
+            await until(lambda: len(policy.started) >= 10)
+        return says(str(index))
+
+    policy = ScriptedPolicy(script)
+    stop: Stop = asyncio.get_running_loop().create_future()
+    request = on_a_budget(27, price_per_candidate=0.0)
+    answer = await best_of_n(request, policy, ScriptedReward(), stop, share=lambda: places[0])
+    assert statuses(answer) == ["scored"] * 27
+
+
 def test_an_adaptive_request_that_fails_leaves_nothing_running() -> None:
     async def script(index: int) -> Completion:
         if index == 5:

@@ -6,12 +6,14 @@ which still wants to finish what runs.
 
 from __future__ import annotations
 
+from vllm.platforms import current_platform
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from bon_server.engine.child_process import live_and_die_with_parent
 from bon_server.engine.content import keep_content_out_of_the_log
 from bon_server.engine.shared_grammars import use_shared_grammars
+from bon_server.engine.token_ranks import leave_out_token_ranks
 
 
 class OneProcessExecutor(UniProcExecutor):  # type: ignore[misc]
@@ -34,3 +36,5 @@ def _prepare_process() -> None:
     live_and_die_with_parent()
     keep_content_out_of_the_log()
     use_shared_grammars()
+    if current_platform.is_cpu():
+        leave_out_token_ranks()

@@ -15,6 +15,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from bon_server.config import PolicyConfig
 from bon_server.engine.telemetry import Telemetry
 from bon_server.errors import FieldViolation, InvalidRequest, SamplingFailed, UnsupportedOption
 from bon_server.policy.shared_pace import SharedPace
@@ -81,6 +82,7 @@ class SyntheticPolicy:
         self._aborts: dict[str, asyncio.Event] = {}
         self.ref = PolicyRef(id="synthetic", revision=f"{zlib.crc32(repr(options).encode()):08x}")
         self.context_tokens = CONTEXT_TOKENS
+        self.places = PolicyConfig.running_samples  # there is no limit; this is what engines have
         self.healthy = True
         self.facts: dict[str, str | int] = {"model": "none", "tokens": options.tokens}
         self.engines: tuple[Telemetry, ...] = ()

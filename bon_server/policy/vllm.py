@@ -112,6 +112,12 @@ class VllmPolicy:
         return self._context_tokens
 
     @property
+    def places(self) -> int:
+        """Samples that run at once; more wait their turn."""
+        copies = self._vllm_config.parallel_config.data_parallel_size
+        return int(self._vllm_config.scheduler_config.max_num_seqs * copies)
+
+    @property
     def dtype(self) -> str:
         """Number format of the weights in the engine: `float32`, `bfloat16` or `float16`."""
         return str(self._vllm_config.model_config.dtype).removeprefix("torch.")

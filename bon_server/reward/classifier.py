@@ -67,7 +67,8 @@ class Classifier:
     def _share_prompts(self) -> None:
         """From now on prompts run once, if that gives the rewards it must: not every architecture keeps states so."""
         prompt = [token_id % self.vocabulary_size for token_id in range(1, 2 * LEAST_SHARED_TOKENS)]
-        pairs = [TokenPair([*prompt, *rest], None, len(prompt)) for rest in ([1], [2, 3, 4])]
+        shorter = prompt[3:]
+        pairs = [TokenPair([*each, *rest], None, len(each)) for each in (prompt, shorter) for rest in ([1], [2, 3, 4])]
         apart = self._one_batch(pairs)
         self._states = PromptStates(self._model)
         try:
@@ -94,6 +95,11 @@ class Classifier:
             "prompts": "computed once" if self._states is not None else "computed with each completion",
         }
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes where the rest of the server does."""
+        return bool(self._model.device.type == "cpu")
+
     def rewards(self, pairs: Sequence[TokenPair]) -> list[float]:
         """Raw logits, one for each pair; on lack of memory tries again with halves. Raises what torch raises."""
         try:
@@ -107,30 +113,26 @@ class Classifier:
         return self.rewards(pairs[:half]) + self.rewards(pairs[half:])
 
     def _forward(self, pairs: Sequence[TokenPair]) -> list[float]:
-        """Those that share a prompt together, the others in one batch."""
-        if self._states is None:
-            return self._one_batch(pairs)
-        sharing: dict[tuple[int, ...], list[int]] = {}
-        for index, pair in enumerate(pairs):
-            shared = pair.prompt_tokens if pair.prompt_tokens >= LEAST_SHARED_TOKENS else 0
-            sharing.setdefault(tuple(pair.ids[:shared]), []).append(index)
-        rewards = [0.0] * len(pairs)
-        for prompt_ids, members in sharing.items():
-            some = [pairs[index] for index in members]
-            found = self._after_prompt(prompt_ids, some) if prompt_ids else self._one_batch(some)
-            for index, reward in zip(members, found, strict=True):
-                rewards[index] = reward
-        return rewards
+        """Those whose prompts are kept in one pass, the others in another."""
+        kept = [self._states is not None and pair.prompt_tokens >= LEAST_SHARED_TOKENS for pair in pairs]
+        after_prompts = iter(self._after_prompts([pair for pair, is_kept in zip(pairs, kept, strict=True) if is_kept]))
+        whole = iter(self._one_batch([pair for pair, is_kept in zip(pairs, kept, strict=True) if not is_kept]))
+        return [next(after_prompts if is_kept else whole) for is_kept in kept]
 
-    def _after_prompt(self, prompt_ids: tuple[int, ...], pairs: Sequence[TokenPair]) -> list[float]:
+    def _after_prompts(self, pairs: Sequence[TokenPair]) -> list[float]:
+        if not pairs:
+            return []
         assert self._states is not None
-        continuations = [pair.ids[len(prompt_ids) :] for pair in pairs]
+        prompts = [pair.ids[: pair.prompt_tokens] for pair in pairs]
+        continuations = [pair.ids[pair.prompt_tokens :] for pair in pairs]
         with torch.inference_mode():
-            logits = self._states.logits(prompt_ids, continuations, self._free_id(pairs))
+            logits = self._states.logits(prompts, continuations, self._free_id(pairs))
         rewards: list[float] = logits[:, 0].float().tolist()
         return rewards
 
     def _one_batch(self, pairs: Sequence[TokenPair]) -> list[float]:
+        if not pairs:
+            return []
         pad_id = self._free_id(pairs) if self._decoder else self._tokenizer.pad_token_id
         longest = max(len(pair.ids) for pair in pairs)
         inputs = {

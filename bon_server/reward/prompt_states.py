@@ -6,7 +6,6 @@ once, its keys and values are kept, and each completion only attends to them.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -29,21 +28,31 @@ class PromptStates:
         self._kept: OrderedDict[tuple[int, ...], DynamicCache] = OrderedDict()
         self._kept_bytes = 0
 
-    def logits(self, prompt_ids: Sequence[int], continuations: Sequence[Sequence[int]], pad_id: int) -> Any:
-        """Raw logits (n, labels) of a prompt with each of n continuations, none of them empty.
+    def logits(self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], pad_id: int) -> Any:
+        """Raw logits (n, labels) of n prompts, each with its continuation, in one pass; none of them is empty.
 
         pad_id: a token that none of them has; the model takes its score at the last token that is not this one.
         """
-        states = copy.deepcopy(self._states(tuple(prompt_ids)))
-        states.batch_repeat_interleave(len(continuations))
-        longest = max(map(len, continuations))
-        attended = [[1] * (len(prompt_ids) + len(each)) for each in continuations]
+        longest_prompt, longest = max(map(len, prompts)), max(map(len, continuations))
+        pairs = list(zip(prompts, continuations, strict=True))
+        attended = [[0] * (longest_prompt - len(prompt)) + [1] * (len(prompt) + len(rest)) for prompt, rest in pairs]
+        positions = [range(len(prompt), len(prompt) + len(rest)) for prompt, rest in pairs]
         inputs = {
             "input_ids": padded(continuations, longest, pad_id),
-            "attention_mask": padded(attended, len(prompt_ids) + longest, 0),
+            "attention_mask": padded(attended, longest_prompt + longest, 0),
+            "position_ids": padded(positions, longest, 0),
         }
         on_device = {name: rows.to(self._model.device) for name, rows in inputs.items()}
+        states = self._joined([self._states(tuple(prompt)) for prompt in prompts], longest_prompt)
         return self._model(**on_device, past_key_values=states, use_cache=True).logits
+
+    def _joined(self, states: Sequence[DynamicCache], tokens: int) -> DynamicCache:
+        """A row for each of them, filled up on the left to so many tokens, where nothing attends."""
+        joined = DynamicCache(config=self._model.config)
+        for number, layers in enumerate(zip(*(each.layers for each in states), strict=True)):
+            keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+            joined.update(_filled_up(keys, tokens), _filled_up(values, tokens), number)
+        return joined
 
     def _states(self, prompt_ids: tuple[int, ...]) -> DynamicCache:
         found = self._kept.get(prompt_ids)
@@ -58,6 +67,11 @@ class PromptStates:
         while self._kept_bytes > self._room_bytes and len(self._kept) > 1:
             self._kept_bytes -= _bytes(self._kept.popitem(last=False)[1])
         return states
+
+
+def _filled_up(kept: Sequence[torch.Tensor], tokens: int) -> torch.Tensor:
+    """(n, heads, tokens, width) of n tensors (1, heads, at most so many tokens, width)."""
+    return torch.cat([torch.nn.functional.pad(each, (0, 0, tokens - each.shape[-2], 0)) for each in kept])
 
 
 def _bytes(states: DynamicCache) -> int:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from bon_server.best_of_n import Answer, RewardModel, Stop, best_of_n
@@ -220,7 +221,8 @@ class Attempts:
             # Not earlier: a request that waits for a permit must not keep replaced weights in memory.
             with self._policies.use(stop) as policy:
                 spread = self._spreads.get(policy, NOTHING_KNOWN)
-                answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, spread)
+                share = partial(self._policies.share, policy)
+                answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, spread, share)
             reserved.used(answer.candidates)
             record = self._to_record(request, answer, policy.ref, prior, created_at, queue_ns)
             log_began_ns = time.monotonic_ns()

@@ -53,6 +53,11 @@ class Policies:
             if not mine.users:
                 mine.unused.set()
 
+    def share(self, policy: RunningPolicy) -> int:
+        """How many of its places a request may take, so that all that use it now can have as many."""
+        users = sum(len(each.users) for each in self._open if each.policy is policy)
+        return policy.places // max(1, users)
+
     async def replace(self, policy: RunningPolicy, drain_s: float) -> None:
         """New requests get `policy` from now on; returns when the old one is unused and closed.
 

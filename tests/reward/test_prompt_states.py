@@ -37,23 +37,40 @@ def test_rewards_do_not_depend_on_sharing(shared_and_apart: tuple[Classifier, Cl
     assert len(set(expected)) > len(COMPLETIONS), "rewards that are all alike would show nothing"
 
 
-def test_each_prompt_runs_once(
-    shared_and_apart: tuple[Classifier, Classifier], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shared, _ = shared_and_apart
-    model, tokens = shared._model, []
+@pytest.fixture
+def passes(shared_and_apart: tuple[Classifier, Classifier], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of what the sharing model was given, pass by pass."""
+    model, shapes = shared_and_apart[0]._model, list[tuple[int, ...]]()
 
-    def counting(*arguments: object, **named: torch.Tensor) -> object:
-        tokens.append(named["input_ids"].numel())
+    def noting(*arguments: object, **named: torch.Tensor) -> object:
+        shapes.append(tuple(named["input_ids"].shape))
         return forward(*arguments, **named)
 
     forward = model.forward
-    monkeypatch.setattr(model, "forward", counting)
+    monkeypatch.setattr(model, "forward", noting)
+    return shapes
+
+
+def test_each_prompt_runs_once(shared_and_apart: tuple[Classifier, Classifier], passes: list[tuple[int, ...]]) -> None:
+    shared, _ = shared_and_apart
     pairs = [shared.tokenize(PROMPTS[0], completion) for completion in ("1", "2", "3")]
     assert len({pair.prompt_tokens for pair in pairs}) == 1
     for pair in pairs:
         shared.rewards([pair])
-    assert tokens == [pairs[0].prompt_tokens, *(len(pair.ids) - pair.prompt_tokens for pair in pairs)]
+    assert passes == [(1, pairs[0].prompt_tokens), *((1, len(pair.ids) - pair.prompt_tokens) for pair in pairs)]
+
+
+def test_completions_of_several_prompts_share_a_pass(
+    shared_and_apart: tuple[Classifier, Classifier], passes: list[tuple[int, ...]]
+) -> None:
+    shared, apart = shared_and_apart
+    pairs = [shared.tokenize(prompt, completion) for prompt in PROMPTS[:2] for completion in ("1", "two")]
+    prompts = {tuple(pair.ids[: pair.prompt_tokens]) for pair in pairs}
+    assert len({len(prompt) for prompt in prompts}) == 2, "of one length they would show less"
+    assert shared.rewards(pairs) == pytest.approx(apart.rewards(pairs), abs=1e-5)
+    longest = max(len(pair.ids) - pair.prompt_tokens for pair in pairs)
+    assert sorted(passes[:2]) == sorted((1, len(prompt)) for prompt in prompts)
+    assert passes[2:] == [(4, longest)]
 
 
 def test_the_states_that_were_not_used_for_longest_go_first(decoder: Path) -> None:
@@ -62,6 +79,6 @@ def test_the_states_that_were_not_used_for_longest_go_first(decoder: Path) -> No
     states = PromptStates(classifier._model, room_bytes=one_prompt)
     with torch.inference_mode():
         for prompt in ([5] * 20, [6] * 20, [5] * 20, [7] * 20):
-            states.logits(prompt, [[8]], pad_id=0)
+            states.logits([prompt], [[8]], pad_id=0)
     assert len(states._kept) < 3
     assert list(states._kept)[-1] == (7,) * 20

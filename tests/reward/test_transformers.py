@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from bon_server.config import RewardConfig
 from bon_server.errors import RewardFailed
 from bon_server.reward.pairs import TokenPair, prompt_text
-from bon_server.reward.transformers import TransformersReward
+from bon_server.reward.transformers import NICENESS, TransformersReward
 from bon_server.types import CandidateStatus, Message, Prompt
 
 CHAT = Prompt(messages=(Message("user", "What is 3 + 4?"),))
@@ -55,6 +57,15 @@ def plain_rewards(directory: Path, texts: Sequence[str]) -> list[float]:
         with torch.inference_mode():
             found.append(float(model(**inputs).logits[0, 0]))
     return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
+async def test_the_thread_that_scores_gives_way_to_the_engine(reward: TransformersReward) -> None:
+    await reward.score(CHAT, "7", {})  # it has begun
+    thread_id = reward._thread.native_id
+    assert thread_id is not None
+    niceness = [os.getpriority(os.PRIO_PROCESS, of) for of in (thread_id, threading.get_native_id())]
+    assert niceness[0] == min(19, niceness[1] + NICENESS)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from bon.v1 import bon_pb2 as pb
 
 from bon_server.selection import soft
-from bon_server.types import Budget, CandidateStatus, Outcome, Score, SelectionReason, SelectionRule
-from tests.fakes import ScriptedPolicy, ScriptedReward, scored
+from bon_server.types import Budget, CandidateStatus, Completion, Outcome, Score, SelectionReason, SelectionRule
+from tests.fakes import ScriptedPolicy, ScriptedReward, says, scored
 from tests.serving.conftest import Run
+from tests.waiting import until
 
 ALL = pb.CANDIDATE_VIEW_ALL
 PACED = "synthetic:tokens_per_s=400,tokens=60"
@@ -44,6 +46,26 @@ async def test_an_adaptive_number_of_candidates(run: Run) -> None:
     cheap = await running.ask(request_id="cheap", n=16, budget=pb.Budget(price_per_candidate=1e-9))
     assert (cheap.selection_reason, cheap.n_scored) == (pb.SELECTION_REASON_ARGMAX, 16)
     assert not cheap.HasField("kl"), "whether all were sampled depended on their rewards"
+    await running.at_rest()
+
+
+async def test_requests_share_the_places_of_the_policy(run: Run) -> None:
+    """One alone takes all 16, another beside it half of them."""
+    released = asyncio.Event()
+
+    async def script(index: int) -> Completion:
+        await released.wait()
+        return says(str(index))
+
+    policy = ScriptedPolicy(script, places=16)
+    running = await run(policy, ScriptedReward())
+    free = pb.Budget(price_per_candidate=0.0)
+    alone = asyncio.create_task(running.ask(request_id="alone", n=48, budget=free))
+    await until(lambda: policy.running == 16)
+    beside = asyncio.create_task(running.ask(request_id="beside", n=48, budget=free))
+    await until(lambda: policy.running == 16 + 8)
+    released.set()
+    assert [(await asked).n_scored for asked in (alone, beside)] == [48, 48]
     await running.at_rest()
 
 

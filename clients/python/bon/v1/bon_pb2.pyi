@@ -565,7 +565,7 @@ class Budget(_message.Message):
     PRUNE_AFTER_TOKENS_FIELD_NUMBER: _builtins.int
     stop_at_reward: _builtins.float
     """Stop as soon as a candidate has at least this reward. All n are sampled at once, for the shortest wait, and the
-    others are then cancelled; with a price_per_candidate of 0 a wave at a time, for the fewest tokens.
+    others are then cancelled; with a price_per_candidate of 0 a wave at a time, for fewer tokens.
     """
     price_per_candidate: _builtins.float
     """Adaptive N: start with a wave, and one more for each that ends while its expected gain over the best so far is
