@@ -1,0 +1,70 @@
+"""Steps in a process of their own: results, progress, errors, deaths; and the two real ones, on a tiny policy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bon_server.errors import RoundFailed, StartupError
+from bon_server.offline.training.options import TrainOptions
+from bon_server.rounds.child import in_child
+from bon_server.rounds.held_out import Text
+from bon_server.rounds.kl import kl_of_texts
+from bon_server.rounds.steps import train_quietly
+from tests.tiny_models import save_policy
+
+
+def counted(up_to: int, tell: Callable[[Any], None]) -> tuple[int, int]:
+    """Tells each number; returns its process and the last."""
+    for number in range(up_to):
+        tell(number)
+    return os.getpid(), up_to
+
+
+def failing(message: str, tell: Callable[[Any], None]) -> None:
+    """Raises what a command shows in one sentence."""
+    raise RoundFailed(message)
+
+
+def dying(tell: Callable[[Any], None]) -> None:
+    """Ends as the kernel ends what has no memory left."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_results_and_progress_come_back() -> None:
+    told: list[int] = []
+    pid, last = in_child(counted, 3, tell=told.append)
+    assert (told, last) == ([0, 1, 2], 3)
+    assert pid != os.getpid()
+
+
+def test_errors_come_back() -> None:
+    with pytest.raises(RoundFailed, match="nothing there"):
+        in_child(failing, "nothing there")
+    with pytest.raises(StartupError, match="the process for dying ended with code -9"):
+        in_child(dying)
+
+
+@pytest.mark.slow
+def test_a_tiny_policy_is_trained_and_measured(tmp_path: Path) -> None:
+    base, data = save_policy(tmp_path / "base"), tmp_path / "rows.jsonl"
+    user, answer = [{"role": "user", "content": "hi"}], [{"role": "assistant", "content": "aaaa"}]
+    data.write_text((json.dumps({"prompt": user, "completion": answer}) + "\n") * 16)
+    options = TrainOptions(
+        data=data, policy=base, out=tmp_path / "tuned", learning_rate=1e-2, batch_size=4, dtype="float32"
+    )
+    steps: list[Any] = []
+    told = in_child(train_quietly, options, tell=steps.append)
+    assert json.loads((tmp_path / "tuned/training.json").read_bytes()) == told
+    assert steps[-1].step == steps[-1].steps == 8
+    texts = [Text((1, 5, 9), (70, 71, 2), 0.8, 1.0)] * 2
+    done: list[int] = []
+    first, second = in_child(kl_of_texts, str(tmp_path / "tuned"), str(base), texts, tell=done.append)
+    assert first == second > 0.01
+    assert done == [1, 2]
