@@ -1,4 +1,4 @@
-"""KL(policy || base), in nats per answer, along answers that the policy sampled, at the settings it was sampled with."""
+"""KL(policy || base), in nats per answer, along answers that the policy sampled, at the temperature of the run."""
 
 from __future__ import annotations
 
