@@ -73,7 +73,8 @@ def table(document: Mapping[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
         f"{document['sampled']['questions']} held-out questions ({document['split']} split), "
-        f"{document['seeds']} seeds; mean and 95 % interval over questions. {document['date'][:10]}, {document['machine']['cpu']}, "
+        f"{document['seeds']} seeds; mean and 95 % interval over questions. {document['date'][:10]}, "
+        f"{document['machine']['cpu']}, "
         f"{document['machine']['cores']} cores, {document['seconds']['all'] / 60:.0f} minutes.",
         "",
         "| | sampled: gold | sampled: reward | greedy: gold | greedy: reward |",
