@@ -5,6 +5,7 @@
     ├── StartupError           a model, the log or a port is not usable; exit code 1
     ├── LogError               the log cannot be read or written by a command; exit code 1
     │   └── LogLocked          another process holds the writer lock
+    ├── TrainingError          a training set or the run that it was given to cannot go on; exit code 1
     └── RequestError           one request cannot be answered; each leaf has one gRPC status
         ├── InvalidRequest     fields are malformed or out of range
         ├── UnsupportedOption  an option that this server, backend or policy does not offer
@@ -47,6 +48,10 @@ class LogError(BonError):
 
 class LogLocked(LogError):
     """Another process holds the writer lock; the message names it."""
+
+
+class TrainingError(BonError):
+    """A training set cannot be trained on, or a run cannot go on: names the file, or what is in the way."""
 
 
 class RequestError(BonError):

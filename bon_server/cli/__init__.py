@@ -10,7 +10,7 @@ import grpc
 import typer
 
 from bon_server import __version__
-from bon_server.cli import asking, demo, evaluate, log, offline, serving
+from bon_server.cli import asking, demo, evaluate, log, offline, serving, training
 from bon_server.cli.show import fail
 from bon_server.errors import BonError, ConfigError
 
@@ -25,6 +25,7 @@ app.command()(asking.ask)
 app.command()(asking.harvest)
 app.add_typer(log.app, name="log")
 app.command()(offline.select)
+app.command()(training.train)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(evaluate.report)
 app.command()(serving.doctor)
