@@ -29,7 +29,7 @@ from dataclasses import replace
 from benchmarks.arms.commands import end_at_sigterm
 from benchmarks.arms.experiment import Experiment, Sizes
 from benchmarks.arms.setting import STRONG, WEAK
-from benchmarks.arms.start import add_common, experiment_of
+from benchmarks.arms.start import add_common, experiment_of, sizes_of
 from benchmarks.arms.weak_reward import weak_reward
 from benchmarks.kl_reward_arms import all_arms
 from benchmarks.kl_reward_plot import plot
@@ -72,9 +72,6 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="small", help="quick: minutes; full: a day or a GPU")
     parser.add_argument("--quick", action="store_true", help="as --size quick")
-    parser.add_argument("--train", type=int, help="questions to harvest, in place of the size's")
-    parser.add_argument("--held-out", type=int, help="questions to measure on, in place of the size's")
-    parser.add_argument("--seeds", type=int, help="in place of the size's")
     parser.add_argument("--rl-seeds", type=int, help="of online RL (default: 1, with --size full all)")
     parser.add_argument("--weak-reward", help="a weaker reward model (default: the demo's, trained on few labels)")
     parser.add_argument("--plot", type=Path, help="draw the figure into this file (.svg or .png)")
@@ -82,8 +79,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick or options.size == "quick":
         options.size, options.recipe = "quick", [*QUICK_RECIPE, *options.recipe]
-    given = {"train": options.train, "held_out": options.held_out, "seeds": options.seeds}
-    options.sizes = replace(SIZES[options.size], **{name: value for name, value in given.items() if value is not None})
+    options.sizes = sizes_of(options, SIZES[options.size])
     if options.rl_seeds is None:
         options.rl_seeds = options.sizes.seeds if options.size == "full" else 1
     return options

@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.arms.answers import Answers
 from benchmarks.arms.commands import Run, end_at_sigterm
 from benchmarks.arms.experiment import GREEDY, Experiment, Sizes
-from benchmarks.arms.start import add_common, experiment_of
+from benchmarks.arms.start import add_common, experiment_of, sizes_of
 from benchmarks.machine import machine, versions
 from benchmarks.round_trip_report import BASE, CONTROL, TUNED, report, table
 
@@ -40,7 +40,8 @@ def main() -> None:
     """Measures and prints."""
     options = _options()
     end_at_sigterm()
-    document = measure(experiment_of(options, QUICK if options.quick else FULL)) | {"split": options.split}
+    sizes = sizes_of(options, QUICK if options.quick else FULL)
+    document = measure(experiment_of(options, sizes)) | {"split": options.split}
     if options.out is not None:
         options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if options.table is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from benchmarks.arms.demo_questions import write_questions
@@ -13,6 +13,14 @@ from benchmarks.arms.setting import STRONG, add_arguments, setting_of, take_line
 from benchmarks.arms.work import Work
 from bon_server.demo.problems import Split
 
+SIZES_HELP = {
+    "train": "questions to harvest",
+    "held_out": "questions to measure on",
+    "n": "candidates of a harvested question",
+    "samples": "answers of a tuned policy to a question",
+    "seeds": "of harvest, random choice and training together",
+}
+
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """What both scripts take."""
@@ -20,8 +28,17 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("development", "test"), default="test", help="of the demo's questions")
     parser.add_argument("--out", type=Path, help="write the document here as well")
     parser.add_argument("--table", type=Path, help="write the figures as a page of Markdown here")
+    for field in fields(Sizes):
+        name = "--" + field.name.replace("_", "-")
+        parser.add_argument(name, type=int, help=f"{SIZES_HELP[field.name]}, in place of the size's")
     add_recipe(parser)
     add_arguments(parser)
+
+
+def sizes_of(options: argparse.Namespace, default: Sizes) -> Sizes:
+    """The default sizes with those that were given."""
+    given = {field.name: getattr(options, field.name) for field in fields(Sizes)}
+    return replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
 def experiment_of(options: argparse.Namespace, sizes: Sizes) -> Experiment:
