@@ -28,7 +28,7 @@ from dataclasses import replace
 
 from benchmarks.arms.commands import end_at_sigterm
 from benchmarks.arms.experiment import Experiment, Sizes
-from benchmarks.arms.setting import STRONG, WEAK
+from benchmarks.arms.setting import STRONG, WEAK, told
 from benchmarks.arms.start import add_common, experiment_of, sizes_of
 from benchmarks.arms.weak_reward import weak_reward
 from benchmarks.kl_reward_arms import all_arms
@@ -55,6 +55,7 @@ def main() -> None:
         **report(arms),
         "split": options.split,
         "size": options.size,
+        "reward_models": {name: told(model) for name, model in experiment.rewards.items()},
         "about": json.loads((work.folder / "about.json").read_text(encoding="utf-8")),
         "seconds": {**work.seconds, "all": round(sum(work.seconds.values()), 1)},
         "machine": machine(work.folder),

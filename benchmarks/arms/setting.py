@@ -45,7 +45,7 @@ class Setting:
 
     def about(self) -> dict[str, Any]:
         """For the document: models by name and revision."""
-        models = {"policy": _told(self.policy), "reward": _told(self.reward)}
+        models = {"policy": told(self.policy), "reward": told(self.reward)}
         return {**asdict(self), "serve": list(self.serve), **models}
 
 
@@ -104,6 +104,7 @@ def take_lines(file: Path, count: int, out: Path) -> str:
     return sha256_of(out)
 
 
-def _told(model: str) -> dict[str, str]:
+def told(model: str) -> dict[str, str]:
+    """A model by name and revision."""
     files = find_model(model)
     return {"name": files.id, "revision": files.revision}

@@ -25,7 +25,7 @@ class Work:
         """
         self.folder = folder
         self.seconds: dict[str, float] = {}
-        """Of each part that was asked for, also where an earlier run did it."""
+        """Of each part that was asked for, by the run that finished it."""
         folder.mkdir(parents=True, exist_ok=True)
         file, told = folder / "about.json", json.loads(json.dumps(about))
         if file.exists():
