@@ -33,7 +33,7 @@ def figures(columns: Mapping[str, Floats]) -> dict[str, Figure]:
 
 def over_seeds(rows: Sequence[Floats]) -> Floats:
     """(P,) mean over seeds of (P, n) answers, or of (P,) numbers."""
-    return np.mean([row.reshape(len(row), -1).mean(axis=1) for row in rows], axis=0)
+    return np.asarray(np.mean([row.reshape(len(row), -1).mean(axis=1) for row in rows], axis=0))
 
 
 def _rounded(bounds: Floats) -> list[float] | None:

@@ -11,10 +11,10 @@ from benchmarks.arms.setting import STRONG, WEAK
 def made_answers(seed: int, questions: int = 40, samples: int = 8, shift: float = 0.0) -> Answers:
     """Rewards with ties, and a gold value that goes along with them."""
     random = np.random.default_rng(seed)
-    rewards = random.integers(5, size=(questions, samples)) + shift
+    rewards = np.asarray(random.integers(5, size=(questions, samples)) + shift, dtype=np.float64)
     right = (rewards + random.normal(size=rewards.shape) > 3).astype(np.float64)
     return Answers(
-        {STRONG: rewards, WEAK: rewards + random.integers(5, size=rewards.shape)},
+        {STRONG: rewards, WEAK: np.asarray(rewards + random.integers(5, size=rewards.shape), dtype=np.float64)},
         right,
         np.full(rewards.shape, 20.0),
         np.zeros(rewards.shape),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_the_demo_is_judged_exactly() -> None:
     assert gold(prompt="State 3 + 4", completion="It is 8.", context=context) == 0.0
 
 
-def digits(*, prompt: str, completion: str, context: dict[str, str]) -> float:
+def digits(*, prompt: str, completion: str, context: Mapping[str, str]) -> float:
     """A judge that depends on all it is given."""
     return len(completion) + 1000 * int(context["answer"]) + 1e6 * len(prompt)
 
@@ -148,7 +149,8 @@ def test_kl_is_that_of_the_whole_vocabulary(tmp_path: Path) -> None:
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (one, other)]
     for text, place in itertools.product(texts[:1], range(3)):
         seen = torch.tensor([[*text.prompt_ids, *text.completion_ids[:place]]])
-        p, q = ((model(seen).logits[0, -1] / 0.8).double().softmax(-1) for model in models)
+        with torch.inference_mode():
+            p, q = ((model(seen).logits[0, -1] / 0.8).double().softmax(-1) for model in models)
         expected.append(float((p * (p / q).log()).sum()))
     found = kl_to_base(one, str(other), texts, 0.8)
     assert found.shape == (2,)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 SIZES = ["--train", "12", "--held-out", "6", "--n", "8", "--samples", "2"]
 
 
-def length(*, prompt: str, completion: str, context: dict[str, str]) -> float:
+def length(*, prompt: str, completion: str, context: Mapping[str, str]) -> float:
     """The gold of the test."""
     return float(len(completion) < int(context["most"]))
 
