@@ -44,7 +44,7 @@ class Arm:
     """(P,) or (P, n) of each seed."""
     gold: Sequence[Floats]
     kl: Sequence[Floats]
-    """(P,) of each seed, nats."""
+    """(P,) of each seed, nats; NaN where it was not computed."""
     kl_method: str | None
     """None: the base itself."""
     answer_tokens: float

@@ -74,7 +74,7 @@ def _told(arm: Arm, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         figure = found[_key(arm, name)]
         told |= {name: figure["value"], f"{name}_ci": figure["ci95"]}
     by_seed = [
-        {measure: round(float(values[seed].mean()), 4) for measure, values in _measures(arm)}
+        {measure: round(float(np.nanmean(values[seed])), 4) for measure, values in _measures(arm)}
         for seed in range(len(arm.gold))
     ]
     told |= {"control": arm.control, "seeds": len(arm.gold), "by_seed": by_seed}

@@ -24,15 +24,15 @@ import argparse
 import json
 from typing import Any
 
-from benchmarks.arms.answers import Answers
+from benchmarks.arms.answers import Answers, Floats
 from benchmarks.arms.commands import Run, end_at_sigterm
 from benchmarks.arms.experiment import GREEDY, Experiment, Sizes
 from benchmarks.arms.start import add_common, experiment_of, sizes_of
 from benchmarks.machine import machine, versions
 from benchmarks.round_trip_report import BASE, CONTROL, TUNED, report, table
 
-FULL = Sizes(train=300, held_out=300, n=16, samples=4, seeds=2)
-QUICK = Sizes(train=24, held_out=20, n=8, samples=2, seeds=2)
+FULL = Sizes(train=300, held_out=300, n=16, samples=4, seeds=2, kl_questions=150)
+QUICK = Sizes(train=24, held_out=20, n=8, samples=2, seeds=2, kl_questions=10)
 RULE = "best-per-prompt"
 
 
@@ -62,17 +62,20 @@ def measure(experiment: Experiment) -> dict[str, Any]:
     greedy, sampled = Run(1, GREEDY), Run(experiment.sizes.samples, experiment.setting.temperature)
     base = experiment.measure("base", experiment.setting.policy, (greedy, sampled), 0)
     answers: dict[str, list[dict[float, Answers]]] = {BASE: [base], TUNED: [], CONTROL: []}
+    kl: dict[str, list[Floats]] = {TUNED: [], CONTROL: []}
     for seed in seeds:
         for name, rule in ((TUNED, RULE), (CONTROL, f"random-{RULE}")):
             policy = experiment.tuned(rule, seed)
-            answers[name].append(experiment.measure(f"seed-{seed}/{rule}", policy, (greedy, sampled), seed))
+            part = f"seed-{seed}/{rule}"
+            answers[name].append(experiment.measure(part, policy, (greedy, sampled), seed))
+            kl[name].append(experiment.kl(part, policy, answers[name][-1][sampled.temperature]))
     by_mode = {
         mode: {name: [one[run.temperature] for one in each] for name, each in answers.items()}
         for mode, run in (("sampled", sampled), ("greedy", greedy))
     }
     work = experiment.work
     return {
-        **report(by_mode),
+        **report(by_mode, kl),
         "about": json.loads((work.folder / "about.json").read_text(encoding="utf-8")),
         "selections": {
             f"seed {seed}, {rule}": work.read(f"seed-{seed}/{rule}/selected")["manifest"]["counts"]

@@ -4,7 +4,7 @@ The document: `sampled` and `greedy`, each with `reward` (the proxy that selecte
 the mean of `base`, `tuned` and `control`, and the paired differences `tuned_minus_base`, `control_minus_base` and
 `tuned_minus_control`, as `{"value", "ci95"}` over questions with seeds averaged, and `by_seed` the same differences of
 each seed alone. `texts` says what else changed: tokens of an answer, the share that was cut, and how different the
-answers to one question are.
+answers to one question are. `kl_nats` is the distance of the tuned policies from the base, when sampled.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ BySeed = Mapping[str, Sequence[Answers]]
 """Of each policy, the answers of each seed; the base has one."""
 
 
-def report(by_mode: Mapping[str, BySeed]) -> dict[str, Any]:
-    """Everything that was measured; modes are `sampled` and `greedy`."""
+def report(by_mode: Mapping[str, BySeed], kl: Mapping[str, Sequence[Floats]]) -> dict[str, Any]:
+    """Everything that was measured; modes are `sampled` and `greedy`, kl has (P,) of each seed."""
     return {
         **{mode: _mode(answers) for mode, answers in by_mode.items()},
+        "kl_nats": figures({name: over_seeds(each) for name, each in kl.items()}),
         "seeds": len(next(iter(by_mode.values()))[TUNED]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -87,9 +88,10 @@ def table(document: Mapping[str, Any]) -> str:
     for label, key in rows:
         cells = [_shown(document[mode][of][key]) for mode in ("sampled", "greedy") for of in ("gold", "reward")]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines += ["", "| sampled answers | tokens | cut | different |", "|---|---|---|---|"]
+    lines += ["", "| sampled answers | tokens | cut | different | KL to the base, nats |", "|---|---|---|---|---|"]
     for name, texts in document["sampled"]["texts"].items():
-        lines.append(f"| {name} | {texts['tokens']:.1f} | {texts['truncated']:.1%} | {texts['distinct']:.1%} |")
+        kl = _shown(document["kl_nats"][name]) if name in document["kl_nats"] else ""
+        lines.append(f"| {name} | {texts['tokens']:.1f} | {texts['truncated']:.1%} | {texts['distinct']:.1%} | {kl} |")
     return "\n".join(lines) + "\n"
 
 

@@ -36,6 +36,8 @@ class Sizes:
     """Answers of a tuned policy to a held-out question."""
     seeds: int
     """Of harvest, random choice and training together."""
+    kl_questions: int
+    """Held-out questions, the first ones, along whose first answers KL is computed."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,14 @@ class Experiment:
         return {run.temperature: read_answers(log, run.temperature, judge, names) for run in runs}
 
     def kl(self, name: str, policy: str | Path, answers: Answers) -> Floats:
-        """(P,) KL to the base along the first answer of each held-out question."""
+        """(P,) KL to the base along the first answer of each of the first `kl_questions`, NaN for the others."""
+        texts = answers.first[: self.sizes.kl_questions]
 
         def do(folder: Path) -> Document:
-            found = kl_to_base(policy, self.setting.policy, answers.first, self.setting.temperature)
+            found = kl_to_base(policy, self.setting.policy, texts, self.setting.temperature)
             return {"kl_nats": [round(float(one), 6) for one in found]}
 
         self.work.part(f"{name}/kl", do)
-        return np.array(self.work.read(f"{name}/kl")["kl_nats"])
+        result = np.full(len(answers.first), np.nan)
+        result[: len(texts)] = self.work.read(f"{name}/kl")["kl_nats"]
+        return result

@@ -17,11 +17,14 @@ Figure = dict[str, Any]
 def figures(columns: Mapping[str, Floats]) -> dict[str, Figure]:
     """`{"value", "ci95"}` of each column of (P,) numbers, one for each question; no interval with fewer than two.
 
+    NaN stands for a question that was not measured.
+
     The bootstrap of `bon evaluate`. Training seeds are averaged before (`over_seeds`), so an interval is about other
     questions of this kind, and says nothing about other seeds: these stand beside it one by one.
     """
     table = np.stack(list(columns.values()), axis=1)
-    values, between = ratios(table, np.ones_like(table))
+    known = np.isfinite(table)
+    values, between = ratios(np.where(known, table, 0.0), known.astype(np.float64))
     return {
         name: {
             "value": round(float(values[index]), 4),

@@ -18,6 +18,7 @@ SIZES_HELP = {
     "held_out": "questions to measure on",
     "n": "candidates of a harvested question",
     "samples": "answers of a tuned policy to a question",
+    "kl_questions": "held-out questions to compute KL on",
     "seeds": "of harvest, random choice and training together",
 }
 

@@ -94,6 +94,13 @@ def test_differences_are_paired() -> None:
     assert figures({"alone": np.array([3.0])})["alone"] == {"value": 3.0, "ci95": None}
 
 
+def test_what_was_not_measured_is_left_out() -> None:
+    whole, some = np.arange(6.0), np.array([1.0, 2.0, 3.0, np.nan, np.nan, np.nan])
+    found = figures({"whole": whole, "some": some})
+    assert (found["whole"]["value"], found["some"]["value"]) == (2.5, 2.0)
+    assert 1 <= found["some"]["ci95"][0] < found["some"]["ci95"][1] <= 3
+
+
 def test_seeds_are_averaged_by_question() -> None:
     assert over_seeds([np.array([[0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 0.0])]).tolist() == [0.75, 0.5]
 

@@ -122,11 +122,13 @@ def test_table_and_figure_show_every_arm(tmp_path: Path) -> None:
 def test_the_round_trip_is_compared_with_base_and_control() -> None:
     base, better = made_answers(0, questions=200), made_answers(0, questions=200, shift=1.0)
     same = replace(base, gold=base.gold.copy())
+    kl = {TUNED: [np.full(200, 1.0), np.full(200, 3.0)], CONTROL: [np.full(200, 1.0)] * 2}
     mode = {BASE: [base], TUNED: [better, better], CONTROL: [same, same]}
-    document = json.loads(json.dumps(round_trip_report.report({"sampled": mode, "greedy": mode})))
+    document = json.loads(json.dumps(round_trip_report.report({"sampled": mode, "greedy": mode}, kl)))
     found = document["sampled"]["reward"]
     assert found["tuned_minus_base"] == found["tuned_minus_control"] == {"value": 1.0, "ci95": [1.0, 1.0]}
     assert found["control_minus_base"]["ci95"] == [0.0, 0.0]
+    assert document["kl_nats"]["tuned"] == {"value": 2.0, "ci95": [2.0, 2.0]}
     assert document["seeds"] == len(found["by_seed"]) == 2
     assert found["by_seed"][1]["tuned_minus_base"]["value"] == 1.0
     gold = document["sampled"]["gold"]

@@ -16,7 +16,7 @@ from tests.tiny_models import save_decoder_reward, save_policy
 
 pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.long]
 ROOT = Path(__file__).parent.parent.parent
-SIZES = ["--train", "12", "--held-out", "6", "--n", "8", "--samples", "2"]
+SIZES = ["--train", "12", "--held-out", "6", "--n", "8", "--samples", "2", "--kl-questions", "4"]
 
 
 def length(*, prompt: str, completion: str, context: Mapping[str, str]) -> float:
