@@ -18,8 +18,6 @@ from typing import Any
 from bon_server.config import RewardConfig
 from bon_server.types import Message, Prompt
 
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
 
 def main() -> None:
     """Trains, and writes `DIR/step-N` for each stop."""
@@ -93,7 +91,7 @@ def _trainer(options: argparse.Namespace) -> Any:
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=LoraConfig(
-            task_type="CAUSAL_LM", r=options.rank, lora_alpha=2 * options.rank, target_modules=LINEARS
+            task_type="CAUSAL_LM", r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear"
         ),
     )
 
