@@ -26,11 +26,11 @@ class Recipe:
     dpo_beta: float = 0.1
     rl_learning_rate: float = 1e-4
     """Constant."""
-    rl_batch: int = 32
+    rl_batch: int = 16
     """Answers of a step."""
     rl_group: int = 8
     """Answers of a step to one question."""
-    rl_stops: tuple[int, ...] = (20, 40, 80)
+    rl_stops: tuple[int, ...] = (10, 20, 40)
     """Steps after which the policy is measured."""
 
 
