@@ -66,12 +66,12 @@ def test_reward_against_kl(tmp_path: Path) -> None:
         "kl_reward.py",
         *_arguments(tmp_path),
         *("--seeds", "1", "--weak-reward", str(weak), "--plot", str(tmp_path / "out.svg")),
-        *("--recipe", "rl_stops=1,2,3", "--recipe", "rl_batch=8", "--recipe", "rl_group=4"),
+        *("--recipe", "rl_stops=1,2", "--recipe", "rl_batch=8", "--recipe", "rl_group=4"),
     )
     names = [arm["name"] for arm in document["arms"] if arm["proxy_model"] == "strong"]
     assert names[:8] == ["base", *(f"best-of-{n}" for n in range(2, 9))]
     assert names[8:13] == ["best per prompt", "random per prompt", "top-k overall", "random-k overall", "DPO"]
-    assert names[13:] == ["GRPO, 1 steps", "GRPO, 2 steps", "GRPO, 3 steps"]
+    assert names[13:] == ["GRPO, 1 steps", "GRPO, 2 steps"]
     of_weak = [arm["name"] for arm in document["arms"] if arm["proxy_model"] == "weak"]
     assert of_weak == [*names[:8], *names[13:]]
     tuned = [arm for arm in document["arms"] if arm["kl_method"] == "full-vocabulary"]
