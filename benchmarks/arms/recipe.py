@@ -26,7 +26,7 @@ class Recipe:
     dpo_beta: float = 0.1
     rl_learning_rate: float = 1e-4
     """Constant."""
-    rl_batch: int = 16
+    rl_batch: int = 24
     """Answers of a step."""
     rl_group: int = 8
     """Answers of a step to one question."""
