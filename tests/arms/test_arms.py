@@ -95,8 +95,8 @@ def test_differences_are_paired() -> None:
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    whole = np.arange(6.0)
-    some = np.where(whole < 3, whole + 1, np.nan)
+    whole = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], dtype=np.float64)
+    some = np.array([1.0, 2.0, 3.0, np.nan, np.nan, np.nan], dtype=np.float64)
     found = figures({"whole": whole, "some": some})
     assert (found["whole"]["value"], found["some"]["value"]) == (2.5, 2.0)
     assert 1 <= found["some"]["ci95"][0] < found["some"]["ci95"][1] <= 3
