@@ -1,0 +1,99 @@
+"""Answers of one policy to the held-out questions, read from the log, as arrays by question and sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.arms.setting import Gold
+from bon_server.errors import LogError
+from bon_server.log.reader import LogReader
+from bon_server.log.record import Record
+from bon_server.reward.pairs import prompt_text
+from bon_server.types import Candidate, FinishReason, Outcome
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One answer as the policy saw it."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    """The end of the answer included, where it was not cut."""
+    logprob: float
+    """Sum over the completion, nats, under the distribution sampled from."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """P questions in the order of their file, n answers each."""
+
+    rewards: dict[str, Floats]
+    """(P, n) by name of the reward model."""
+    gold: Floats
+    """(P, n)."""
+    tokens: Floats
+    """(P, n) of the completion."""
+    truncated: Floats
+    """(P, n) 1 where the answer was cut at `max_tokens`."""
+    first: tuple[Text, ...]
+    """(P,) the first answer of each question."""
+    distinct: float
+    """Mean over questions of the share of answers that no earlier answer equals."""
+
+
+def read_answers(log: Path, temperature: float, gold: Gold, rewards: tuple[str, ...]) -> Answers:
+    """All answers that were sampled at this temperature.
+
+    rewards: names of the reward models that scored. Raises LogError: an answer is missing or has no reward.
+    """
+    found: dict[int, Record] = {}
+    with LogReader(log) as reader:
+        for record in reader.records():
+            if record.sampling is not None and record.sampling.temperature == temperature:
+                if record.outcome is not Outcome.OK:
+                    raise LogError(f"{log}: request {record.request_id} ended as {record.outcome}")
+                found[int(record.tags["question"])] = record
+    records = [found[index] for index in sorted(found)]
+    if not records or len(records) != max(found) + 1:
+        raise LogError(f"{log}: {len(records)} questions have answers at temperature {temperature}, not all")
+    candidates = [[_scored(one, log) for one in record.candidates] for record in records]
+    return Answers(
+        {name: _table(candidates, lambda one, name=name: _reward(one, name)) for name in rewards},  # type: ignore[misc]
+        np.array([[_worth(record, one, gold) for one in record.candidates] for record in records]),
+        _table(candidates, lambda one: float(one.completion_tokens)),
+        _table(candidates, lambda one: float(one.finish_reason is FinishReason.LENGTH)),
+        tuple(_text(record) for record in records),
+        float(np.mean([len({one.text for one in row}) / len(row) for row in candidates])),
+    )
+
+
+def _scored(one: Candidate, log: Path) -> Candidate:
+    if one.reward is None:
+        raise LogError(f"{log}: an answer has no reward ({one.status}), so means would not be comparable")
+    return one
+
+
+def _table(candidates: list[list[Candidate]], value: Callable[[Candidate], float]) -> Floats:
+    return np.array([[value(one) for one in row] for row in candidates], dtype=np.float64)
+
+
+def _reward(one: Candidate, name: str) -> float:
+    """A single reward model has no parts."""
+    assert one.reward is not None
+    return one.rewards.get(name, one.reward)
+
+
+def _worth(record: Record, one: Candidate, gold: Gold) -> float:
+    return float(gold(prompt=prompt_text(record.prompt), completion=one.text, context=record.reward_context))
+
+
+def _text(record: Record) -> Text:
+    first = record.candidates[0]
+    return Text(record.prompt_token_ids or (), first.token_ids, first.logprob or 0.0)

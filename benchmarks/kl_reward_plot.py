@@ -1,0 +1,97 @@
+"""Gold and proxy against KL, and gold against proxy, for all arms of `kl_reward.py`: a row for each proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arms.setting import STRONG, WEAK
+
+MARKERS = {
+    "best per prompt": ("o", "tab:blue"),
+    "random per prompt": ("x", "tab:blue"),
+    "top-k overall": ("s", "tab:cyan"),
+    "random-k overall": ("+", "tab:cyan"),
+    "DPO": ("D", "tab:green"),
+}
+TITLES = {STRONG: "reward model", WEAK: "weak reward model"}
+KL, PROXY, GOLD = "kl_nats", "proxy", "gold"
+PANELS = ((KL, GOLD), (KL, PROXY), (PROXY, GOLD))
+NAMES = {KL: "KL to the base policy, nats (square-root axis)", PROXY: "proxy: mean reward", GOLD: "gold: accuracy"}
+CI = {KL: "kl_ci", PROXY: "proxy_ci", GOLD: "gold_ci"}
+
+Arms = Sequence[Mapping[str, Any]]
+
+
+def plot(document: Mapping[str, Any], file: Path) -> None:
+    """Draws the document of `kl_reward.py`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    proxies = list(dict.fromkeys(arm["proxy_model"] for arm in document["arms"]))
+    size = (13, 4.2 * len(proxies) + 0.4)
+    figure, grid = plt.subplots(len(proxies), 3, figsize=size, layout="constrained", squeeze=False)
+    for row, proxy in zip(grid, proxies, strict=True):
+        arms = [arm for arm in document["arms"] if arm["proxy_model"] == proxy]
+        for axes, (x, y) in zip(row, PANELS, strict=True):
+            _panel(axes, arms, x, y)
+        row[0].set_title(f"proxy: the {TITLES[proxy]}", loc="left", fontsize=10)
+        row[-1].legend(frameon=False, fontsize=8, loc="best")
+    figure.suptitle(
+        f"{document['questions']} held-out questions, {document['split']} split; bars and bands: 95 % over questions",
+        fontsize=10,
+    )
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def _panel(axes: Any, arms: Arms, x: str, y: str) -> None:
+    _line(axes, [arm for arm in arms if arm["kind"] in ("base", "best-of-n")], x, y, "best-of-n", "k.-", "0.6")
+    _line(axes, [arm for arm in arms if arm["kind"] == "rl"], x, y, "GRPO, later and later", "v-", "tab:red")
+    for arm in arms:
+        if arm["name"] in MARKERS:
+            marker, color = MARKERS[arm["name"]]
+            _point(axes, arm, x, y, fmt=marker, color=color, label=arm["name"])
+    base = next(arm for arm in arms if arm["kind"] == "base")
+    axes.axhline(base[y], color="0.7", lw=0.8, zorder=0)
+    axes.annotate("base", (base[x], base[y]), xytext=(3, -11), textcoords="offset points", fontsize=8)
+    if x == KL:
+        axes.set_xscale("function", functions=(_root, _square))
+        axes.set_xlim(left=0)
+    axes.set_xlabel(NAMES[x], fontsize=9)
+    axes.set_ylabel(NAMES[y], fontsize=9)
+    axes.grid(alpha=0.3)
+
+
+def _line(axes: Any, arms: Arms, x: str, y: str, label: str, style: str, color: str) -> None:
+    """A path of arms with its band."""
+    if not arms:
+        return
+    xs, bands = [arm[x] for arm in arms], [arm[CI[y]] for arm in arms]
+    line_color = "k" if style.startswith("k") else color
+    axes.plot(xs, [arm[y] for arm in arms], style.lstrip("k"), color=line_color, ms=5, lw=1.2, label=label)
+    if all(bands):
+        axes.fill_between(xs, [band[0] for band in bands], [band[1] for band in bands], color=color, alpha=0.2, lw=0)
+
+
+def _point(axes: Any, arm: Mapping[str, Any], x: str, y: str, **style: Any) -> None:
+    axes.errorbar([arm[x]], [arm[y]], xerr=_error(arm, x), yerr=_error(arm, y), ms=6, lw=0.8, capsize=2, **style)
+
+
+def _error(arm: Mapping[str, Any], of: str) -> Any:
+    """(2, 1) below and above, or None."""
+    bounds = arm[CI[of]]
+    return None if bounds is None else [[max(0.0, arm[of] - bounds[0])], [max(0.0, bounds[1] - arm[of])]]
+
+
+def _root(values: Any) -> Any:
+    import numpy as np
+
+    return np.sqrt(np.maximum(values, 0.0))
+
+
+def _square(values: Any) -> Any:
+    return values**2
