@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from bon_server import probe
 from bon_server.cli import app
+from bon_server.serving.server import Server
 from bon_server.serving.service import SERVICE
+from tests.conftest import synthetic_config
 from tests.fakes import ScriptedPolicy
+from tests.serving.certificates import Authority
 from tests.serving.conftest import Run
 
 
@@ -40,6 +44,32 @@ async def test_nobody_there(unused_tcp_port: int) -> None:
     done = await ask("--target", f"127.0.0.1:{unused_tcp_port}")
     assert (done.exit_code, done.stdout) == (1, "NOT_REACHED (UNAVAILABLE)\n")
     assert (await ask("--target", f"127.0.0.1:{unused_tcp_port}", "--alive")).exit_code == 1
+
+
+async def test_a_server_with_tls_and_keys(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    files = authority.signs("server")
+    keys = tmp_path / "keys.toml"
+    CliRunner().invoke(app, ["keys", "new", "a", "--file", str(keys), "--rights", "generate"])
+    server = await Server.start(
+        synthetic_config(
+            tmp_path / "log",
+            **{
+                "security.tls_cert": str(files.cert),
+                "security.tls_key": str(files.key),
+                "security.api_keys": str(keys),
+            },
+        )
+    )
+    try:
+        done = await ask("--target", server.address, "--tls-ca", str(authority.file))
+        assert (done.exit_code, done.stdout) == (0, "SERVING\n"), "without a key"
+        other = Authority(tmp_path, "other")
+        assert (await ask("--target", server.address, "--tls-ca", str(other.file), "--timeout", "2")).exit_code == 1
+        assert (await ask("--target", server.address, "--timeout", "2")).exit_code == 1
+    finally:
+        await server.drain(0)
+        await server.stop()
 
 
 async def test_plain_text_where_tls_is_asked_for(run: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
