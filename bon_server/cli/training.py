@@ -55,7 +55,7 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Rows of a step, over all devices.", rich_help_panel=OPTIMISER)] = 16,
     micro_batch_size: Annotated[
         int | None,
-        typer.Option(help="Rows computed at a time on a device. Default: at most 8.", rich_help_panel=OPTIMISER),
+        typer.Option(help="Rows computed at a time. Default: at most 8, on CPUs 4.", rich_help_panel=OPTIMISER),
     ] = None,
     max_length: Annotated[
         int | None,

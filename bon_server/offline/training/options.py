@@ -39,7 +39,7 @@ class TrainOptions:
     batch_size: int = 16
     """Rows (dpo: pairs) of an optimiser step, over all devices."""
     micro_batch_size: int | None = None
-    """Of these, rows that one device computes at a time. None: 8, or fewer when `batch_size` has fewer for each."""
+    """Of these, rows that one device computes at a time. None: at most 8, on CPUs 4."""
     max_length: int | None = None
     """Tokens of prompt and completion; longer rows are left out. None: the policy's context, but at most 4096."""
     seed: int = 0

@@ -23,7 +23,7 @@ async def test_the_engine_says_what_was_learned_and_stops(tmp_path: Path) -> Non
     data = select_from(make_log(tmp_path / "log", answer="seven"), tmp_path / "set")
     document = train(
         TrainOptions(
-            data=data, policy=policy, out=tmp_path / "tuned", dtype="float32", learning_rate=1e-2, epochs=20, seed=1
+            data=data, policy=policy, out=tmp_path / "tuned", lora=False, learning_rate=1e-2, epochs=30, batch_size=8
         )
     )
     assert document["metrics"]["last_loss"] < 0.05
