@@ -15,6 +15,7 @@ MARKERS = {
     "random-k overall": ("+", "tab:cyan"),
     "DPO": ("D", "tab:green"),
 }
+RL_COLOR = "tab:red"
 TITLES = {STRONG: "reward model", WEAK: "weak reward model"}
 KL, PROXY, GOLD = "kl_nats", "proxy", "gold"
 PANELS = ((KL, GOLD), (KL, PROXY), (PROXY, GOLD))
@@ -49,8 +50,12 @@ def plot(document: Mapping[str, Any], file: Path) -> None:
 
 
 def _panel(axes: Any, arms: Arms, x: str, y: str) -> None:
-    _line(axes, [arm for arm in arms if arm["kind"] in ("base", "best-of-n")], x, y, "best-of-n", "k.-", "0.6")
-    _line(axes, [arm for arm in arms if arm["kind"] == "rl"], x, y, "GRPO, later and later", "v-", "tab:red")
+    _curve(axes, [arm for arm in arms if arm["kind"] in ("base", "best-of-n")], x, y)
+    later = [arm for arm in arms if arm["kind"] == "rl"]
+    axes.plot([arm[x] for arm in later], [arm[y] for arm in later], "-", color=RL_COLOR, lw=1.2)
+    for index, arm in enumerate(later):
+        label = "GRPO, later and later" if index == 0 else None
+        _point(axes, arm, x, y, fmt="v", color=RL_COLOR, label=label)
     for arm in arms:
         if arm["name"] in MARKERS:
             marker, color = MARKERS[arm["name"]]
@@ -66,15 +71,12 @@ def _panel(axes: Any, arms: Arms, x: str, y: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def _line(axes: Any, arms: Arms, x: str, y: str, label: str, style: str, color: str) -> None:
-    """A path of arms with its band."""
-    if not arms:
-        return
+def _curve(axes: Any, arms: Arms, x: str, y: str) -> None:
+    """Best-of-n, from the base on, with its band."""
     xs, bands = [arm[x] for arm in arms], [arm[CI[y]] for arm in arms]
-    line_color = "k" if style.startswith("k") else color
-    axes.plot(xs, [arm[y] for arm in arms], style.lstrip("k"), color=line_color, ms=5, lw=1.2, label=label)
+    axes.plot(xs, [arm[y] for arm in arms], ".-", color="k", ms=5, lw=1.2, label="best-of-n")
     if all(bands):
-        axes.fill_between(xs, [band[0] for band in bands], [band[1] for band in bands], color=color, alpha=0.2, lw=0)
+        axes.fill_between(xs, [band[0] for band in bands], [band[1] for band in bands], color="0.6", alpha=0.2, lw=0)
 
 
 def _point(axes: Any, arm: Mapping[str, Any], x: str, y: str, **style: Any) -> None:
