@@ -97,7 +97,8 @@ def serve(
 
 async def _serve(config: Config) -> int:
     from bon_server.serving.banner import banner
-    from bon_server.serving.server import Server, catch_signals, run_until_signalled, write_ready_file
+    from bon_server.serving.server import Server, write_ready_file
+    from bon_server.serving.signals import catch_signals, run_until_signalled
 
     server = await Server.start(config)
     gc.collect()

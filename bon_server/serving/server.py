@@ -9,8 +9,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
-import socket
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +18,11 @@ import grpc
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from bon_server.config import Config, LimitsConfig, PolicyConfig
+from bon_server.config import Config, PolicyConfig
 from bon_server.errors import ConfigError, StartupError, Unavailable
 from bon_server.log.publisher import Publisher
 from bon_server.log.sealer import Sealer
 from bon_server.log.spool import Spool
-from bon_server.security import is_loopback
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
 from bon_server.serving.auth import Authentication, check_rights
@@ -38,7 +35,6 @@ from bon_server.serving.log_metrics import LogCollector
 from bon_server.serving.loop_lag import LoopLag
 from bon_server.serving.memory_plan import memory_plan
 from bon_server.serving.metrics import Metrics
-from bon_server.serving.metrics_endpoint import MetricsEndpoint
 from bon_server.serving.models import (
     RunningPolicy,
     RunningReward,
@@ -49,25 +45,18 @@ from bon_server.serving.models import (
     start_successor,
 )
 from bon_server.serving.policies import Policies
+from bon_server.serving.ports import bind, channel_options, refuse_taken_port, serve_metrics
 from bon_server.serving.quotas import Quotas
 from bon_server.serving.service import SERVICE, Service
 from bon_server.serving.state_metrics import StateCollector
-from bon_server.serving.tls import server_credentials
 from bon_server.serving.weights_watcher import WeightsWatcher
 
 logger = logging.getLogger(__name__)
 
-WATCH_S = 0.25
-"""How often the engines and the log are asked whether they still work."""
-BROKEN_GRACE_S = 1.0
-"""How long running calls may take once an engine or the log is broken."""
 FLUSH_S = 2.0
 """How long answers that are ready may take to reach their callers while shutting down."""
 LAST_BYTES_S = 0.2
 """How long their last bytes may take after that."""
-
-SPARE_STREAMS = 64
-"""Calls on one connection beyond those that may run or wait: refusals under way, health, feedback."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +87,7 @@ class Server:
                 raise ConfigError("log.directory is empty: give --log a folder")
             guards = Guards.of(config)
             redact = load_redact(config.log.redact)
-            _refuse_taken_port(config.listen.host, config.listen.port)
+            refuse_taken_port(config.listen.host, config.listen.port)
             metrics = Metrics()
             spool = Spool.open(Path(config.log.directory), config.log, on_group=metrics.log_group)
             resources.push_async_callback(asyncio.to_thread, spool.close)
@@ -134,7 +123,7 @@ class Server:
         guards: Guards,
         resources: AsyncExitStack,
     ) -> Server:
-        metrics_address = _serve_metrics(config, metrics, guards, resources)
+        metrics_address = serve_metrics(config, metrics, guards, resources)
         limits = config.limits
         admission, deadlines = Admission(limits), Deadlines(limits.deadline_margin_ms)
         quotas = Quotas(guards.keys)
@@ -150,12 +139,12 @@ class Server:
             interceptors.append(Authentication(guards.keys, metrics.refused))
         if config.telemetry.tracing:
             interceptors.append(_trace(attempts, resources))
-        server = grpc.aio.server(interceptors=interceptors, options=_channel_options(limits))
+        server = grpc.aio.server(interceptors=interceptors, options=channel_options(limits))
         following = Health(add_health(server), ("", SERVICE), policies, reward_model, spool)
         service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
         server.add_generic_rpc_handlers((service.handlers(),))
         add_reflection(server, services)
-        address = _bind(server, config.listen.host, config.listen.port, guards)
+        address = bind(server, config.listen.host, config.listen.port, guards)
         await server.start()
         started = cls(
             config,
@@ -204,52 +193,6 @@ class Server:
         await self._resources.aclose()
 
 
-Signals = asyncio.Queue[signal.Signals]
-
-
-def catch_signals() -> Signals:
-    """SIGTERM and SIGINT go into the queue from now on. Call it before anybody is told that the server answers."""
-    signals: Signals = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    return signals
-
-
-async def run_until_signalled(server: Server, signals: Signals) -> int:
-    """Serves until there is a signal, or until engine or log break. Returns the exit code: 0 or 1.
-
-    The first signal drains, a second one stops at once the calls that still run.
-    """
-    told_to_stop = await _signalled(server, signals)
-    if told_to_stop:
-        logger.info("draining: %d calls are running", server.attempts.running)
-        await _drain_until_hurried(server, signals)
-    else:
-        logger.error("stopping: %s", server.broken)
-        await server.drain(BROKEN_GRACE_S)
-    await server.stop()
-    return 0 if told_to_stop else 1
-
-
-async def _signalled(server: Server, signals: Signals) -> bool:
-    """Waits for a signal; False when the server broke instead."""
-    while server.broken is None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(signals.get(), WATCH_S)
-            return True
-    return False
-
-
-async def _drain_until_hurried(server: Server, signals: Signals) -> None:
-    draining = asyncio.create_task(server.drain(server.config.limits.drain_s))
-    hurried = asyncio.create_task(signals.get())
-    await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
-    if hurried.done():
-        await server.attempts.drain(0)
-    hurried.cancel()
-    await draining
-
-
 def write_ready_file(server: Server) -> None:
     """Tells scripts that the server answers, and where. The file appears whole."""
     if server.config.listen.ready_file is None:
@@ -267,42 +210,6 @@ def _plan_memory(config: Config) -> None:
     if plan is not None:
         logger.info("memory, in GiB: %s", plan)
         plan.check()
-
-
-def _channel_options(limits: LimitsConfig) -> list[tuple[str, int]]:
-    return [
-        ("grpc.so_reuseport", 0),  # otherwise two servers bind one port silently and share its calls
-        # More cannot run or wait anyway; it also bounds what those leave lying who do not read their streams.
-        ("grpc.max_concurrent_streams", limits.max_candidates_in_flight + limits.max_candidates_queued + SPARE_STREAMS),
-        ("grpc.max_receive_message_length", limits.max_message_bytes),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_metadata_size", limits.max_metadata_bytes),
-        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
-        # Clients that ping during a long silent call must not be cut off with "too many pings".
-        ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
-
-
-def _bind(server: grpc.aio.Server, host: str, port: int, guards: Guards) -> str:
-    address = _join(host, port)
-    try:
-        if guards.certificates is None:
-            return _join(host, server.add_insecure_port(address))
-        return _join(host, server.add_secure_port(address, server_credentials(guards.certificates)))
-    except RuntimeError:
-        raise StartupError(f"cannot listen on {address}") from None
-
-
-def _serve_metrics(config: Config, metrics: Metrics, guards: Guards, resources: AsyncExitStack) -> str:
-    host, port = config.listen.metrics_host, config.listen.metrics_port
-    guards = Guards(None, None) if is_loopback(host) else guards
-    try:
-        endpoint = MetricsEndpoint(host, port, metrics.registry, guards.certificates, guards.keys)
-    except OSError as error:
-        raise StartupError(f"cannot serve metrics on {_join(host, port)}: {error.strerror}") from None
-    resources.callback(endpoint.close)
-    return _join(host, endpoint.port)
 
 
 def _trace(attempts: Attempts, resources: AsyncExitStack) -> grpc.aio.ServerInterceptor:
@@ -327,18 +234,3 @@ def _watch_weights(config: PolicyConfig, policies: Policies, metrics: Metrics) -
     watcher = WeightsWatcher(Path(config.watch), config.watch_poll_s, config.watch_drain_s, policies, load, metrics)
     watcher.start()
     return watcher
-
-
-def _refuse_taken_port(host: str, port: int) -> None:
-    """Found out before minutes of loading rather than after."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StartupError(f"cannot listen on {_join(host, port)}: {error.strerror}") from None
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -76,7 +76,7 @@ async def test_a_failed_disk_is_unavailable_for_good(run: Run, error: Exception)
 
 
 async def test_a_failed_disk_stops_the_server(run: Run) -> None:
-    from bon_server.serving.server import catch_signals, run_until_signalled
+    from bon_server.serving.signals import catch_signals, run_until_signalled
 
     running = await run()
     serving = asyncio.create_task(run_until_signalled(running.server, catch_signals()))

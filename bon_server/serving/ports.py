@@ -1,0 +1,73 @@
+"""Where the server listens: gRPC and metrics."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import AsyncExitStack
+
+import grpc
+
+from bon_server.config import Config, LimitsConfig
+from bon_server.errors import StartupError
+from bon_server.security import is_loopback
+from bon_server.serving.guards import Guards
+from bon_server.serving.metrics import Metrics
+from bon_server.serving.metrics_endpoint import MetricsEndpoint
+from bon_server.serving.tls import server_credentials
+
+SPARE_STREAMS = 64
+"""Calls on one connection beyond those that may run or wait: refusals under way, health, feedback."""
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Found out before minutes of loading rather than after."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartupError(f"cannot listen on {_join(host, port)}: {error.strerror}") from None
+
+
+def channel_options(limits: LimitsConfig) -> list[tuple[str, int]]:
+    """Of the gRPC server."""
+    return [
+        ("grpc.so_reuseport", 0),  # otherwise two servers bind one port silently and share its calls
+        # More cannot run or wait anyway; it also bounds what those leave lying who do not read their streams.
+        ("grpc.max_concurrent_streams", limits.max_candidates_in_flight + limits.max_candidates_queued + SPARE_STREAMS),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
+        # Clients that ping during a long silent call must not be cut off with "too many pings".
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def bind(server: grpc.aio.Server, host: str, port: int, guards: Guards) -> str:
+    """Opens the port and returns `host:port`. Raises StartupError."""
+    address = _join(host, port)
+    try:
+        if guards.certificates is None:
+            return _join(host, server.add_insecure_port(address))
+        return _join(host, server.add_secure_port(address, server_credentials(guards.certificates)))
+    except RuntimeError:
+        raise StartupError(f"cannot listen on {address}") from None
+
+
+def serve_metrics(config: Config, metrics: Metrics, guards: Guards, resources: AsyncExitStack) -> str:
+    """Answers scrapes until `resources` are closed; returns `host:port`. Raises StartupError."""
+    host, port = config.listen.metrics_host, config.listen.metrics_port
+    guards = Guards(None, None) if is_loopback(host) else guards
+    try:
+        endpoint = MetricsEndpoint(host, port, metrics.registry, guards.certificates, guards.keys)
+    except OSError as error:
+        raise StartupError(f"cannot serve metrics on {_join(host, port)}: {error.strerror}") from None
+    resources.callback(endpoint.close)
+    return _join(host, endpoint.port)
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

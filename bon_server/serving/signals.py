@@ -1,0 +1,62 @@
+"""From the first signal, or the first thing that broke, to an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import suppress
+
+from bon_server.serving.server import Server
+
+logger = logging.getLogger(__name__)
+
+WATCH_S = 0.25
+"""How often the engines and the log are asked whether they still work."""
+BROKEN_GRACE_S = 1.0
+"""How long running calls may take once an engine or the log is broken."""
+
+Signals = asyncio.Queue[signal.Signals]
+
+
+def catch_signals() -> Signals:
+    """SIGTERM and SIGINT go into the queue from now on. Call it before anybody is told that the server answers."""
+    signals: Signals = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    return signals
+
+
+async def run_until_signalled(server: Server, signals: Signals) -> int:
+    """Serves until there is a signal, or until engine or log break. Returns the exit code: 0 or 1.
+
+    The first signal drains, a second one stops at once the calls that still run.
+    """
+    told_to_stop = await _signalled(server, signals)
+    if told_to_stop:
+        logger.info("draining: %d calls are running", server.attempts.running)
+        await _drain_until_hurried(server, signals)
+    else:
+        logger.error("stopping: %s", server.broken)
+        await server.drain(BROKEN_GRACE_S)
+    await server.stop()
+    return 0 if told_to_stop else 1
+
+
+async def _signalled(server: Server, signals: Signals) -> bool:
+    """Waits for a signal; False when the server broke instead."""
+    while server.broken is None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(signals.get(), WATCH_S)
+            return True
+    return False
+
+
+async def _drain_until_hurried(server: Server, signals: Signals) -> None:
+    draining = asyncio.create_task(server.drain(server.config.limits.drain_s))
+    hurried = asyncio.create_task(signals.get())
+    await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+    if hurried.done():
+        await server.attempts.drain(0)
+    hurried.cancel()
+    await draining
