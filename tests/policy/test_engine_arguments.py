@@ -38,4 +38,4 @@ def test_parallel_sizes(vllm_engine: Any) -> None:
 
 def test_watching_needs_room_for_two(vllm_engine: Any) -> None:
     with pytest.raises(StartupError, match=r"gpu_memory_share = 0\.7 .* at most 0\.5"):
-        vllm_engine._start(PolicyConfig(watch="/checkpoints"), FILES)
+        vllm_engine._start(PolicyConfig(watch="/checkpoints"), FILES, None)
