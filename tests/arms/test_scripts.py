@@ -75,6 +75,7 @@ def test_reward_against_kl(tmp_path: Path) -> None:
     of_weak = [arm["name"] for arm in document["arms"] if arm["proxy_model"] == "weak"]
     assert of_weak == [*names[:8], *names[13:]]
     tuned = [arm for arm in document["arms"] if arm["kl_method"] == "full-vocabulary"]
-    assert all(arm["kl_nats"] > 0 and arm["train_tokens"] > 0 for arm in tuned)
+    assert all(arm["kl_nats"] >= 0 and arm["train_tokens"] > 0 for arm in tuned)  # a step or two hardly move a policy
+    assert next(arm for arm in tuned if arm["name"] == "best per prompt")["kl_nats"] > 0
     assert (tmp_path / "out.svg").stat().st_size > 10_000
     assert "**The proxy is the weak reward model**" in (tmp_path / "out.md").read_text()
