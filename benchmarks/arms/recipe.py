@@ -1,4 +1,7 @@
-"""How the policies are trained. Chosen on the development split, before the test split was asked."""
+"""How the policies are trained.
+
+Starting values, not tuned yet: that is to be done on the development split, before the test split is asked.
+"""
 
 from __future__ import annotations
 
