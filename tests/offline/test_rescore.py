@@ -116,7 +116,8 @@ def test_another_engine_joins_them_as_the_page_says(tmp_path: Path) -> None:
     with closing(Spool.open(log)) as spool:
         seal(spool)
     rescored(log)
-    rows = duckdb.sql(query.replace("LOG/", f"{log}/").replace("/NAME/", "/new/")).fetchall()
+    with duckdb.connect() as connection:
+        rows = connection.sql(query.replace("LOG/", f"{log}/").replace("/NAME/", "/new/")).fetchall()
     with LogReader(log) as reader:
         wanted = [
             (record.request_id, one.index, one.reward, one.rewards["new"])
