@@ -158,6 +158,11 @@ class LimitsConfig:
     lately."""
     slow_reader_s: PositiveSeconds = 60.0
     """A stream from which nothing is read for so long is ended; a retry with its request id gets the stored answer."""
+    engine_stall_s: PositiveSeconds = 120.0
+    """An engine that makes no step for so long, while it has work, has hung: health says NOT_SERVING, and the server
+    ends with an error. Must be more than the longest step, which on a CPU is that of a whole prompt."""
+    loop_stall_s: PositiveSeconds = 120.0
+    """A server that is itself stuck for so long prints the stacks of its threads and ends with an error."""
     drain_s: PositiveSeconds = 30.0
     """How long running calls may take to finish after SIGTERM."""
 

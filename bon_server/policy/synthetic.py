@@ -8,6 +8,7 @@ import random
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -85,7 +86,8 @@ class SyntheticPolicy:
         self.places = PolicyConfig.running_samples  # there is no limit; this is what engines have
         self.healthy = True
         self.facts: dict[str, str | int] = {"model": "none", "tokens": options.tokens}
-        self.engines: tuple[Telemetry, ...] = ()
+        self._telemetry = Telemetry()
+        self.engines = (self._telemetry,)
 
     @classmethod
     def from_spec(cls, spec: str) -> SyntheticPolicy:
@@ -130,6 +132,7 @@ class SyntheticPolicy:
             milestone.passed(text_of(produced)[0])
             produced += await self._wait(key, tokens - produced, hangs)
         text, token_ids = text_of(produced)
+        self._telemetry.stepped()
         completion = Completion(text, token_ids, self._finish_reason(produced, tokens, wanted), seed=sampling.seed)
         return _cut_at_stop(completion, sampling.stop)
 
@@ -158,7 +161,9 @@ class SyntheticPolicy:
         try:
             if self._shared is not None and not hangs:
                 return await self._shared.produce(tokens, aborted)
-            await asyncio.wait_for(aborted.wait(), None if hangs else tokens / pace)
+            # What hangs is work without progress; what is slow makes its steps.
+            with self._telemetry.working() if hangs else nullcontext():
+                await asyncio.wait_for(aborted.wait(), None if hangs else tokens / pace)
         except TimeoutError:
             return tokens
         finally:

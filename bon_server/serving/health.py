@@ -28,12 +28,14 @@ class Health:
         policies: Policies,
         reward_model: RunningReward,
         spool: Spool,
+        engine_stall_s: float,
     ) -> None:
         self._servicer = servicer
         self._names = names
         self._policies = policies
         self._reward_model = reward_model
         self._spool = spool
+        self._engine_stall_s = engine_stall_s
         self._following: asyncio.Task[None] | None = None
 
     @property
@@ -43,7 +45,17 @@ class Health:
             return "the policy's engine died"
         if not self._reward_model.healthy:
             return "the reward model can score no more"
-        return None if self._spool.failure is None else str(self._spool.failure)
+        if self._spool.failure is not None:
+            return str(self._spool.failure)
+        return self.hung
+
+    @property
+    def hung(self) -> str | None:
+        """Which engine makes no progress; vLLM itself calls such an engine healthy."""
+        for role, model in (("policy", self._policies.current), ("reward model", self._reward_model)):
+            if any(engine.stalled_s > self._engine_stall_s for engine in model.engines):
+                return f"the {role}'s engine has work and has made no step for {self._engine_stall_s:g} s"
+        return None
 
     async def start(self) -> None:
         """Says what is, and from now on what changes."""

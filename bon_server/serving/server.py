@@ -140,7 +140,7 @@ class Server:
         if config.telemetry.tracing:
             interceptors.append(_trace(attempts, resources))
         server = grpc.aio.server(interceptors=interceptors, options=channel_options(limits))
-        following = Health(add_health(server), ("", SERVICE), policies, reward_model, spool)
+        following = Health(add_health(server), ("", SERVICE), policies, reward_model, spool, limits.engine_stall_s)
         service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
         server.add_generic_rpc_handlers((service.handlers(),))
         add_reflection(server, services)
@@ -173,6 +173,11 @@ class Server:
     def broken(self) -> str | None:
         """Why the server cannot go on; None while it can."""
         return self._health.broken
+
+    @property
+    def hung(self) -> bool:
+        """Whether it cannot go on because an engine makes no progress."""
+        return self._health.hung is not None
 
     async def drain(self, grace_s: float) -> None:
         """Health first, then no new calls, then up to `grace_s` seconds for running ones; later ones are stopped."""

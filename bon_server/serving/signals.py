@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
+import math
 import signal
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from bon_server.serving.server import Server
 
@@ -32,20 +36,44 @@ async def run_until_signalled(server: Server, signals: Signals) -> int:
 
     The first signal drains, a second one stops at once the calls that still run.
     """
-    told_to_stop = await _signalled(server, signals)
+    with _watchdog(server.config.limits.loop_stall_s) as alive:
+        told_to_stop = await _signalled(server, signals, alive)
     if told_to_stop:
         logger.info("draining: %d calls are running", server.attempts.running)
         await _drain_until_hurried(server, signals)
     else:
         logger.error("stopping: %s", server.broken)
+        if server.hung:
+            faulthandler.dump_traceback()  # names of functions and numbers of lines: nothing of what was said
         await server.drain(BROKEN_GRACE_S)
     await server.stop()
     return 0 if told_to_stop else 1
 
 
-async def _signalled(server: Server, signals: Signals) -> bool:
+@contextmanager
+def _watchdog(stall_s: float) -> Iterator[Callable[[], None]]:
+    """Ends the process with code 1, stacks first, when what is yielded was not called for `stall_s` seconds.
+
+    It has a thread of its own that needs no interpreter lock, so it also notices a lock that is never given back.
+    """
+    armed_s = -math.inf
+
+    def alive() -> None:
+        nonlocal armed_s
+        if time.monotonic() - armed_s > stall_s / 10:  # each time costs a thread
+            faulthandler.dump_traceback_later(stall_s, exit=True)
+            armed_s = time.monotonic()
+
+    try:
+        yield alive
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+async def _signalled(server: Server, signals: Signals, alive: Callable[[], None]) -> bool:
     """Waits for a signal; False when the server broke instead."""
     while server.broken is None:
+        alive()
         with suppress(TimeoutError):
             await asyncio.wait_for(signals.get(), WATCH_S)
             return True

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import re
 import signal
 import socket
@@ -12,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -23,77 +21,29 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bon_server.log.reader import LogReader
 from bon_server.types import Outcome
+from tests.serving.processes import START_S, Serve, command, environment
 from tests.serving.running import question, refusal
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
-START_S = 60.0
-"""To start an interpreter and a synthetic server, on a busy machine."""
 INTERPRETER_S = 0.05
 """To start a bare interpreter, on an idle machine."""
 SLOW_POLICY = "synthetic:tokens_per_s=20,tokens=30"
 HANGING_POLICY = "synthetic:hang_rate=1"
 
 
-@dataclass
-class Process:
-    """`bon serve` with synthetic models."""
-
-    process: subprocess.Popen[str]
-    address: str
-    log: Path
-
-    def signal(self, number: int = signal.SIGTERM) -> float:
-        """Sends a signal and returns when."""
-        self.process.send_signal(number)
-        return time.monotonic()
-
-    async def end(self, within_s: float = START_S) -> int:
-        """Waits for the exit code."""
-        return await asyncio.to_thread(self.process.wait, within_s)
-
-
-def command(tmp_path: Path, *more: str) -> list[str]:
-    """The words after `python`."""
-    ports = ["--port", "0", "--metrics-port", "0"]
-    return ["-m", "bon_server.cli", "serve", "--reward", "synthetic", "--log", str(tmp_path / "log"), *ports, *more]
-
-
-def environment() -> dict[str, str]:
-    """Ours, without settings of somebody else's server."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("BON_")}
-
-
-class Serve:
-    """Starts servers as processes, and ends those that are left."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self._tmp_path = tmp_path
-        self._processes: list[subprocess.Popen[str]] = []
-
-    def __call__(self, policy: str = "synthetic", *more: str) -> Process:
-        """Returns once it answers."""
-        ready = self._tmp_path / f"ready-{len(self._processes)}"
-        words = command(self._tmp_path, "--policy", policy, "--ready-file", str(ready), *more)
-        process = subprocess.Popen(
-            [sys.executable, *words], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        self._processes.append(process)
-        deadline = time.monotonic() + START_S
-        while not ready.exists():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        return Process(process, json.loads(ready.read_text())["address"], self._tmp_path / "log")
-
-    def close(self) -> None:
-        """Ends what is left."""
-        for process in self._processes:
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+STUCK = """
+import ctypes, pathlib, sys, threading, time
+def keep_the_lock():
+    while not pathlib.Path(sys.argv[-1]).exists():
+        time.sleep(0.05)
+    ctypes.PyDLL(None).pause()
+threading.Thread(target=keep_the_lock).start()
+from bon_server.cli import main
+main()
+"""
+"""`bon`, until its last argument, the ready file, exists."""
 
 
 @pytest.fixture
@@ -180,6 +130,44 @@ async def test_when_the_grace_is_over_the_rest_is_told_and_logged(serve: Serve) 
         assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
         assert await server.end() == 0
     assert outcomes(server.log) == {"a": Outcome.FAILED}
+
+
+async def test_an_engine_that_hangs_ends_the_server(serve: Serve) -> None:
+    server = serve(HANGING_POLICY, "--set", "limits.engine_stall_s=1")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        refused = await refusal(BestOfNServiceStub(channel).Generate(question(request_id="a"), timeout=START_S))
+        assert (refused.code, refused.pushback_ms) == (grpc.StatusCode.UNAVAILABLE, 1000)
+        assert await server.end() == 1
+    said = server.process.communicate()[0]
+    assert "the policy's engine has work and has made no step for 1 s" in said
+    assert "most recent call first" in said, "the stacks of the threads"
+    assert outcomes(server.log) == {"a": Outcome.FAILED}
+
+
+async def test_one_that_is_slow_has_not_hung(serve: Serve) -> None:
+    server = serve("synthetic:tokens_per_s=2,tokens=30", "--set", "limits.engine_stall_s=0.1")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = BestOfNServiceStub(channel)
+        with suppress(grpc.RpcError):  # whether anything is scored by then is left to chance
+            await stub.Generate(question(), timeout=2)
+        await stub.GetServerInfo(pb.GetServerInfoRequest())
+    server.signal()
+    assert await server.end() == 0
+
+
+def test_a_server_that_is_stuck_ends_itself(tmp_path: Path) -> None:
+    """A thread that never gives the interpreter lock back stops everything else, signals too."""
+    ready = tmp_path / "ready"
+    words = command(tmp_path, "--policy", "synthetic", "--set", "limits.loop_stall_s=1", "--ready-file", str(ready))
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, *words[2:]], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        said = process.communicate(timeout=START_S)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert said.startswith("Timeout (0:00:01)!") or "\nTimeout (0:00:01)!" in said
 
 
 async def test_an_unread_stream_does_not_hold_up_the_end(serve: Serve) -> None:
