@@ -129,7 +129,7 @@ class VllmPolicy:
 
     @property
     def healthy(self) -> bool:
-        """Whether the engine's process lives. A hung engine still counts as healthy."""
+        """Whether the engine's process lives; whether it makes progress, `engines` tell."""
         return not self._closed and not self._engine.errored
 
     def unfinished_requests(self) -> int:
