@@ -198,13 +198,13 @@ def test_more_rounds_go_on_and_other_options_are_refused(whole: tuple[Run, dict[
 
 
 KILLS: dict[str, str] = {
-    "the harvest": "round-01/log/writer.lock",
     "the selection": "round-01/selected/.selecting",
     "the training": "round-01/.policy.training",
-    "the evaluation": "round-01/held-out.json",
 }
 """What is there when the process is killed."""
-BETWEEN: dict[str, str] = {
+MORE_KILLS: dict[str, str] = {
+    "the harvest": "round-01/log/writer.lock",
+    "the evaluation": "round-01/held-out.json",
     "the first evaluation": "round-00/held-out.json",
     "the end of the harvest": "round-01/harvest.json",
     "the end of the training": "round-01/policy",
@@ -212,10 +212,10 @@ BETWEEN: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("moment", [*KILLS, *(pytest.param(one, marks=pytest.mark.long) for one in BETWEEN)])
+@pytest.mark.parametrize("moment", [*KILLS, *(pytest.param(one, marks=pytest.mark.long) for one in MORE_KILLS)])
 def test_a_killed_run_is_finished_by_the_same_command(moment: str, run: Run, whole: tuple[Run, dict[str, Any]]) -> None:
     process = run.start("--rounds", "1")
-    run.await_((run.out / (KILLS | BETWEEN)[moment]).exists, process)
+    run.await_((run.out / (KILLS | MORE_KILLS)[moment]).exists, process)
     process.kill()
     process.wait()
     told = run.finish("--rounds", "1")
