@@ -5,7 +5,7 @@ What the writer does to its files is recorded once; the states are then built an
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -33,10 +33,9 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fast_folder(tmp_path: Path) -> Iterator[Path]:
     """In memory where there is such a place: here the states are opened, whose syncs need not be real."""
     memory = Path("/dev/shm")
-    folder = memory / tmp_path.name if memory.is_dir() else tmp_path / "states"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
+    # A name of its own: a run that was killed leaves its folder behind.
+    with tempfile.TemporaryDirectory(prefix="bon-states-", dir=memory if memory.is_dir() else tmp_path) as folder:
+        yield Path(folder)
 
 
 def _trace(recorder: Path, tmp_path: Path, *arguments: str) -> list[Operation]:
