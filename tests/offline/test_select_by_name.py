@@ -229,7 +229,11 @@ def test_killed_between_its_steps_it_goes_on(tmp_path: Path, monkeypatch: pytest
 
 def test_damaged_scores_stop_it_unless_it_is_told_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rescoring, "CHUNK_REQUESTS", 16)
-    log = commit(tmp_path / "log", sampled(40))
+    log = tmp_path / "log"
+    with closing(Spool.open(log)) as spool:
+        for first in range(0, 40, 10):  # so that one file of scores is of two segments
+            spool.append(sampled(10, first=first))
+            seal(spool)
     rescored(log)
     _, file, _ = score_files(log, "new")
     file.path.write_bytes(file.path.read_bytes()[:-1])
