@@ -72,12 +72,12 @@ def number_of(batch: Any, name: str) -> Floats:
 
 
 def with_scores(batch: Any, added: AddedScores, writer: str, names: Sequence[str]) -> Any:
-    """The batch with a column more for each of these added scores; it must have `ordinal`. Raises `LogError`."""
+    """The batch with a column more for each of these added scores; it must have the columns `KEY`."""
     lists = batch.column("candidates")
     lengths = _lengths(lists)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     for name in names:
-        rewards = pa.array(added.column(name, writer, batch.column("ordinal").to_numpy(), lengths))
+        rewards = pa.array(added.column(name, writer, batch, lengths))
         column = pa.ListArray.from_arrays(offsets, rewards)
         batch = pa.RecordBatch.from_arrays([*batch.columns, column], [*batch.schema.names, _added(name)])
     return batch

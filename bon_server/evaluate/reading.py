@@ -30,7 +30,7 @@ from bon_server.evaluate.arrow_columns import (
 )
 from bon_server.evaluate.repeats import Repeats, repeats_in
 from bon_server.evaluate.table import Table, merged
-from bon_server.log.added_scores import AddedScores
+from bon_server.log.added_scores import KEY, AddedScores
 from bon_server.log.reader import LogReader, refuse_damage
 from bon_server.log.reward_models import reward_model_names
 from bon_server.log.score_files import score_model, score_names
@@ -112,7 +112,8 @@ def _stream(source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple
         by_record = not seen.scores or any(logged)
         repeats = repeats_in(readers) if sum(map(_writers, readers)) > 1 else None
         for reader in readers:
-            for batch in _together(_with_scores(reader, _columns(numbers, columns, repeats), list(seen.scores))):
+            batches = _with_scores(reader, source, _columns(numbers, columns, repeats), list(seen.scores))
+            for batch in _together(batches):
                 seen.requests += batch.num_rows
                 source.on_records(seen.requests)
                 kept = _kept(batch, source, seen, repeats, by_record)
@@ -146,10 +147,10 @@ def _models(readers: Sequence[LogReader], name: str) -> list[tuple[ModelRef, ...
     return [None if name in RESERVED else score_model(reader.directory, name) for reader in readers]
 
 
-def _with_scores(reader: LogReader, columns: list[str], names: Sequence[str]) -> Iterator[Any]:
+def _with_scores(reader: LogReader, source: Source, columns: list[str], names: Sequence[str]) -> Iterator[Any]:
     """Batches, with a column for each added score."""
-    added = AddedScores(reader.directory)
-    for writer, batch in reader.batches_by_writer(["ordinal", *columns] if names else columns):
+    added = AddedScores(reader.directory, source.on_damage)
+    for writer, batch in reader.batches_by_writer([*KEY, *columns] if names else columns):
         yield with_scores(batch, added, writer, names) if names else batch
 
 

@@ -141,14 +141,9 @@ class LogReader:
 
     def records(self, where: Where = EVERYTHING) -> Iterator[Record]:
         """Records in the order of the log, with added scores among the rewards of their candidates."""
-        added = AddedScores(self.directory)
+        added = AddedScores(self.directory, self._on_damage)
         for position, record in self.fields(Record, where):
-            try:
-                joined = added.joined(self.writers[position.writer], record) if added.names else record
-            except LogError as error:
-                self._on_damage(error)
-                joined = record
-            yield joined
+            yield added.joined(self.writers[position.writer], record) if added.names else record
 
     def fields(self, some_fields: type[Fields], where: Where = EVERYTHING) -> Iterator[tuple[Position, Fields]]:
         """Positions with only those fields of each record that a dataclass or Struct names, in the order of the log.

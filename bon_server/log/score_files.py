@@ -129,8 +129,12 @@ def score_files(directory: Path, name: str = "*", writer: str = "*") -> list[Sco
 
 def overlapping(files: Sequence[ScoreFile], writer: str, first: int, last: int) -> list[ScoreFile]:
     """Those that may have rows of a writer's ordinals first to last."""
-    own = (file for file in files if file.writer == writer)
-    return [file for file in own if file.first_ordinal <= last and file.last_ordinal >= first]
+    return within([file for file in files if file.writer == writer], first, last)
+
+
+def within(files: Sequence[ScoreFile], first: int, last: int) -> list[ScoreFile]:
+    """Those that may have rows of the ordinals first to last."""
+    return [file for file in files if file.first_ordinal <= last and file.last_ordinal >= first]
 
 
 def write_scores(directory: Path, name: str, writer: str, rows: Sequence[dict[str, Any]]) -> Path:

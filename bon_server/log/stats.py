@@ -77,15 +77,19 @@ def log_stats(directory: Path, on_damage: Callable[[LogError], None] = refuse_da
         segments=len(reader.parts),
         removed=len(reader.removed),
         feedback=feedback,
-        scores={name: _count_scores(directory, name) for name in score_names(directory)},
+        scores={name: _count_scores(directory, name, on_damage) for name in score_names(directory)},
         bytes=sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
     )
 
 
-def _count_scores(directory: Path, name: str) -> dict[str, int]:
+def _count_scores(directory: Path, name: str, on_damage: Callable[[LogError], None]) -> dict[str, int]:
     requests = scored = 0
     for file in score_files(directory, name):
-        rows = read_scores(file.path, ("candidates",))["candidates"]
+        try:
+            rows = read_scores(file.path, ("candidates",))["candidates"]
+        except LogError as error:
+            on_damage(error)
+            continue
         requests += len(rows)
         for chunk in rows.chunks:
             scored += chunk.flatten().field("status").to_pylist().count(CandidateStatus.SCORED)

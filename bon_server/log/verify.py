@@ -24,7 +24,8 @@
     snapshot_damaged       no snapshot any more
     snapshot_segment       a snapshot names a segment that is missing or has changed
     scores_damaged         a file of added scores, or what says whose they are, cannot be read
-    scores_unfit           a row of them is out of its file's range or met before, or a reward does not fit its status
+    scores_unfit           a row of them is out of its file's range, met before or of another record than the log's,
+                           or a reward does not fit its status
 
 Segments are those of records and of feedback. Notes and no problems are: temporary files; files of a sealing or an
 erasure that is under way or was interrupted (the next one completes it); expired files that could not be removed yet;
@@ -132,7 +133,7 @@ class _Verification:
         self._check_spool_feedback()
         for path in snapshot.snapshot_files(self._directory):
             self._check_snapshot(path)
-        for found in scores_problems(self._directory):
+        for found in scores_problems(self._directory, self._reader):
             self._add(*found)
         return self._report
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from bon_server.errors import LogError
+from bon_server.log.added_scores import KEY, join
+from bon_server.log.reader import LogReader
 from bon_server.log.score_files import FOLDER, ScoreFile, read_scores, score_files, score_model
 from bon_server.types import CandidateStatus
 
@@ -21,8 +26,9 @@ class Found(NamedTuple):
     row: int | None = None
 
 
-def scores_problems(directory: Path) -> Iterator[Found]:
-    """Reads all of them."""
+def scores_problems(directory: Path, reader: LogReader) -> Iterator[Found]:
+    """Reads all of them, and the keys of the log's records."""
+    whole: list[ScoreFile] = []
     for folder in sorted(path for path in directory.glob(f"{FOLDER}/*") if path.is_dir()):
         name, files = folder.name, score_files(directory, folder.name)
         try:
@@ -32,7 +38,27 @@ def scores_problems(directory: Path) -> Iterator[Found]:
             yield Found("scores_damaged", f"{FOLDER}/{name}/model.json", str(error))
         seen: dict[str, set[int]] = {}
         for file in files:
-            yield from _of_file(directory, file, seen.setdefault(file.writer, set()))
+            found = list(_of_file(directory, file, seen.setdefault(file.writer, set())))
+            yield from found
+            if not found:
+                whole.append(file)
+    if whole:
+        yield from _of_other_records(directory, reader, whole)
+
+
+def _of_other_records(directory: Path, reader: LogReader, files: list[ScoreFile]) -> Iterator[Found]:
+    found: list[Found] = []
+
+    def note(file: ScoreFile, error: LogError) -> None:
+        if file.path.exists():  # it goes when all of its records are erased
+            found.append(Found("scores_unfit", file.path.relative_to(directory).as_posix(), str(error)))
+        files.remove(file)
+
+    with suppress(LogError):  # of the log itself, which is looked at elsewhere
+        for writer, batch in reader.batches_by_writer([*KEY, "candidates.index"]):
+            lengths = batch["candidates"].value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+            join([file for file in files if file.writer == writer], batch, lengths.astype(np.int64), note)
+    yield from found
 
 
 def _of_file(directory: Path, file: ScoreFile, seen: set[int]) -> Iterator[Found]:

@@ -10,7 +10,7 @@ Of the reasons that hold, one counts, the first of:
     prompt_text         its prompt was a text to be continued, which the export format cannot hold
     length, …           its text is not complete: the finish reason
     unscored, …         it has no reward: the status
-    not_rescored        it has no added score of the name to choose by, because it came after `bon rescore`
+    not_rescored        it has no added score of that name: it came after `bon rescore`, or the file was left out
     other_reward_model  another reward model than the one asked for gave its reward
     policy              it is not of a policy that is asked for
     tokens, chars       its length is not within the bounds

@@ -50,12 +50,15 @@ def fetch(plan: Plan, picks: Rows, token_ids: bool, prompt_token_ids: bool) -> A
     for file, mine in _files(plan, picks):
         for batch in _wanted_batches(plan, file, picks["ordinal"][mine], token_ids, prompt_token_ids, damage):
             number, row = _matches(picks["ordinal"], mine, batch["ordinal"].to_numpy())
-            pieces.append(_take(plan, file, batch, row, picks["index"][number]))
+            pieces.append(_take(plan, file, batch, row, picks["index"][number], damage))
             numbers.append(number)
     found = np.concatenate([*numbers, np.empty(0, dtype=np.intp)])
+    reason = f": {damage[0]}" if damage else ""
     if len(found) != len(picks) or len(np.unique(found)) != len(picks):
-        reason = f": {damage[0]}" if damage else ""
         raise LogError(f"{len(picks) - len(found)} chosen candidates cannot be read again{reason}")
+    without = sum(piece["reward"].null_count for piece in pieces)
+    if without:
+        raise LogError(f"{without} chosen candidates have lost the reward they were chosen by{reason}")
     _check_sizes(pieces)
     table = pa.Table.from_batches(pieces).combine_chunks()
     return table.take(pa.array(np.argsort(found, kind="stable"))).combine_chunks()
@@ -113,7 +116,7 @@ def _matches(
     return mine[left[row] + within], row
 
 
-def _take(plan: Plan, file: File, batch: Any, row: NDArray[np.intp], index: Any) -> Any:
+def _take(plan: Plan, file: File, batch: Any, row: NDArray[np.intp], index: Any, damage: list[str]) -> Any:
     lengths = lengths_of(batch["candidates"])
     flat = pa.array((np.cumsum(lengths) - lengths)[row] + index)
     rows = pa.array(row)
@@ -123,7 +126,8 @@ def _take(plan: Plan, file: File, batch: Any, row: NDArray[np.intp], index: Any)
     columns["request_policy_revision"] = batch["policy"].field("revision").take(rows)
     columns |= {name: candidates.field(name).take(flat) for name in _OF_CANDIDATE}
     if plan.filters.reward is not None:
-        columns["reward"] = pa.array(rewards_of(plan, file, batch, lengths).values, from_pandas=True).take(flat)
+        rewards = rewards_of(plan, file, batch, lengths, damage)
+        columns["reward"] = pa.array(rewards.values, from_pandas=True).take(flat)
     there = [field.name for field in candidates.type]
     columns |= {name: candidates.field(name).take(flat) for name in ("token_ids", "rewards") if name in there}
     there = batch.schema.names

@@ -134,10 +134,10 @@ class Judged:
     dropped: Counter[str]
 
 
-def judge(plan: Plan, file: File, batch: Any) -> Judged:
-    """Applies the filters that look at one candidate at a time."""
+def judge(plan: Plan, file: File, batch: Any, damage: list[str]) -> Judged:
+    """Applies the filters that look at one candidate at a time. damage: see `rewards_of`."""
     lengths = lengths_of(batch["candidates"])
-    candidates = Candidates(batch, lengths, rewards_of(plan, file, batch, lengths))
+    candidates = Candidates(batch, lengths, rewards_of(plan, file, batch, lengths, damage))
     models, policies = _models(plan, file, batch), Policies.in_batch(candidates)
     repeated = repeated_places(plan, file.writer, batch["ordinal"].to_numpy())
     why = reasons(candidates, plan.filters, plan.format, repeated, models, policies)
@@ -156,7 +156,7 @@ def _models(plan: Plan, file: File, batch: Any) -> Models:
 
 def _from_batch(plan: Plan, file: File, batch: Any, seen: Seen) -> tuple[Rows, Rows]:
     """Candidates that go on, and the prompts of all requests."""
-    judged = judge(plan, file, batch)
+    judged = judge(plan, file, batch, seen.damage)
     candidates, can = judged.candidates, judged.can
     seen.requests += batch.num_rows
     seen.candidates += len(candidates)

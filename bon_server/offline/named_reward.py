@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from bon_server.log.added_scores import NOT_THERE, STATUSES, join
+from bon_server.log.added_scores import KEY, NOT_THERE, STATUSES, join
 from bon_server.offline.plan import File, Plan
 from bon_server.types import CandidateStatus
 
@@ -29,19 +29,13 @@ class Rewards:
     """Arrow strings: `CandidateStatus` or `NOT_RESCORED`."""
 
 
-def rewards_of(plan: Plan, file: File, batch: Any, lengths: NDArray[np.int64]) -> Rewards:
-    """The rewards to choose by. lengths: (n,) candidates of each row. Raises `LogError` for damaged files."""
+def rewards_of(plan: Plan, file: File, batch: Any, lengths: NDArray[np.int64], damage: list[str]) -> Rewards:
+    """The rewards to choose by. lengths: (n,) candidates of each row. damage: gets files of scores left out."""
     name, flat = plan.filters.reward, batch["candidates"].flatten()
     if name is None:
         return Rewards(flat.field("reward").to_numpy(zero_copy_only=False), flat.field("status"))
     if file.scores is not None:
-        ordinals = batch["ordinal"].to_numpy()
-        near = [
-            one
-            for one in file.scores
-            if len(ordinals) and one.first_ordinal <= ordinals.max() and one.last_ordinal >= ordinals.min()
-        ]
-        values, codes = join(near, ordinals, lengths)
+        values, codes = join(file.scores, batch, lengths, lambda _, error: damage.append(str(error)))
         positions = np.where(codes == NOT_THERE, len(STATUSES), codes).astype(np.int8)
         return Rewards(values, pa.DictionaryArray.from_arrays(positions, _NAMES).dictionary_decode())
     values = _part(flat.field("rewards"), name)
@@ -63,4 +57,4 @@ def columns(plan: Plan) -> list[str]:
     """The columns of a record that `rewards_of` looks at."""
     if plan.filters.reward is None:
         return []
-    return ["ordinal", "candidates.reward", "candidates.status", "candidates.rewards"]
+    return [*KEY, "candidates.reward", "candidates.status", "candidates.rewards"]

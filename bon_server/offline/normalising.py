@@ -33,7 +33,7 @@ def measure(plan: Plan, task: int) -> dict[str, Any]:
     for number in range(*plan.tasks[task]):
         file = plan.files[number]
         for batch in batches(plan, file, columns_for(plan), []):
-            judged = judge(plan, file, batch)
+            judged = judge(plan, file, batch, [])
             rewards = judged.candidates.reward[judged.can]
             of = judged.models.of[judged.candidates.row[judged.can]]
             for code, refs in enumerate(judged.models.refs):

@@ -163,10 +163,12 @@ def _told(
     on_damage: Callable[[LogError], None],
 ) -> Iterator[dict[str, Any]]:
     """The summaries of the first stage, telling of progress and damage."""
-    requests = 0
+    requests, told = 0, set[str]()
     for one in summaries:
-        for text in one["damage"]:
-            on_damage(LogError(text))
+        for text in one["damage"]:  # a file of scores is met again with each segment that it is of
+            if text not in told:
+                told.add(text)
+                on_damage(LogError(text))
         requests += one["requests"]
         on_records(requests)
         yield one

@@ -13,6 +13,8 @@ from bon_server.estimators import reward_at_k
 from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.reading import Source
+from bon_server.log.score_files import score_files
+from bon_server.offline import rescore
 from bon_server.types import ModelRef
 from tests.offline.rescoring import commit, rescored, sampled, synthetic_reward
 
@@ -57,3 +59,17 @@ def test_a_name_that_nobody_has(tmp_path: Path) -> None:
     rescored(log, name="gold")
     with pytest.raises(LogError, match=r"silver: no candidate .* there are: gold"):
         curve(CurveOptions(Source((log,)), rank_by="reward", value="silver"))
+
+
+def test_damaged_scores_stop_it_unless_it_is_told_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rescore, "CHUNK_REQUESTS", 16)
+    log = commit(tmp_path / "log", sampled(40))
+    rescored(log, name="gold")
+    _, file, _ = score_files(log, "gold")
+    file.path.write_bytes(file.path.read_bytes()[:-1])
+    with pytest.raises(LogError, match=r"scores/gold/.*damaged"):
+        curve(CurveOptions(Source((log,)), rank_by="gold"))
+    damage: list[LogError] = []
+    left = curve(CurveOptions(Source((log,), on_damage=damage.append), rank_by="gold"))
+    some = [one for one in (*sampled(16), *sampled(8, first=32)) if one.candidates]
+    assert len(damage) == 1 and left["prompts"] == len(some)

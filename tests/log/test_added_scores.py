@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,13 +21,15 @@ from typer.testing import CliRunner
 from bon_server.cli import app
 from bon_server.config import RewardConfig
 from bon_server.errors import LogError
-from bon_server.log.added_scores import NOT_THERE, STATUSES, join
+from bon_server.log.added_scores import KEY, NOT_THERE, STATUSES, join
 from bon_server.log.erase import erase
 from bon_server.log.expire import Retention, expire
 from bon_server.log.reader import LogReader
+from bon_server.log.record import Record
 from bon_server.log.rewrite import Match
-from bon_server.log.score_files import FOLDER, changing_scores, score_files, write_model, write_scores
+from bon_server.log.score_files import FOLDER, ScoreFile, changing_scores, score_files, write_model, write_scores
 from bon_server.log.spool import Spool
+from bon_server.log.stats import log_stats
 from bon_server.log.verify import verify
 from bon_server.offline import rescore as module
 from bon_server.offline.scoring import score_all
@@ -54,6 +57,16 @@ def row(ordinal: int, candidates: list[tuple[float | None, str]]) -> dict[str, A
             for index, (reward, status) in enumerate(candidates)
         ],
     }
+
+
+def keys(ordinals: list[int]) -> Any:
+    """Of the records whose scores `row` makes, an Arrow batch."""
+    rows = [row(ordinal, []) for ordinal in ordinals]
+    return pa.RecordBatch.from_pydict({name: [one[name] for one in rows] for name in KEY})
+
+
+def refuse(file: ScoreFile, error: LogError) -> None:
+    raise error
 
 
 some_candidates = st.lists(
@@ -84,7 +97,7 @@ def test_join_is_a_lookup(
             write_scores(Path(folder), "new", "mine", [row(one, log[one]) for one in there[first : first + size]])
         files = [file for file in score_files(Path(folder), "new") if file.writer == "mine"]
         lengths = np.array([len(log[one]) for one in order])
-        rewards, statuses = join(files, np.array(order), lengths)
+        rewards, statuses = join(files, keys(order), lengths, refuse)
     expected = [pair if one in there else (None, None) for one in order for pair in log[one]]
     found = [None if np.isnan(reward) else float(reward) for reward in rewards]
     told = [None if code == NOT_THERE else STATUSES[code].value for code in statuses]
@@ -215,7 +228,38 @@ def test_damaged_scores_stop_a_reader_unless_it_is_told_to_go_on(scores: Path) -
     damage: list[LogError] = []
     with LogReader(scores, damage.append) as reader:
         assert [one.rewards for record in reader.records() for one in record.candidates] == [{}] * 3
-    assert len(damage) == 3
+    assert len(damage) == 1
+    with pytest.raises(LogError, match=r"scores/new/.*damaged"):
+        log_stats(scores)
+    assert log_stats(scores, damage.append)["scores"] == {"new": {"requests": 0, "scored": 0}} and len(damage) == 2
+
+
+@pytest.mark.parametrize("lost", [record("r1", attempt=2), record("other"), record("r1", principal="somebody")])
+def test_scores_of_a_lost_record_are_not_those_of_the_next_one_with_its_ordinal(tmp_path: Path, lost: Record) -> None:
+    """With durability `async` a power cut may take records whose scores are on disk already."""
+    log, before = tmp_path / "log", tmp_path / "before"
+    with closing(Spool.open(log)) as spool:
+        spool.append([record("r0")])
+    shutil.copytree(log, before)
+    with closing(Spool.open(log)) as spool:
+        spool.append([lost])
+    rescored(log)
+    shutil.copytree(log / FOLDER, before / FOLDER)
+    with closing(Spool.open(before)) as spool:
+        spool.append([record("r1")])
+    with LogReader(before) as reader, pytest.raises(LogError, match=r"row 2 is of another record"):
+        list(reader.records())
+    damage: list[LogError] = []
+    with LogReader(before, damage.append) as reader:
+        assert not any(one.rewards for record in reader.records() if record.ordinal == 2 for one in record.candidates)
+    assert len(damage) == 1
+    with pytest.raises(LogError, match="another record"):
+        rescored(before)
+    (file,) = score_files(before)
+    assert problems(before) == [("scores_unfit", file.path.relative_to(before).as_posix())]
+    file.path.unlink()
+    rescored(before)
+    assert problems(before) == [] and scored_requests(before) == {"r0", "r1"}
 
 
 def test_verify_finds_damage(scores: Path) -> None:

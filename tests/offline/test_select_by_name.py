@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from bon_server.errors import LogError
-from bon_server.log.added_scores import AddedScores
 from bon_server.log.reader import LogReader
 from bon_server.log.score_files import score_files
 from bon_server.log.snapshot import make_snapshot
 from bon_server.log.spool import Spool
 from bon_server.offline import plan
 from bon_server.offline import rescore as rescoring
+from bon_server.offline.fetching import fetch
 from bon_server.offline.manifest import Manifest, sha256_of
 from bon_server.offline.options import Filters, Written
 from bon_server.offline.select import SelectOptions, select
@@ -203,7 +203,7 @@ def test_grouped_is_imported_as_it_was(tmp_path: Path) -> None:
     run(log, tmp_path / "new", **rule)
     assert set(lines(tmp_path / "new")[0]["scores"]) == {"a", "b", "new"}
     with LogReader(tmp_path / "again" / "log") as reader:
-        assert AddedScores(tmp_path / "again" / "log").names == []
+        assert score_files(tmp_path / "again" / "log") == []
         (with_parts, _) = reader.records()
     assert [one.rewards for one in with_parts.candidates] == [one.rewards for one in candidates]
 
@@ -225,3 +225,39 @@ def test_killed_between_its_steps_it_goes_on(tmp_path: Path, monkeypatch: pytest
             run(log, tmp_path / "out", written=Written(shard_rows=3))
     run(log, tmp_path / "out", written=Written(shard_rows=3))
     assert training_set(tmp_path / "out") == training_set(tmp_path / "whole")
+
+
+def test_damaged_scores_stop_it_unless_it_is_told_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rescoring, "CHUNK_REQUESTS", 16)
+    log = tmp_path / "log"
+    with closing(Spool.open(log)) as spool:
+        for first in range(0, 40, 10):  # so that one file of scores is of two segments
+            spool.append(sampled(10, first=first))
+            seal(spool)
+    rescored(log)
+    _, file, _ = score_files(log, "new")
+    file.path.write_bytes(file.path.read_bytes()[:-1])
+    with pytest.raises(LogError, match=r"scores/new/.*damaged"):
+        run(log, tmp_path / "refused")
+    damage: list[LogError] = []
+    options = SelectOptions((log,), BEST, tmp_path / "out", filters=Filters(reward="new"))
+    manifest = select(options, on_damage=damage.append)
+    assert len(damage) == 1 and str(file.path) in str(damage[0])
+    lost = sum(len(one.candidates) for one in sampled(16, first=16))
+    assert manifest["counts"]["dropped"]["not_rescored"] == lost > 0 < manifest["counts"]["selected"]
+
+
+def test_a_reward_that_is_gone_when_the_lines_are_written_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = commit(tmp_path / "log", sampled(20))
+    rescored(log)
+    (file,) = score_files(log, "new")
+
+    def damaging(*arguments: Any) -> Any:
+        file.path.write_bytes(file.path.read_bytes()[:-1])
+        return fetch(*arguments)
+
+    monkeypatch.setattr("bon_server.offline.exporting.fetch", damaging)
+    with pytest.raises(LogError, match=r"lost the reward .*damaged"):
+        run(log, tmp_path / "out")
