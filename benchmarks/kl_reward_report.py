@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from benchmarks.arms.intervals import figures, over_seeds
 from benchmarks.arms.setting import STRONG, WEAK
 from benchmarks.kl_reward_arms import BASE, Arm
-from bon_server.estimators.clusters import bootstrap_totals
 from bon_server.estimators.kl_best_of_n import kl_bound
-from bon_server.estimators.overoptimisation import Form, fit_gao
+from bon_server.evaluate.fits import fit_of_curve
 
 Floats = NDArray[np.float64]
 MEASURES = ("proxy", "gold")
@@ -86,21 +85,12 @@ def _measures(arm: Arm) -> list[tuple[str, Sequence[Floats]]]:
 
 
 def _fit(arms: Sequence[Arm]) -> dict[str, Any] | None:
-    """Of gold against the distance, through the best-of-n arms of one proxy; None with fewer than two."""
+    """Of gold against the distance, through the best-of-n arms of one proxy; None with fewer than four."""
     sampled = [arm for arm in arms if arm.kind in (BASE, "best-of-n")]
-    if len(sampled) < 3:
-        return None
-    gains = np.stack([arm.gold[0] - sampled[0].gold[0] for arm in sampled], axis=1)
-    distances = [float(arm.kl[0].mean()) for arm in sampled]
-    fit = fit_gao(distances, gains.mean(axis=0), Form.BEST_OF_N, bootstrap_totals(gains) / len(gains))
-    return {
-        "alpha": round(fit.alpha, 4),
-        "alpha_ci": [round(bound, 4) for bound in fit.alpha_ci],
-        "beta": round(fit.beta, 4),
-        "beta_ci": [round(bound, 4) for bound in fit.beta_ci],
-        "turning_point": fit.turning_point,
-        "turning_point_kl_nats": None if fit.turning_distance is None else round(fit.turning_distance**2, 3),
-    }
+    gold = np.stack([arm.gold[0] for arm in sampled], axis=1)
+    gained = np.diff(gold, axis=1, prepend=gold[:, :1])
+    distances = np.array([arm.kl[0].mean() for arm in sampled])
+    return fit_of_curve(distances, gained, np.ones(gained.shape), seed=0)
 
 
 def table(document: Mapping[str, Any]) -> str:

@@ -14,20 +14,10 @@ from bon_server.errors import LogError
 from bon_server.log.reader import LogReader
 from bon_server.log.record import Record
 from bon_server.reward.pairs import prompt_text
+from bon_server.rounds.held_out import Text, first_text
 from bon_server.types import Candidate, FinishReason, Outcome
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Text:
-    """One answer as the policy saw it."""
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    """The end of the answer included, where it was not cut."""
-    logprob: float
-    """Sum over the completion, nats, under the distribution sampled from."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +41,27 @@ class Answers:
 def read_answers(log: Path, temperature: float, gold: Gold, rewards: tuple[str, ...]) -> Answers:
     """All answers that were sampled at this temperature.
 
-    rewards: names of the reward models that scored. Raises LogError: an answer is missing or has no reward.
+    rewards: names of the reward models that scored. Raises LogError: an answer is missing, has no reward, or is logged
+    without its tokens.
     """
     found: dict[int, Record] = {}
     with LogReader(log) as reader:
         for record in reader.records():
             if record.sampling is not None and record.sampling.temperature == temperature:
-                if record.outcome is not Outcome.OK:
-                    raise LogError(f"{log}: request {record.request_id} ended as {record.outcome}")
-                found[int(record.tags["question"])] = record
+                found[int(record.tags["question"])] = record  # of several attempts the last
     records = [found[index] for index in sorted(found)]
     if not records or len(records) != max(found) + 1:
         raise LogError(f"{log}: {len(records)} questions have answers at temperature {temperature}, not all")
+    for record in records:
+        if record.outcome is not Outcome.OK:
+            raise LogError(f"{log}: request {record.request_id} ended as {record.outcome}")
     candidates = [[_scored(one, log) for one in record.candidates] for record in records]
     return Answers(
         {name: _table(candidates, lambda one, name=name: _reward(one, name)) for name in rewards},  # type: ignore[misc]
         np.array([[_worth(record, one, gold) for one in record.candidates] for record in records]),
         _table(candidates, lambda one: float(one.completion_tokens)),
         _table(candidates, lambda one: float(one.finish_reason is FinishReason.LENGTH)),
-        tuple(_text(record) for record in records),
+        tuple(_first(record, log) for record in records),
         float(np.mean([len({one.text for one in row}) / len(row) for row in candidates])),
     )
 
@@ -94,6 +86,8 @@ def _worth(record: Record, one: Candidate, gold: Gold) -> float:
     return float(gold(prompt=prompt_text(record.prompt), completion=one.text, context=record.reward_context))
 
 
-def _text(record: Record) -> Text:
-    first = record.candidates[0]
-    return Text(record.prompt_token_ids or (), first.token_ids, first.logprob or 0.0)
+def _first(record: Record, log: Path) -> Text:
+    text = first_text(record)
+    if text is None:
+        raise LogError(f"{log}: request {record.request_id} has no token ids, so its KL would not be known")
+    return text

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from benchmarks.arms.answers import Answers, read_answers
 from benchmarks.arms.commands import Run, bon, harvest, python
-from benchmarks.arms.divergence import kl_to_base
 from benchmarks.arms.recipe import Recipe
 from benchmarks.arms.setting import Setting, gold
 from benchmarks.arms.work import Document, Work
+from bon_server.rounds.kl import kl_of_texts
 
 Floats = NDArray[np.float64]
 GREEDY = 0.0
@@ -139,8 +139,8 @@ class Experiment:
         texts = answers.first[: self.sizes.kl_questions]
 
         def do(folder: Path) -> Document:
-            found = kl_to_base(policy, self.setting.policy, texts, self.setting.temperature)
-            return {"kl_nats": [round(float(one), 6) for one in found]}
+            found = kl_of_texts(str(policy), self.setting.policy, texts, lambda _: None, in_32_bits=True)
+            return {"kl_nats": [round(one, 6) for one in found]}
 
         self.work.part(f"{name}/kl", do)
         result = np.full(len(answers.first), np.nan)

@@ -64,10 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
-    """Builds the demo's models where none are named. Raises ConfigError for half of what belongs together."""
+    """Builds the demo's models where none are named.
+
+    Raises ConfigError for half of what belongs together, and for another sampling than at the temperature alone.
+    """
     own = (options.policy, options.reward, options.train_prompts, options.held_out_prompts)
     if any(own) and not all(own):
         raise ConfigError("--policy, --reward, --train-prompts and --held-out-prompts go together: give all or none")
+    for assignment in options.serve:
+        if assignment.startswith("defaults."):
+            raise ConfigError(f"serve: {assignment!r} given; KL is that of sampling at --temperature alone")
     policy, reward = (options.policy, options.reward) if options.policy else demo_models(options.models)
     gold(options.gold)
     return Setting(

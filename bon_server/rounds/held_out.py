@@ -77,7 +77,7 @@ def read_held_out(log: Path, number: int, gold: str | None) -> HeldOut:
     held_out = HeldOut()
     for ((mode, prompt), records), verdicts in zip(by_prompt.items(), judged, strict=True):
         held_out.sums[mode][prompt] = _sums([one for record in records for one in record.candidates], verdicts)
-        if mode == SAMPLED and (text := _text(records[0])) is not None:
+        if mode == SAMPLED and (text := first_text(records[0])) is not None:
             held_out.texts[prompt] = text
     return held_out
 
@@ -127,8 +127,8 @@ def _sums(candidates: list[Candidate], verdicts: list[float]) -> Floats:
     return np.array(pairs, dtype=np.float64).T
 
 
-def _text(record: Record) -> Text | None:
-    """The first candidate's, where it is known what the policy read and wrote."""
+def first_text(record: Record) -> Text | None:
+    """The first candidate's; None where it is not known what the policy read and wrote."""
     first = next(iter(record.candidates), None)
     if first is None or not first.token_ids or not record.prompt_token_ids or record.sampling is None:
         return None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.arms.answers import Answers, Text
+from benchmarks.arms.answers import Answers
 from benchmarks.arms.setting import STRONG, WEAK
+from bon_server.rounds.held_out import Text
 
 
 def made_answers(seed: int, questions: int = 40, samples: int = 8, shift: float = 0.0) -> Answers:
@@ -18,6 +19,6 @@ def made_answers(seed: int, questions: int = 40, samples: int = 8, shift: float 
         right,
         np.full(rewards.shape, 20.0),
         np.zeros(rewards.shape),
-        tuple(Text((1,), (2,), -1.0) for _ in range(questions)),
+        tuple(Text((1,), (2,), 0.8, 1.0) for _ in range(questions)),
         1.0,
     )

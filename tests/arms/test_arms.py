@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.arms.answers import Floats, Text, read_answers
+from benchmarks.arms.answers import Floats, read_answers
 from benchmarks.arms.commands import Run, harvest
 from benchmarks.arms.demo_questions import gold
 from benchmarks.arms.intervals import figures, over_seeds
@@ -20,6 +19,10 @@ from benchmarks.arms.recipe import Recipe, recipe_of
 from benchmarks.arms.setting import STRONG, WEAK, Setting, setting_of, take_lines
 from benchmarks.arms.work import Work
 from bon_server.errors import ConfigError, LogError
+from bon_server.log.record import Record
+from bon_server.types import Outcome
+from tests.evaluate.logs import written
+from tests.log.records import record
 
 
 def test_a_part_is_done_once(tmp_path: Path) -> None:
@@ -84,6 +87,12 @@ def test_models_and_questions_are_named_together() -> None:
         setting_of(named)
 
 
+def test_nothing_but_the_temperature_changes_the_sampling() -> None:
+    own = dict.fromkeys(("policy", "reward", "train_prompts", "held_out_prompts"))
+    with pytest.raises(ConfigError, match=r"'defaults\.top_p=0\.9' given"):
+        setting_of(argparse.Namespace(**own, serve=["policy.running_samples=8", "defaults.top_p=0.9"]))
+
+
 def test_differences_are_paired() -> None:
     one: Floats = np.random.default_rng(0).normal(size=200) * 100
     found = figures({"a": one, "b": one + 1, "b_minus_a": one + 1 - one})
@@ -117,6 +126,26 @@ def digits(*, prompt: str, completion: str, context: Mapping[str, str]) -> float
     return len(completion) + 1000 * int(context["answer"]) + 1e6 * len(prompt)
 
 
+def _logged(question: int, **fields: Any) -> Record:
+    return record(f"r{question}", tags={"question": str(question)}, reward_context={"answer": "1"}, **fields)
+
+
+def test_an_attempt_that_was_interrupted_does_not_count(tmp_path: Path) -> None:
+    """What a killed harvest left in the log is asked for again, and is no answer."""
+    cancelled = [_logged(question, outcome=Outcome.CANCELLED) for question in (0, 1)]
+    log = written(tmp_path, [*cancelled, _logged(1, attempt=2), _logged(0, attempt=2, rewards=(2.0, 1.0))])
+    assert read_answers(log, 0.8, digits, (STRONG,)).rewards[STRONG].tolist() == [[2.0, 1.0], [0.5, 0.25]]
+    with pytest.raises(LogError, match="request r1 ended as cancelled"):
+        read_answers(written(tmp_path, [_logged(0), *cancelled[1:]], "other"), 0.8, digits, (STRONG,))
+
+
+def test_answers_without_tokens_are_refused(tmp_path: Path) -> None:
+    """As redacted ones are; their KL would be 0."""
+    log = written(tmp_path, [_logged(0, prompt_token_ids=None)])
+    with pytest.raises(LogError, match="request r0 has no token ids"):
+        read_answers(log, 0.8, digits, (STRONG,))
+
+
 @pytest.mark.slow
 def test_answers_are_read_as_they_were_given(tmp_path: Path) -> None:
     """A real server, harvest and log; models that need no weights."""
@@ -141,27 +170,3 @@ def test_answers_are_read_as_they_were_given(tmp_path: Path) -> None:
     assert read_answers(tmp_path / "log", 0.0, digits, (STRONG,)).gold.shape == (6, 1)
     with pytest.raises(LogError, match=r"0 questions have answers at temperature 0\.5"):
         read_answers(tmp_path / "log", 0.5, digits, (STRONG,))
-
-
-def test_kl_is_that_of_the_whole_vocabulary(tmp_path: Path) -> None:
-    """Against the definition, token by token; and 0 to itself."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from benchmarks.arms.divergence import kl_to_base
-    from tests.tiny_models import save_policy
-
-    one, other = save_policy(tmp_path / "one"), save_policy(tmp_path / "other", weights_seed=1)
-    texts = [Text((1, 70, 80), (90, 91, 2), -1.0), Text((1, 71), (99,), -1.0)]
-    expected = []
-    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (one, other)]
-    for text, place in itertools.product(texts[:1], range(3)):
-        seen = torch.tensor([[*text.prompt_ids, *text.completion_ids[:place]]])
-        with torch.inference_mode():
-            p, q = ((model(seen).logits[0, -1] / 0.8).double().softmax(-1) for model in models)
-        expected.append(float((p * (p / q).log()).sum()))
-    found = kl_to_base(one, str(other), texts, 0.8)
-    assert found.shape == (2,)
-    assert found[0] == pytest.approx(sum(expected), rel=1e-4)
-    assert found[0] > 0.1
-    assert np.abs(kl_to_base(one, str(one), texts, 0.8)).max() < 1e-9

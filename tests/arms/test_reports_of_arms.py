@@ -95,6 +95,8 @@ def test_the_document_of_the_arms() -> None:
     best = by_name[STRONG, "best-of-8"]
     assert best["kl_nats"] < best["kl_bound_nats"]
     assert set(document["fits"]) == {STRONG, WEAK}
+    low, high = document["fits"][STRONG]["alpha_ci"]
+    assert 0 < low < document["fits"][STRONG]["alpha"] < high
 
 
 def test_an_interval_of_the_arms_is_paired() -> None:
