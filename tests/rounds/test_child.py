@@ -13,10 +13,10 @@ import pytest
 
 from bon_server.errors import RoundFailed, StartupError
 from bon_server.offline.training.options import TrainOptions
+from bon_server.offline.training.train import train
 from bon_server.rounds.child import in_child
 from bon_server.rounds.held_out import Text
 from bon_server.rounds.kl import kl_of_texts
-from bon_server.rounds.steps import train_quietly
 from tests.tiny_models import save_policy
 
 
@@ -60,7 +60,7 @@ def test_a_tiny_policy_is_trained_and_measured(tmp_path: Path) -> None:
         data=data, policy=base, out=tmp_path / "tuned", learning_rate=1e-2, batch_size=4, dtype="float32"
     )
     steps: list[Any] = []
-    told = in_child(train_quietly, options, tell=steps.append)
+    told = in_child(train, options, tell=steps.append)
     assert json.loads((tmp_path / "tuned/training.json").read_bytes()) == told
     assert steps[-1].step == steps[-1].steps == 8
     texts = [Text((1, 5, 9), (70, 71, 2), 0.8, 1.0)] * 2
