@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from bon_server.rounds.held_out import Text
 from bon_server.rounds.kl import kl_of_texts
 from tests.tiny_models import save_policy
 
+_HELD: list[Any] = []
+
 
 def counted(up_to: int, tell: Callable[[Any], None]) -> tuple[int, int]:
     """Tells each number; returns its process and the last."""
@@ -30,6 +33,13 @@ def counted(up_to: int, tell: Callable[[Any], None]) -> tuple[int, int]:
 def failing(message: str, tell: Callable[[Any], None]) -> None:
     """Raises what a command shows in one sentence."""
     raise RoundFailed(message)
+
+
+def with_semaphore(tell: Callable[[Any], None]) -> str:
+    """The name of a semaphore that is there until the process ends."""
+    lock = multiprocessing.Lock()
+    _HELD.append(lock)
+    return str(lock._semlock.name)  # type: ignore[attr-defined]
 
 
 def dying(tell: Callable[[Any], None]) -> None:
@@ -49,6 +59,12 @@ def test_errors_come_back() -> None:
         in_child(failing, "nothing there")
     with pytest.raises(StartupError, match="the process for dying ended with code -9"):
         in_child(dying)
+
+
+def test_a_process_that_is_done_cleans_up() -> None:
+    name = in_child(with_semaphore)
+    assert name.startswith("/mp-")
+    assert not Path(f"/dev/shm/sem.{name[1:]}").exists()
 
 
 @pytest.mark.slow
