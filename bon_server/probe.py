@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
+from bon.security import Security, secured
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 SERVING = "SERVING"
@@ -18,23 +18,20 @@ def health(
     *,
     service: str = "",
     timeout_s: float,
-    tls_ca: Path | None = None,
-    tls_cert: Path | None = None,
-    tls_key: Path | None = None,
     tls_name: str | None = None,
+    **security: Unpack[Security],
 ) -> str:
     """`SERVING`, `NOT_SERVING`, `SERVICE_UNKNOWN`, or `NOT_REACHED` with gRPC's code.
 
-    service: empty for the server as a whole. tls_ca: PEM file of authorities; None: plain text. tls_cert, tls_key: what
-    a server with mutual TLS wants. tls_name: the name in the certificate, where it is not the one in `target`.
-    Raises OSError for files that cannot be read.
+    service: empty for the server as a whole. tls_name: the name in the certificate, where it is not the one in
+    `target`. security: TLS as for a client; no key is sent. Raises bon.SecurityError, and OSError for files that cannot
+    be read.
     """
     options = [] if tls_name is None else [("grpc.ssl_target_name_override", tls_name)]
-    if tls_ca is None:
+    credentials, _ = secured(target, None, security, environment={})
+    if credentials is None:
         channel = grpc.insecure_channel(target)
     else:
-        key, certificate = (None if path is None else path.read_bytes() for path in (tls_key, tls_cert))
-        credentials = grpc.ssl_channel_credentials(tls_ca.read_bytes(), key, certificate)
         channel = grpc.secure_channel(target, credentials, options)
     with channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)

@@ -17,11 +17,13 @@ from bon_server.cli.options import (
     AsJson,
     Candidates,
     Choice,
+    Concurrency,
     JsonSchema,
     MaxTokens,
     Raw,
     Regex,
     Seed,
+    System,
     Target,
     Temperature,
     Tls,
@@ -96,7 +98,7 @@ def harvest(
     ],
     n: Candidates = None,
     target: Target = DEFAULT_TARGET,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
+    concurrency: Concurrency = 8,
     as_json: AsJson = False,
     column: Annotated[
         list[str],
@@ -105,7 +107,7 @@ def harvest(
             "Parts: prompt, id, reward_context[.NAME], tags[.NAME]; each by default in the column of its name."
         ),
     ] = [],  # noqa: B006 - Typer copies it
-    system: Annotated[str | None, typer.Option(help="System message put before every prompt.")] = None,
+    system: System = None,
     tag: Annotated[list[str], typer.Option(help="KEY=VALUE, for every request. May be repeated.")] = [],  # noqa: B006
     temperature: Temperature = None,
     top_p: TopP = None,

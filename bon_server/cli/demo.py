@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
-from bon_server.errors import ConfigError
 
 app = typer.Typer(help="The main job from end to end on this machine, with demo models.", invoke_without_command=True)
 
@@ -31,13 +30,13 @@ def demo(
 @app.command("evaluate")
 def demo_evaluate(
     context: typer.Context,
-    split: Annotated[str, typer.Option(help="test for final figures, development for choosing.")] = "test",
+    split: Annotated[
+        Literal["test", "development"], typer.Option(help="test for final figures, development for choosing.")
+    ] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="About so many problems, for a quick look.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the demo reward model on problems it never saw, with 95 % intervals; about 15 minutes on two cores."""
-    if split not in ("test", "development"):
-        raise ConfigError(f"--split {split!r}: allowed are test and development")
     from bon_server.demo.evaluate import evaluate
     from bon_server.demo.policy_model import build_policy
     from bon_server.demo.reward_model import build_reward
@@ -45,5 +44,4 @@ def demo_evaluate(
     models = context.obj / "models"
     policy = build_policy(models / "policy")
     reward = build_reward(models / "reward", policy)
-    chosen: Any = split
-    print_result(evaluate(policy, reward, context.obj / "samples", split=chosen, limit=limit), as_json)
+    print_result(evaluate(policy, reward, context.obj / "samples", split=split, limit=limit), as_json)

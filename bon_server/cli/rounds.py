@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from bon_server.cli.options import AsJson, Candidates, MaxTokens, Raw, Settings, Temperature, TopP
+from bon_server.cli.options import (
+    AsJson,
+    Candidates,
+    Concurrency,
+    MaxTokens,
+    Raw,
+    Settings,
+    System,
+    Temperature,
+    TopP,
+)
 from bon_server.cli.show import key_value
 from bon_server.selection import OfflineRule
 
 ASKING, SELECTION, TRAINING, ENDING = "Asking", "Selecting", "Training", "Evaluating, and when to stop"
-
-
-class Method(StrEnum):
-    """How to train."""
-
-    SFT = "sft"
-    DPO = "dpo"
-
-
-class From(StrEnum):
-    """What a round trains."""
-
-    BASE = "base"
-    LAST = "last"
 
 
 def rounds(
@@ -43,14 +38,12 @@ def rounds(
     temperature: Temperature = None,
     top_p: TopP = None,
     max_tokens: MaxTokens = None,
-    system: Annotated[
-        str | None, typer.Option(help="System message put before every prompt.", rich_help_panel=ASKING)
-    ] = None,
+    system: System = None,
     raw: Raw = False,
     column: Annotated[
         list[str], typer.Option(help="PART=COLUMN, as for bon harvest; of both files.", rich_help_panel=ASKING)
     ] = [],  # noqa: B006 - Typer copies it
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.", rich_help_panel=ASKING)] = 8,
+    concurrency: Concurrency = 8,
     patience_s: Annotated[
         float, typer.Option("--server-patience", help="Seconds to wait for a silent server.", rich_help_panel=ASKING)
     ] = 300.0,
@@ -72,10 +65,14 @@ def rounds(
     merge_rounds: Annotated[
         bool, typer.Option(help="Select from all rounds so far, or the last alone.", rich_help_panel=SELECTION)
     ] = True,
-    method: Annotated[Method, typer.Option(help="sft or dpo.", rich_help_panel=TRAINING)] = Method.SFT,
+    method: Annotated[
+        Literal["sft", "dpo"],
+        typer.Option(help="sft: on completions; dpo: on pairs.", rich_help_panel=TRAINING),
+    ] = "sft",
     start_from: Annotated[
-        From, typer.Option("--from", help="Train the first policy anew, or the last one on.", rich_help_panel=TRAINING)
-    ] = From.BASE,
+        Literal["base", "last"],
+        typer.Option("--from", help="Train the first policy anew, or the last one on.", rich_help_panel=TRAINING),
+    ] = "base",
     train: Annotated[
         list[str],
         typer.Option(
@@ -131,7 +128,7 @@ def rounds(
             columns=parse_columns(column),
         ),
         held_out_n=held_out_n,
-        method=method.value,
+        method=method,
         rule=rule,
         k=k,
         threshold=threshold,
@@ -139,7 +136,7 @@ def rounds(
         margin=margin,
         min_spread=min_spread,
         merge_rounds=merge_rounds,
-        start_from=start_from.value,
+        start_from=start_from,
         training=dict(map(key_value, train)),
         gold=gold,
         stops=Stops(patience=patience, min_distinct=min_distinct, min_entropy=min_entropy),

@@ -12,7 +12,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bon_server.cli.options import DEFAULT_TARGET, AsJson, ConfigFile, Settings, Target
+from bon_server.cli.options import (
+    DEFAULT_TARGET,
+    TLS,
+    AsJson,
+    ConfigFile,
+    Settings,
+    Target,
+    Tls,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+)
 from bon_server.cli.show import text
 from bon_server.config import Config, LogFormat, load, parse_assignments
 
@@ -114,10 +125,13 @@ def health(
     service: Annotated[str, typer.Option(help="Service to ask about. Default: the server as a whole.")] = "",
     alive: Annotated[bool, typer.Option("--alive", help="Exit 0 whatever it says, as long as it answers.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 5.0,
-    tls_ca: Annotated[Path | None, typer.Option(help="TLS with these authorities, as PEM.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Own certificate, for mutual TLS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Private key of that certificate.")] = None,
-    tls_name: Annotated[str | None, typer.Option(help="Name in the server's certificate, if not the target's.")] = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_name: Annotated[
+        str | None, typer.Option(help="Name in the server's certificate, if not the target's.", rich_help_panel=TLS)
+    ] = None,
 ) -> None:
     """Ask a server whether it can take new work; exit 0 when it can, else 1. Needs no key."""
     from bon_server import probe
@@ -126,10 +140,11 @@ def health(
         target,
         service=service,
         timeout_s=timeout,
+        tls_name=tls_name,
+        tls=tls,
         tls_ca=tls_ca,
         tls_cert=tls_cert,
         tls_key=tls_key,
-        tls_name=tls_name,
     )
     print(said)  # noqa: T201
     if said.startswith(probe.NOT_REACHED) or (said != probe.SERVING and not alive):

@@ -7,9 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -24,18 +23,11 @@ if TYPE_CHECKING:
 OPTIMISER, LORA, MEASURED = "How it learns", "What is trained", "Checkpoints and held-out rows"
 
 
-class Method(StrEnum):
-    """See `training.options.METHODS`."""
-
-    SFT = "sft"
-    DPO = "dpo"
-
-
 def train(
     data: Annotated[Path, typer.Option(help="Folder that bon select wrote, or one JSONL or Parquet file.")],
     policy: Annotated[str, typer.Option(help="Directory or hub id of the model to start from.")],
     out: Annotated[Path, typer.Option(help="Directory of the tuned model, which bon serve --policy loads.")],
-    method: Annotated[Method, typer.Option(help="sft: on completions; dpo: on pairs.")] = Method.SFT,
+    method: Annotated[Literal["sft", "dpo"], typer.Option(help="sft: on completions; dpo: on pairs.")] = "sft",
     full: Annotated[
         bool, typer.Option("--full", help="Train all weights, not low-rank updates.", rich_help_panel=LORA)
     ] = False,
@@ -97,7 +89,7 @@ def train(
         data=data,
         policy=policy,
         out=out,
-        method=method.value,
+        method=method,
         lora=not full,
         lora_rank=lora_rank,
         lora_alpha=lora_alpha,

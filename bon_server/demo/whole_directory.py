@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bon_server.log.whole_file import sync_folder
+from bon_server.log.whole_file import sync_folder, sync_tree
 
 STAMP_FILE = "demo_model.json"
 
@@ -31,7 +30,7 @@ def build_whole(directory: Path, stamp: Mapping[str, str], write: Callable[[Path
         fresh.mkdir()
         write(fresh)
         (fresh / STAMP_FILE).write_text(json.dumps(dict(stamp), indent=1, sort_keys=True) + "\n")
-        _sync(fresh)
+        sync_tree(fresh)
         if directory.exists() and any(directory.iterdir()):
             directory.rename(Path(scratch) / "old")
         fresh.rename(directory)
@@ -47,11 +46,3 @@ def _stamp_of(directory: Path) -> dict[str, str] | None:
         raise FileExistsError(f"directory: {directory} is not empty and has no {STAMP_FILE}; give a new one")
     stamp: dict[str, str] = json.loads(stamp_file.read_text())
     return stamp
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)

@@ -6,6 +6,9 @@ which still wants to finish what runs.
 
 from __future__ import annotations
 
+import threading
+
+from tqdm import tqdm
 from vllm.platforms import current_platform
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -34,6 +37,7 @@ class ProcessPerGpuExecutor(MultiprocExecutor):  # type: ignore[misc]
 
 def _prepare_process() -> None:
     live_and_die_with_parent()
+    tqdm.set_lock(threading.RLock())  # its own is a named semaphore, and outlives a process that is killed
     keep_content_out_of_the_log()
     use_shared_grammars()
     if current_platform.is_cpu():

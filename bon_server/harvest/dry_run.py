@@ -21,7 +21,7 @@ from bon.v1 import bon_pb2 as pb
 from scipy.special import stdtrit
 
 from bon_server.harvest.lines import BadLine, Occurrences, Run, line_request
-from bon_server.harvest.loop import Watcher, send_lines
+from bon_server.harvest.loop import Watcher, harvest
 from bon_server.harvest.prompts import Line, find_prompts
 
 SAMPLE = 8
@@ -138,7 +138,7 @@ async def _measure(
         measured.failures.append({"line": line.number, "reason": reason})
 
     async with bon.AsyncClient(target, attempts=1, **security) as client:
-        result = await send_lines(
+        result = await harvest(
             iter([line for line, _ in counted.sample]),
             client,
             replace(run, trial=True),

@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import bon
 import grpc
 from bon.v1 import bon_pb2 as pb
 
 from bon_server.harvest.lines import BadLine, Occurrences, Run, line_request
-from bon_server.harvest.prompts import Line, find_prompts
+from bon_server.harvest.prompts import Line
 
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 2.0
@@ -73,27 +72,6 @@ class HarvestStopped(Exception):
 
 
 async def harvest(
-    file: Path,
-    client: bon.AsyncClient,
-    run: Run,
-    *,
-    concurrency: int,
-    patience_s: float,
-    timeout_s: float | None = None,
-    watcher: Watcher | None = None,
-) -> Harvest:
-    """Sends every line of `file` (see `prompts.find_prompts`) and waits for all answers.
-
-    The arguments are those of `send_lines`. Raises OSError when the file cannot be read, and `ConfigError` when it is
-    no table of prompts.
-    """
-    lines = find_prompts(file).lines(run.columns)
-    return await send_lines(
-        lines, client, run, concurrency=concurrency, patience_s=patience_s, timeout_s=timeout_s, watcher=watcher
-    )
-
-
-async def send_lines(
     lines: Iterator[Line],
     client: bon.AsyncClient,
     run: Run,
@@ -103,11 +81,11 @@ async def send_lines(
     timeout_s: float | None = None,
     watcher: Watcher | None = None,
 ) -> Harvest:
-    """Sends lines and waits for all answers.
+    """Sends lines (see `prompts.Prompts.lines`) and waits for all answers.
 
     client: best made with `attempts=1`, since the waiting is done here; concurrency: requests in flight; patience_s:
     how long to go on while the server gives no answer at all; timeout_s: deadline of one request (None: none), at
-    which the server answers with what it has.
+    which the server answers with what it has. Raises what the lines raise.
     """
     began_s = time.monotonic()
     with closing(Occurrences()) as occurrences:

@@ -34,15 +34,16 @@ def run_harvest(
     out: gets one JSON line `{"line", "request_id", "text", "reward", "replayed"}` for each answer, as it comes; running
     again writes it anew, replayed answers included.
     """
+    prompts = find_prompts(file)
     with ExitStack() as cleanup:
         answers = cleanup.enter_context(out.open("w", encoding="utf-8")) if out else None
-        shown = cleanup.enter_context(_Shown(find_prompts(file).size_bytes, answers))
+        shown = cleanup.enter_context(_Shown(prompts.size_bytes, answers))
         watcher = Watcher(shown.answer, shown.failure, shown.wait)
 
         async def session() -> Harvest:
             async with bon.AsyncClient(target, attempts=1, **(security or {})) as client:
                 return await harvest(
-                    file,
+                    prompts.lines(run.columns),
                     client,
                     run,
                     concurrency=concurrency,

@@ -21,6 +21,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Makes a folder durable, with all that is in it."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 (hexadecimal) of a file."""
     with path.open("rb") as file:

@@ -12,6 +12,7 @@ from bon_server.errors import BonError, StartupError
 
 Result = TypeVar("Result")
 Tell = Callable[[Any], None]
+_END_TIMEOUT_S = 30.0
 
 
 def in_child(function: Callable[..., Result], *arguments: object, tell: Tell = lambda _: None) -> Result:
@@ -30,11 +31,12 @@ def in_child(function: Callable[..., Result], *arguments: object, tell: Tell = l
             kind, value = ours.recv()
             if kind == "told":
                 tell(value)
-            elif kind == "raised":
+                continue
+            process.join(_END_TIMEOUT_S)  # for it to clean up, or the semaphores of its libraries stay
+            if kind == "raised":
                 raise value
-            else:
-                result: Result = value
-                return result
+            result: Result = value
+            return result
     except EOFError:
         process.join()
         raise StartupError(

@@ -24,6 +24,7 @@ from typing import Any
 
 from bon_server.errors import LogError
 from bon_server.log.whole_file import make_folder, sync_folder, whole_file
+from bon_server.offline.differences import differences
 from bon_server.offline.manifest import MANIFEST_NAME
 
 OPTIONS_NAME, ROUNDS_NAME, BEST_NAME = "options.json", "rounds.json", "best"
@@ -86,8 +87,7 @@ def fix_options(out: Path, asked: dict[str, Any]) -> None:
             raise LogError(f"{out} holds rounds but no {OPTIONS_NAME}; choose another folder")
         write_json(out / OPTIONS_NAME, asked)
         return
-    different = list(_differences("", there, asked))
-    if different:
+    if different := differences(there, asked):
         raise LogError(f"{out} holds another run; {'; '.join(different)}. Choose another folder, or the same options")
 
 
@@ -120,14 +120,3 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     """Writes a document, whole."""
     with whole_file(path) as file:
         file.write(json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n")
-
-
-def _differences(name: str, there: Any, asked: Any) -> list[str]:
-    if isinstance(there, dict) and isinstance(asked, dict):
-        inside = f"{name}." if name else ""
-        return [
-            one
-            for key in sorted(there.keys() | asked.keys())
-            for one in _differences(inside + key, there.get(key), asked.get(key))
-        ]
-    return [] if there == asked else [f"{name}: {json.dumps(there)} there, {json.dumps(asked)} given"]

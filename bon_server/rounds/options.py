@@ -6,7 +6,7 @@ import hashlib
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -16,11 +16,11 @@ from bon_server.harvest.prompts import find_prompts
 from bon_server.log.whole_file import sha256_of
 from bon_server.offline.options import Filters, SelectOptions
 from bon_server.offline.options import check as check_selection
-from bon_server.offline.training.options import TrainOptions
+from bon_server.offline.training.options import Method, TrainOptions
 from bon_server.offline.training.options import check as check_training
 from bon_server.selection import OfflineRule
 
-FROM = ("base", "last")
+StartFrom = Literal["base", "last"]
 _OF_THIS_RUN = ("out", "rounds", "concurrency", "patience_s")
 """What may differ when a run goes on: none of it changes what a round is."""
 _OURS_IN_TRAINING = ("data", "policy", "out", "method", "seed")
@@ -73,8 +73,7 @@ class RoundsOptions:
     asking: Asking = field(default_factory=Asking)
     held_out_n: int = 4
     """Samples of a held-out prompt, beside the greedy one."""
-    method: str = "sft"
-    """`sft` or `dpo`."""
+    method: Method = "sft"
     rule: OfflineRule | None = None
     """How to select. None: best-per-prompt for sft, pairs for dpo."""
     k: int | None = None
@@ -85,8 +84,8 @@ class RoundsOptions:
     merge_rounds: bool = True
     """Whether to select from the logs of all rounds so far, so that the best over all of them is kept; else from the
     last one alone."""
-    start_from: str = "base"
-    """One of `FROM`: train the first policy anew in every round, or the last one further."""
+    start_from: StartFrom = "base"
+    """Train the first policy anew in every round, or the last one further."""
     training: dict[str, Any] = field(default_factory=dict)
     """Other options of `TrainOptions`, by name."""
     gold: str | None = None
@@ -157,7 +156,7 @@ def check(options: RoundsOptions) -> None:
     for name, value, allowed, good in (
         ("reward", options.rewards, "at least one", bool(options.rewards)),
         ("rounds", options.rounds, "numbers from 1", options.rounds >= 1),
-        ("from", options.start_from, " or ".join(FROM), options.start_from in FROM),
+        ("from", options.start_from, " or ".join(get_args(StartFrom)), options.start_from in get_args(StartFrom)),
         ("n", asking.n, "numbers from 2, or there is nothing to choose", asking.n is None or asking.n >= 2),
         ("temperature", asking.temperature, "numbers above 0", asking.temperature is None or asking.temperature > 0),
         ("system", asking.system, "nothing with --raw", not (asking.raw and asking.system is not None)),

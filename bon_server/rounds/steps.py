@@ -19,7 +19,6 @@ from bon_server.log.lock import WriterLock
 from bon_server.offline.manifest import MANIFEST_NAME
 from bon_server.offline.output_folder import WORK_NAME
 from bon_server.offline.select import select
-from bon_server.offline.training.options import TrainOptions
 from bon_server.offline.training.train import Progress, train
 from bon_server.rounds import evaluation
 from bon_server.rounds.child import in_child
@@ -76,13 +75,9 @@ def train_step(options: RoundsOptions, this: Round, policy: str, status: Status)
             loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
             status(f"round {this.number}: training, step {progress.step} of {progress.steps}{loss}")
 
-        there = in_child(train_quietly, options.train_options(this.selected, policy, this.policy), tell=tell)
+        # Its warnings are in `training.json`.
+        there = in_child(train, options.train_options(this.selected, policy, this.policy), tell=tell)
     return there
-
-
-def train_quietly(options: TrainOptions, tell: Callable[[Any], None]) -> dict[str, Any]:
-    """`train`, in the child; its warnings are in `training.json`."""
-    return train(options, tell)
 
 
 def evaluate_step(

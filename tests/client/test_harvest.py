@@ -15,6 +15,7 @@ from bon.requests import GenerateOptions
 from bon_server.harvest.lines import Run
 from bon_server.harvest.loop import Harvest, Watcher, harvest
 from bon_server.harvest.progress import run_harvest
+from bon_server.harvest.prompts import find_prompts
 from tests.client.fake_server import FakeService, Refusal, serving
 
 RUN = Run(GenerateOptions(n=3))
@@ -36,7 +37,14 @@ async def _harvest(file: Path, target: str, concurrency: int = 4, patience_s: fl
     failures: list[str] = []
     watcher = Watcher(on_failure=lambda line, reason: failures.append(f"{line.number}: {reason}"))
     async with bon.AsyncClient(target, attempts=1) as client:
-        result = await harvest(file, client, RUN, concurrency=concurrency, patience_s=patience_s, watcher=watcher)
+        result = await harvest(
+            find_prompts(file).lines(RUN.columns),
+            client,
+            RUN,
+            concurrency=concurrency,
+            patience_s=patience_s,
+            watcher=watcher,
+        )
     return result, failures
 
 

@@ -209,5 +209,6 @@ async def test_a_saved_data_set_is_harvested(service: FakeService, target: str, 
 
     *_, saved = _in_all_forms(tmp_path, ROWS)
     async with bon.AsyncClient(target, attempts=1) as client:
-        result = await harvest(saved, client, Run(GenerateOptions(n=3)), concurrency=2, patience_s=5.0)
+        run = Run(GenerateOptions(n=3))
+        result = await harvest(find_prompts(saved).lines(run.columns), client, run, concurrency=2, patience_s=5.0)
     assert (result.requests, result.failed, len(service.answers)) == (4, 0, 4)

@@ -55,6 +55,11 @@ def copied(model_directory: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(model_directory, tmp_path / "model"))
 
 
+def mapped(pid: int | None) -> str:
+    """What a process has in its memory, as the kernel lists it."""
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
 async def refusal(policy_class: type[VllmPolicy], config: PolicyConfig) -> str:
     with pytest.raises(StartupError) as caught:
         await policy_class.start(config)
@@ -138,6 +143,7 @@ async def test_an_engine_that_is_killed(policy_class: type[VllmPolicy], model_di
     )
     (process,) = set(multiprocessing.active_children()) - earlier
     assert os.getpgid(process.pid or 0) == process.pid
+    assert "/dev/shm/sem." not in mapped(process.pid), "nothing that outlives it"
     endless = Sampling(temperature=0.0, max_tokens=2000)  # goes on for 1,300 tokens
     running = [asyncio.create_task(policy.sample(f"a{index}", (9, 9), endless)) for index in range(8)]
     await asyncio.sleep(0.2)

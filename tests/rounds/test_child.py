@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -13,11 +14,13 @@ import pytest
 
 from bon_server.errors import RoundFailed, StartupError
 from bon_server.offline.training.options import TrainOptions
+from bon_server.offline.training.train import train
 from bon_server.rounds.child import in_child
 from bon_server.rounds.held_out import Text
 from bon_server.rounds.kl import kl_of_texts
-from bon_server.rounds.steps import train_quietly
 from tests.tiny_models import save_policy
+
+_HELD: list[Any] = []
 
 
 def counted(up_to: int, tell: Callable[[Any], None]) -> tuple[int, int]:
@@ -30,6 +33,13 @@ def counted(up_to: int, tell: Callable[[Any], None]) -> tuple[int, int]:
 def failing(message: str, tell: Callable[[Any], None]) -> None:
     """Raises what a command shows in one sentence."""
     raise RoundFailed(message)
+
+
+def with_semaphore(tell: Callable[[Any], None]) -> str:
+    """The name of a semaphore that is there until the process ends."""
+    lock = multiprocessing.Lock()
+    _HELD.append(lock)
+    return str(lock._semlock.name)  # type: ignore[attr-defined]
 
 
 def dying(tell: Callable[[Any], None]) -> None:
@@ -51,6 +61,12 @@ def test_errors_come_back() -> None:
         in_child(dying)
 
 
+def test_a_process_that_is_done_cleans_up() -> None:
+    name = in_child(with_semaphore)
+    assert name.startswith("/mp-")
+    assert not Path(f"/dev/shm/sem.{name[1:]}").exists()
+
+
 @pytest.mark.slow
 def test_a_tiny_policy_is_trained_and_measured(tmp_path: Path) -> None:
     base, data = save_policy(tmp_path / "base"), tmp_path / "rows.jsonl"
@@ -60,7 +76,7 @@ def test_a_tiny_policy_is_trained_and_measured(tmp_path: Path) -> None:
         data=data, policy=base, out=tmp_path / "tuned", learning_rate=1e-2, batch_size=4, dtype="float32"
     )
     steps: list[Any] = []
-    told = in_child(train_quietly, options, tell=steps.append)
+    told = in_child(train, options, tell=steps.append)
     assert json.loads((tmp_path / "tuned/training.json").read_bytes()) == told
     assert steps[-1].step == steps[-1].steps == 8
     texts = [Text((1, 5, 9), (70, 71, 2), 0.8, 1.0)] * 2

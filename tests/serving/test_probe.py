@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import bon
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -80,3 +81,11 @@ async def test_plain_text_where_tls_is_asked_for(run: Run, tmp_path_factory: pyt
     assert said.startswith("NOT_REACHED")
     done = await ask("--target", running.server.address, "--tls-ca", "/no/such/file")
     assert done.exit_code == 1
+
+
+async def test_a_certificate_without_key_is_no_plain_text(run: Run) -> None:
+    running = await run()
+    done = await ask("--target", running.server.address, "--tls-cert", "/no/such/file")
+    assert isinstance(done.exception, bon.SecurityError), done.stdout
+    done = await ask("--target", running.server.address, "--tls-cert", "/no/such/file", "--tls-key", "/no/such/file")
+    assert isinstance(done.exception, FileNotFoundError), done.stdout

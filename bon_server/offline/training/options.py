@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from bon_server.errors import ConfigError
 
-METHODS = ("sft", "dpo")
+Method = Literal["sft", "dpo"]
 DTYPES = ("auto", "bfloat16", "float32")
 SCHEDULES = ("linear", "cosine", "constant")
 
@@ -25,8 +25,8 @@ class TrainOptions:
     """Directory or hub id of the model to start from."""
     out: Path
     """Directory of the tuned model; missing, empty, or made by an earlier run with the same options."""
-    method: str = "sft"
-    """One of `METHODS`: likelihood of completions, or direct preference optimisation of pairs."""
+    method: Method = "sft"
+    """Likelihood of completions, or direct preference optimisation of pairs."""
     lora: bool = True
     """Train low-rank updates, merged in the end; false: all weights."""
     lora_rank: int = 16
@@ -76,7 +76,11 @@ def check(options: TrainOptions) -> None:
 
 
 def _check_names(options: TrainOptions) -> None:
-    choices: Sequence[tuple[str, Sequence[str]]] = (("method", METHODS), ("dtype", DTYPES), ("schedule", SCHEDULES))
+    choices: Sequence[tuple[str, Sequence[str]]] = (
+        ("method", get_args(Method)),
+        ("dtype", DTYPES),
+        ("schedule", SCHEDULES),
+    )
     for name, allowed in choices:
         if getattr(options, name) not in allowed:
             raise ConfigError(f"{name}: {getattr(options, name)!r} given; allowed are {', '.join(allowed)}")

@@ -21,7 +21,8 @@ from typing import Any
 
 from bon_server.errors import TrainingError
 from bon_server.log.lock import WriterLock
-from bon_server.log.whole_file import sync_folder, whole_file
+from bon_server.log.whole_file import sync_folder, sync_tree, whole_file
+from bon_server.offline.differences import differences
 
 RESULT_NAME = "training.json"
 _RUN_NAME = "run.json"
@@ -36,8 +37,9 @@ def finished(out: Path) -> dict[str, Any] | None:
     try:
         if not any(out.iterdir()):
             return None
-        document = json.loads((out / RESULT_NAME).read_bytes())
-        return dict(document)
+        document = dict(json.loads((out / RESULT_NAME).read_bytes()))
+        if isinstance(document.get("run"), dict):
+            return document
     except FileNotFoundError:
         if not out.exists():
             return None
@@ -50,19 +52,10 @@ def finished(out: Path) -> dict[str, Any] | None:
 
 def check_same(where: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises TrainingError, naming what differs, when a run is not the one that is wanted."""
-    if there == wanted:
-        return
-    differences = []
-    for part in sorted(set(there) | set(wanted)):
-        had, asked = there.get(part), wanted.get(part)
-        if isinstance(had, dict) and isinstance(asked, dict):
-            names = [name for name in sorted(set(had) | set(asked)) if had.get(name) != asked.get(name)]
-            differences += [f"{part}.{name}: {had.get(name)} there, {asked.get(name)} given" for name in names]
-        elif had != asked:
-            differences.append(f"{part}: {had} there, {asked} given")
-    raise TrainingError(
-        f"out: {where} holds another run ({'; '.join(differences)}); give another directory, or remove it"
-    )
+    if different := differences(there, wanted):
+        raise TrainingError(
+            f"out: {where} holds another run ({'; '.join(different)}); give another directory, or remove it"
+        )
 
 
 class WorkFolder:
@@ -125,13 +118,13 @@ class WorkFolder:
 
     def complete(self, checkpoint: Path, seconds: float) -> None:
         """Says that a checkpoint is whole, once it is on disk. seconds: trained until then, in all runs."""
-        _sync(checkpoint)
+        sync_tree(checkpoint)
         with whole_file(checkpoint / _WHOLE_NAME) as file:
             file.write(json.dumps({"seconds": seconds}).encode())
 
     def publish(self) -> None:
         """`new` becomes the model directory, at once; nothing else is left."""
-        _sync(self.new)
+        sync_tree(self.new)
         with suppress(FileNotFoundError):
             self.out.rmdir()  # empty, or this is an error
         self.new.rename(self.out)
@@ -152,13 +145,3 @@ def seconds_of(checkpoint: Path | None) -> float:
 def step_of(checkpoint: Path | None) -> int:
     """Optimiser steps done until then."""
     return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        elif path.is_dir():
-            sync_folder(path)
-    sync_folder(folder)

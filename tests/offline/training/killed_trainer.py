@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import cast
 
-from bon_server.offline.training.options import TrainOptions
+from bon_server.offline.training.options import Method, TrainOptions
 from bon_server.offline.training.train import Progress, train
 
 
@@ -21,7 +22,7 @@ def options_of(folder: Path, out: str, method: str, lora: bool) -> TrainOptions:
         data=data,
         policy=folder / "policy",
         out=folder / out,
-        method=method,
+        method=cast(Method, method),
         lora=lora,
         batch_size=8,
         micro_batch_size=4,

@@ -109,7 +109,9 @@ def test_another_run_in_the_place_of_an_unfinished_one_is_refused(
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
         broken.setattr(training, "_fit", _interrupted)
         train(options)
-    with pytest.raises(TrainingError, match=r"another run \(data.sha256: .* options.method: sft there, dpo given"):
+    with pytest.raises(
+        TrainingError, match=r"another run \(data.sha256: .* options.method: \"sft\" there, \"dpo\" given"
+    ):
         train(options_of(folder, "other", "dpo", lora=True))
     assert train(options)["metrics"]["steps"] == 9
 

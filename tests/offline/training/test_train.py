@@ -176,6 +176,13 @@ def test_a_finished_run_returns_at_once_and_another_one_is_refused(
         train(options(folder, out=folder / "policy"))
 
 
+@pytest.mark.parametrize("theirs", ["{}", '{"run": 5}', "[]"])
+def test_what_another_program_calls_training_json_is_refused(folder: Path, tmp_path: Path, theirs: str) -> None:
+    (tmp_path / "training.json").write_text(theirs)
+    with pytest.raises(TrainingError, match="holds no model that was trained here"):
+        train(options(folder, out=tmp_path))
+
+
 def test_the_same_run_gives_the_same_weights(folder: Path, tmp_path: Path) -> None:
     progress: list[Progress] = []
     document = train(options(folder, out=tmp_path / "again"), progress.append)
