@@ -146,7 +146,8 @@ async def test_an_engine_without_progress_is_seen(run: Run) -> None:
 
 
 async def test_an_engine_that_is_slow_has_not_hung(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s)
+    clock = SimpleNamespace(now_s=0.0)
+    clock.monotonic = lambda: clock.now_s
     monkeypatch.setattr(telemetry_module, "time", clock)
     telemetry = Telemetry()
     running = await run(ScriptedPolicy(engines=(telemetry,)), settings={"limits.engine_stall_s": 100})
