@@ -161,8 +161,9 @@ class LimitsConfig:
     engine_stall_s: PositiveSeconds = 120.0
     """An engine that makes no step for so long, while it has work, has hung: health says NOT_SERVING, and the server
     ends with an error. Must be more than the longest step, which on a CPU is that of a whole prompt."""
-    loop_stall_s: PositiveSeconds = 120.0
-    """A server that is itself stuck for so long prints the stacks of its threads and ends with an error."""
+    loop_stall_s: Annotated[float, Meta(ge=1, le=1_000_000)] = 120.0
+    """A server that is itself stuck for so long prints the stacks of its threads and ends with an error. A process that
+    is stopped (`docker pause`, a debugger) counts as stuck; a machine that sleeps does not."""
     drain_s: PositiveSeconds = 30.0
     """How long running calls may take to finish after SIGTERM."""
 

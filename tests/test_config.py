@@ -39,6 +39,8 @@ def test_flags_beat_environment_beats_file(file: Path) -> None:
         ({"listen.port": 70000}, ("listen.port", "70000", "65535")),
         ({"defaults.temperature": "nan"}, ("defaults.temperature", "nan")),
         ({"log.durability": "maybe"}, ("log.durability", "'maybe'")),
+        ({"limits.loop_stall_s": 0.2}, ("limits.loop_stall_s", "0.2", ">= 1")),  # the loop calls four times a second
+        ({"limits.loop_stall_s": "1e10"}, ("limits.loop_stall_s", "1e10", "<= 1000000")),  # more than the timer takes
         ({"limits.max_m": 1}, ("limits.max_m", "max_n")),
         ({"limit.max_n": 1}, ("'limit'", "limits")),
         ({"limits.max_n": 600}, ("limits.max_n = 600", "512")),

@@ -77,7 +77,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         if access is Access.OPEN:
             return await continuation(details)
         try:
-            key = self._keys.current().holder(_presented(details))
+            key = (await self._keys.current_off_loop()).holder(_presented(details))
         except NotAuthenticated as error:
             return self._refusing(error, ANONYMOUS, details.method)
         if isinstance(access, Right) and access not in key.rights:

@@ -99,8 +99,8 @@ class Quotas:
         return Reservation(took)
 
     def _limited(self, principal: str, name: str) -> Iterator[tuple[Bucket, int]]:
-        """The bucket and what it holds, where there is a limit."""
-        quota = Quota() if self._keys is None else self._keys.current().quota(principal)
+        """The bucket and what it holds, where there is a limit; by the keys as the call's own was looked up."""
+        quota = Quota() if self._keys is None else self._keys.latest.quota(principal)
         limit = quota.candidates_per_minute if name == "candidates" else quota.tokens_per_minute
         if limit is not None:
             yield self._buckets.setdefault((principal, name), Bucket(limit, self._clock())), limit

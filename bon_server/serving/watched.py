@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -29,23 +30,47 @@ class Watched(Generic[Made]):
         """make: raises `ConfigError` where the files cannot be used, and then so does this."""
         self._paths = paths
         self._make = make
-        self._looking = threading.Lock()
+        self._turn, self._looking = threading.Lock(), threading.Lock()
         self._look_again_s = 0.0
         # Before they are read: a change in between is then found at the next look.
         self._seen = [_identity(path) for path in paths]
         self._made = make()
 
-    def current(self) -> Made:
-        """What the files hold, or held when they could last be used."""
-        if time.monotonic() >= self._look_again_s and self._looking.acquire(blocking=False):
-            try:
-                self._look()
-                self._look_again_s = time.monotonic() + LOOK_S
-            finally:
-                self._looking.release()
+    @property
+    def latest(self) -> Made:
+        """What was made last; looks at no file."""
         return self._made
 
+    def current(self) -> Made:
+        """What the files hold, or held when they could last be used. Reads them where they have changed."""
+        if self._is_due():
+            self._look()
+        return self._made
+
+    async def current_off_loop(self) -> Made:
+        """As `current`, for the event loop: a thread looks at the files."""
+        if self._is_due():
+            await asyncio.to_thread(self._look)
+        return self._made
+
+    def _is_due(self) -> bool:
+        """True for one caller each time, so that no other waits."""
+        with self._turn:
+            now_s = time.monotonic()
+            if now_s < self._look_again_s:
+                return False
+            self._look_again_s = now_s + LOOK_S
+            return True
+
     def _look(self) -> None:
+        if not self._looking.acquire(blocking=False):
+            return  # reading takes longer than `LOOK_S`
+        try:
+            self._read_if_changed()
+        finally:
+            self._looking.release()
+
+    def _read_if_changed(self) -> None:
         seen = [_identity(path) for path in self._paths]
         if seen == self._seen:
             return

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from bon_server.engine import telemetry as telemetry_module
 from bon_server.engine.telemetry import Telemetry
 from bon_server.serving.distribution import Distribution
 from bon_server.serving.state_metrics import of_engines
@@ -141,6 +143,22 @@ async def test_an_engine_without_progress_is_seen(run: Run) -> None:
         await asyncio.sleep(0.3)
         assert (await running.metrics())[name] >= 0.3, "a request that comes is no step"
     assert (await running.metrics())[name] == 0
+
+
+async def test_an_engine_that_is_slow_has_not_hung(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now_s=0.0)
+    clock.monotonic = lambda: clock.now_s
+    monkeypatch.setattr(telemetry_module, "time", clock)
+    telemetry = Telemetry()
+    running = await run(ScriptedPolicy(engines=(telemetry,)), settings={"limits.engine_stall_s": 100})
+    with telemetry.working():
+        for _ in range(3):
+            clock.now_s += 99
+            assert running.server.broken is None
+            telemetry.stepped()
+        clock.now_s += 101
+        assert running.server.broken == "the policy's engine has work and has made no step for 100 s"
+    assert running.server.broken is None, "there is nothing to do"
 
 
 def test_metrics_of_two_engines_share_families() -> None:

@@ -10,6 +10,7 @@ import http.client
 import logging
 import socket
 import ssl
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from bon.v1.bon_pb2_grpc import BestOfNServiceStub
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
@@ -175,6 +177,27 @@ async def test_revoked_and_added_keys_and_a_file_that_is_spoilt(
         assert await opens(old) and not await opens(new)
         guard.keys.write_text("# nobody any more\n")
         assert not await opens(old)
+
+
+async def test_keys_are_looked_at_beside_the_event_loop(
+    guard: Guard, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = guard.key("anna", candidates_per_minute=60)
+    server = await start_server(**guard.settings)
+    threads = set()
+    identity = watched._identity
+
+    def looked_at(path: Path) -> tuple[int, ...] | None:
+        threads.add(threading.current_thread())
+        return identity(path)
+
+    monkeypatch.setattr(watched, "_identity", looked_at)
+    async with guard.channel(server.address) as channel:
+        for method in ("GetServerInfo", "Generate"):
+            found = await refused(channel, f"/bon.v1.BestOfNService/{method}", shows(key), b"\xff")
+            assert found.code is grpc.StatusCode.INVALID_ARGUMENT
+        await BestOfNServiceStub(channel).Generate(question(), metadata=shows(key))
+    assert threads and threading.current_thread() not in threads
 
 
 # The way there
