@@ -1,6 +1,8 @@
 """How the policies are trained.
 
-Starting values, not tuned yet: that is to be done on the development split, before the test split is asked.
+The values of supervised fine-tuning were chosen on the development questions and then left alone: 230 winners made
+sampled accuracy there .18 of .05 (100 questions, 3 answers each, standard error .03). Those of DPO and GRPO are
+starting values, not tuned yet.
 """
 
 from __future__ import annotations
