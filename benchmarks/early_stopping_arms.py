@@ -28,7 +28,7 @@ class Arm:
 ARMS = [
     Arm(FIXED, "fixed", {"n": FIXED_N}),
     Arm("threshold", "threshold", {"n": 16, "stop_at_reward": 1.0}),
-    Arm("threshold, in waves", "threshold", {"n": 24, "stop_at_reward": 0.4, "price_per_candidate": 0.0}),
+    Arm("threshold, in waves", "threshold", {"n": 22, "stop_at_reward": 0.4, "price_per_candidate": 0.0}),
     Arm("adaptive", "adaptive", {"n": 48, "price_per_candidate": 0.08}),
     Arm("pruning", "pruning", {"n": 24, "prune_fraction": 0.7, "prune_after_tokens": 12}),
     Arm(
