@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import os
 import socketserver
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,18 +13,14 @@ import hypothesis
 import pytest
 
 from bon_server.config import Config, load
+from bon_server.engine.ending import mute_the_end
 from bon_server.serving.server import Server
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("no deadline")
 
 
-@atexit.register
-def mute_the_end() -> None:
-    """Triton, which vLLM imports, lists what it leaks while the interpreter ends: pages of it, below our summary."""
-    if "triton" in sys.modules:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
+atexit.register(mute_the_end)
 
 StartServer = Callable[..., Awaitable[Server]]
 

@@ -6,6 +6,7 @@ Engines are started one after the other: each reads its settings from the enviro
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import multiprocessing
 import os
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from bon_server.engine.ending import mute_the_end
 
 # vLLM reads these while it is imported; what the operator has set is kept.
 for _name, _value in {
@@ -34,6 +37,7 @@ _loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "l
 if _loopback is not None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", _loopback)
+atexit.register(mute_the_end)
 logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)  # warns on every CPU before its level is set
 
 from vllm.platforms import current_platform  # noqa: E402
