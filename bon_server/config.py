@@ -78,6 +78,9 @@ class PolicyConfig:
     """How often that folder is looked at; a checkpoint is taken once it is the same at two looks."""
     watch_drain_s: PositiveSeconds = 600.0
     """How long requests may go on with replaced weights; what is not done then is UNAVAILABLE, to be tried again."""
+    restarts: Annotated[int, Meta(ge=0)] = 0
+    """How many times in a row an engine that died, or made no step for `limits.engine_stall_s`, is started anew inside
+    the server, which refuses what has to be sampled meanwhile. 0: the server ends. Not together with `watch`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,5 +374,11 @@ def _refuse_contradictions(config: Config) -> None:
         )
     if defaults.n > limits.max_n:
         raise ConfigError(f"defaults.n = {defaults.n} is above limits.max_n = {limits.max_n}")
+    policy = config.policy
+    if policy.restarts and policy.watch is not None:
+        raise ConfigError(
+            f"policy.restarts = {policy.restarts} with policy.watch = {policy.watch!r}: the weights in use may be gone "
+            "from that folder when they are needed again; leave one of the two out"
+        )
     if config.log.publish is None and not config.log.publish_keep_local:
         raise ConfigError("log.publish_keep_local = false without log.publish: segments would be nowhere")
