@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +25,8 @@ pytestmark = [pytest.mark.models, pytest.mark.long]
 
 PROMPT = pb.Tokens(ids=[28, 28])
 SHORT = pb.SamplingParams(temperature=1.0, max_tokens=4)
-ENDLESS = pb.SamplingParams(temperature=0.01, max_tokens=2000)
-"""Goes on for more than a thousand tokens."""
+LONG = pb.SamplingParams(temperature=0.01, max_tokens=800)
+"""All of these are sampled."""
 
 
 def asking(request_id: str, sampling: pb.SamplingParams = SHORT) -> pb.GenerateRequest:
@@ -51,7 +52,7 @@ async def test_killed_once_and_once_too_often(serve: Serve, tmp_path: Path) -> N
         watching = health.Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
         assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
         first = await stub.Generate(asking("first"), timeout=START_S)
-        call = stub.Generate(asking("dying", ENDLESS), timeout=START_S)
+        call = stub.Generate(asking("dying", LONG), timeout=START_S)
         await asyncio.sleep(0.3)
         os.kill(engine, signal.SIGKILL)
         assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
@@ -62,7 +63,7 @@ async def test_killed_once_and_once_too_often(serve: Serve, tmp_path: Path) -> N
         assert replayed.replayed and replayed.best == first.best
 
         assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
-        assert (await stub.Generate(asking("dying"), timeout=START_S)).n_scored == 4
+        assert (await stub.Generate(asking("dying", LONG), timeout=START_S)).n_scored == 4
         (second,) = engines(server.process.pid)
         os.kill(second, signal.SIGKILL)
         assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -72,6 +73,15 @@ async def test_killed_once_and_once_too_often(serve: Serve, tmp_path: Path) -> N
     assert found == [("first", 1, "ok"), ("dying", 1, "failed"), ("dying", 2, "ok")]
 
 
+@pytest.fixture
+def vllm() -> None:
+    """Imported late, since it takes seconds, and without the warnings of what it imports."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import bon_server.policy.restart  # noqa: F401
+
+
+@pytest.mark.usefixtures("vllm")
 async def test_stopped_and_everything_as_before(run: Run, tmp_path: Path) -> None:
     from tests import tiny_models
 
@@ -81,14 +91,15 @@ async def test_stopped_and_everything_as_before(run: Run, tmp_path: Path) -> Non
     revision = (await running.stub.Generate(asking("before"))).policy.revision
     await running.at_rest()
     files, (engine,) = open_files(), engines(os.getpid())
-    hanging = running.stub.Generate(asking("hanging", ENDLESS))
+    hanging = running.stub.Generate(asking("hanging", LONG))
     await asyncio.sleep(0.3)
     os.kill(engine, signal.SIGSTOP)
     assert (await refusal(hanging)).details == "the engine made no progress"
-    assert await running.health() == "NOT_SERVING"
+    await running.health_becomes("NOT_SERVING")
     old = running.server.policy
     await until(lambda: running.server.policy is not old, START_S)
     after = await running.stub.Generate(asking("after"), timeout=START_S)
+    await running.health_becomes("SERVING")
     assert (after.n_scored, after.policy.revision) == (4, revision)
     await running.at_rest()
     assert engine not in engines(os.getpid()) and len(engines(os.getpid())) == 1
@@ -102,6 +113,7 @@ async def test_stopped_and_everything_as_before(run: Run, tmp_path: Path) -> Non
     assert record.outcome.value == "failed" and any(candidate.token_ids for candidate in record.candidates)
 
 
+@pytest.mark.usefixtures("vllm")
 async def test_other_weights_in_the_same_place_are_not_taken(tmp_path: Path) -> None:
     from bon_server.config import PolicyConfig
     from bon_server.errors import StartupError

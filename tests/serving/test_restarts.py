@@ -24,7 +24,7 @@ from bon_server.types import Completion, Outcome
 from tests.fakes import ScriptedPolicy, ScriptedReward, named_after_index, says, scored
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question, refusal
-from tests.waiting import SOON_S, forever, until
+from tests.waiting import forever, until
 
 UP = 'bon_engine_up{role="policy"}'
 
@@ -89,13 +89,6 @@ def mortal(run: Run, monkeypatch: pytest.MonkeyPatch) -> Mortal:
     return start
 
 
-async def health_becomes(running: Running, status: str) -> None:
-    """Waits until the health says so."""
-    async with asyncio.timeout(SOON_S):
-        while await running.health() != status:  # noqa: ASYNC110 -- asked, not notified
-            await asyncio.sleep(0.01)
-
-
 async def test_while_the_engine_is_gone_and_after(mortal: Mortal) -> None:
     policy = ScriptedPolicy()
     running, starter = await mortal(policy)
@@ -105,7 +98,7 @@ async def test_while_the_engine_is_gone_and_after(mortal: Mortal) -> None:
     refused = await running.refused(request_id="second")
     assert (refused.code, refused.pushback_ms) == (grpc.StatusCode.UNAVAILABLE, LOST_RETRY_MS)
     assert refused.details == "the policy's engine is not running"
-    await health_becomes(running, "NOT_SERVING")
+    await running.health_becomes("NOT_SERVING")
     assert (await running.metrics())[UP] == 0
     replayed = await running.ask(request_id="first")
     assert replayed.replayed and replayed.best == first.best
@@ -116,7 +109,7 @@ async def test_while_the_engine_is_gone_and_after(mortal: Mortal) -> None:
     starter.outcomes.put_nowait(ScriptedPolicy())
     await until(lambda: running.server.policy is not policy)
     assert (await running.ask(request_id="second")).n_scored == 4
-    await health_becomes(running, "SERVING")
+    await running.health_becomes("SERVING")
     metrics = await running.metrics()
     assert (metrics[UP], metrics[restarts_of("started")], metrics[restarts_of("failed")]) == (1, 1, 0)
     # What was refused before anything was sampled is no attempt.
