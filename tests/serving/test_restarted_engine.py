@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,11 @@ async def test_killed_once_and_once_too_often(serve: Serve, tmp_path: Path) -> N
     assert found == [("first", 1, "ok"), ("dying", 1, "failed"), ("dying", 2, "ok")]
 
 
+def tasks_by_name() -> Counter[str]:
+    """How many tasks run each coroutine."""
+    return Counter(str(getattr(task.get_coro(), "__qualname__", "")) for task in asyncio.all_tasks())
+
+
 @pytest.fixture
 def vllm() -> None:
     """Imported late, since it takes seconds, and without the warnings of what it imports."""
@@ -90,7 +96,7 @@ async def test_stopped_and_everything_as_before(run: Run, tmp_path: Path) -> Non
     running = await run(settings=settings)
     revision = (await running.stub.Generate(asking("before"))).policy.revision
     await running.at_rest()
-    files, (engine,) = open_files(), engines(os.getpid())
+    files, tasks, (engine,) = open_files(), tasks_by_name(), engines(os.getpid())
     hanging = running.stub.Generate(asking("hanging", LONG))
     await asyncio.sleep(0.3)
     os.kill(engine, signal.SIGSTOP)
@@ -101,7 +107,8 @@ async def test_stopped_and_everything_as_before(run: Run, tmp_path: Path) -> Non
     after = await running.stub.Generate(asking("after"), timeout=START_S)
     await running.health_becomes("SERVING")
     assert (after.n_scored, after.policy.revision) == (4, revision)
-    await running.at_rest()
+    await until(lambda: tasks_by_name() == tasks)  # the engine's own are others, and as many
+    running.tasks_before = asyncio.all_tasks()
     assert engine not in engines(os.getpid()) and len(engines(os.getpid())) == 1
     metrics = await running.metrics()
     assert metrics['bon_engine_up{role="policy"}'] == 1
