@@ -29,6 +29,7 @@ from bon_server.serving.memory_plan import is_model, memory_plan
 from bon_server.serving.model_check import check_model
 from bon_server.serving.models import check_restarts, check_watch
 from bon_server.specs import is_kind, model_of, split_name
+from bon_server.weights import may_be_hub_id
 
 GIB = 1 << 30
 LITTLE_ROOM_BYTES = 1 * GIB
@@ -143,7 +144,9 @@ def _models(config: Config) -> Iterator[Finding]:
         is_reward = place > 0
         what = f"reward model {name}" if is_reward else name
         if not Path(model_of(spec)).expanduser().is_dir():
-            yield Finding(what, True, f"{model_of(spec)}: not looked at, since it is no directory here")
+            may_be_fetched = may_be_hub_id(model_of(spec))
+            why = "not looked at, since it is" if may_be_fetched else "no hub id of the form owner/name, and"
+            yield Finding(what, may_be_fetched, f"{model_of(spec)}: {why} no directory here")
             continue
         revision = config.reward.revision if is_reward else config.policy.revision
         try:
@@ -206,6 +209,9 @@ def _log_folder(config: Config) -> Iterator[Finding]:
     folder = Path(config.log.directory).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     writable = os.access(existing, os.W_OK)
+    if not existing.is_dir():
+        yield Finding("log folder", False, f"{folder}: {existing} is no folder")
+        return
     free = shutil.disk_usage(existing).free
     detail = f"{folder}: {'writable' if writable else 'not writable'}, {free / GIB:.1f} GiB free"
     yield Finding("log folder", writable and free >= LITTLE_ROOM_BYTES, detail)

@@ -83,6 +83,8 @@ def test_models_that_can_be_loaded_and_others(tmp_path: Path, monkeypatch: pytes
     assert not wrong.ok and "\n" not in wrong.detail
     (elsewhere,) = found("policy", **{"policy.model": "owner/name"})
     assert elsewhere.ok and "not looked at" in elsewhere.detail
+    (nowhere,) = found("policy", **{"policy.model": str(tmp_path / "none")})
+    assert not nowhere.ok and "no directory here" in nowhere.detail
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,9 @@ def test_a_log_that_others_can_read(tmp_path: Path) -> None:
     (finding,) = found("log permissions", **{"log.directory": str(log)})
     assert not finding.ok
     assert not found("log permissions", **{"log.directory": str(tmp_path / "none")})
+    (tmp_path / "file").touch()
+    (finding,) = found("log folder", **{"log.directory": str(tmp_path / "file" / "log")})
+    assert not finding.ok and finding.detail.endswith("file is no folder")
 
 
 def test_the_verb_prints_and_exits_as_it_found(tmp_path: Path) -> None:
