@@ -108,7 +108,7 @@ class Restarts:
             await asyncio.sleep(pause_s)
             if await self._try(lost):
                 return
-        self.gave_up = f"the policy's engine {what}; starts in a row, of which policy.restarts allows: {self._most}"
+        self.gave_up = f"the policy's engine {what}, and policy.restarts = {self._most} starts in a row did not help"
 
     async def _try(self, lost: RunningPolicy) -> bool:
         """Whether there is an engine now."""

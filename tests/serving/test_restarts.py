@@ -24,7 +24,7 @@ from bon_server.types import Completion, Outcome
 from tests.fakes import ScriptedPolicy, ScriptedReward, named_after_index, says, scored
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question, refusal
-from tests.waiting import forever, until
+from tests.waiting import SOON_S, forever, until
 
 UP = 'bon_engine_up{role="policy"}'
 
@@ -190,7 +190,7 @@ async def test_an_engine_that_hangs(mortal: Mortal) -> None:
     hanging = running.stub.Generate(question(request_id="a"))
     await until(lambda: policy.running == 3)
     telemetry.stalled_s = 8.0
-    refused = await refusal(hanging)
+    refused = await asyncio.wait_for(refusal(hanging), SOON_S)
     assert (refused.code, refused.details) == (grpc.StatusCode.UNAVAILABLE, "the engine made no progress")
     assert refused.pushback_ms == LOST_RETRY_MS
     telemetry.stalled_s = 0.0  # nothing is in it any more
@@ -232,7 +232,7 @@ async def test_when_it_does_not_help_the_server_ends(
     policy.healthy = False
     assert await asyncio.wait_for(ended, 10) == 1
     assert len(starter.asked) == 2
-    assert "stopping: the policy's engine died; starts in a row, of which policy.restarts allows: 2" in caplog.text
+    assert "stopping: the policy's engine died, and policy.restarts = 2 starts in a row did not help" in caplog.text
 
 
 async def test_a_shutdown_does_not_wait_for_the_start(mortal: Mortal) -> None:
