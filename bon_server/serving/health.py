@@ -58,9 +58,8 @@ class Health:
     @property
     def hung(self) -> str | None:
         """Which engine makes no progress, and has nobody who looks after it."""
-        models: dict[str, Started] = {"reward model": self._reward_model}
-        if self._restarts is None:
-            models["policy"] = self._policies.current
+        models: dict[str, Started] = {} if self._restarts else {"policy": self._policies.current}
+        models["reward model"] = self._reward_model
         for role, model in models.items():
             if is_hung(model, self._engine_stall_s):
                 return f"the {role}'s engine has work and has made no step for {self._engine_stall_s:g} s"
