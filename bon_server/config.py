@@ -7,16 +7,16 @@ A key `limits.max_n` is `max_n` in the table `[limits]` of the file, `BON_LIMITS
 from __future__ import annotations
 
 import os
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta
 
+from bon_server.config_sources import parse_assignments as parse_assignments
+from bon_server.config_sources import read_settings
 from bon_server.errors import ConfigError
 from bon_server.security import SecurityConfig
 from bon_server.types import Durability
@@ -78,6 +78,9 @@ class PolicyConfig:
     """How often that folder is looked at; a checkpoint is taken once it is the same at two looks."""
     watch_drain_s: PositiveSeconds = 600.0
     """How long requests may go on with replaced weights; what is not done then is UNAVAILABLE, to be tried again."""
+    restarts: Annotated[int, Meta(ge=0)] = 0
+    """How many times in a row an engine that died, or made no step for `limits.engine_stall_s`, is started anew inside
+    the server, which refuses what has to be sampled meanwhile. 0: the server ends. Not together with `watch`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,92 +277,13 @@ class Config:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
 
-Tree = dict[str, dict[str, Any]]
-
-
 def load(
     file: Path | None = None, environment: Mapping[str, str] = os.environ, flags: Mapping[str, Any] | None = None
 ) -> Config:
     """Reads and merges the sources. `flags` maps `section.key` to a value. Raises `ConfigError`."""
-    merged: Tree = {}
-    for source in (_from_file(file), _from_environment(environment), _from_flags(flags or {})):
-        for section, values in source.items():
-            merged.setdefault(section, {}).update(values)
-    _refuse_unknown(merged)
-    try:
-        config = msgspec.convert(merged, Config, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_with_value(str(error), merged)) from None
+    config = read_settings(Config, file, environment, flags or {})
     _refuse_contradictions(config)
     return config
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
-    """`["limits.max_n=64"]` → `{"limits.max_n": "64"}`, as `--set` gives them."""
-    pairs = {}
-    for assignment in assignments:
-        key, separator, value = assignment.partition("=")
-        if not separator or key.count(".") != 1:
-            raise ConfigError(f"--set {assignment!r} is not of the form section.key=value")
-        pairs[key] = value
-    return pairs
-
-
-def _from_file(file: Path | None) -> Tree:
-    if file is None:
-        return {}
-    try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {str(file)!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the configuration {str(file)!r} is not TOML: {error}") from None
-    for section, values in tree.items():
-        if not isinstance(values, dict):
-            raise ConfigError(f"{section!r} in {str(file)!r} is not a table; keys belong into {_sections()}")
-    return tree
-
-
-def _from_environment(environment: Mapping[str, str]) -> Tree:
-    tree: Tree = {}
-    for name, value in environment.items():
-        section, separator, key = name.removeprefix("BON_").lower().partition("_")
-        if name.startswith("BON_") and separator and section in _sections():
-            tree.setdefault(section, {})[key] = value
-    return tree
-
-
-def _from_flags(flags: Mapping[str, Any]) -> Tree:
-    tree: Tree = {}
-    for name, value in flags.items():
-        section, _, key = name.partition(".")
-        if value is not None:
-            tree.setdefault(section, {})[key] = value
-    return tree
-
-
-def _sections() -> list[str]:
-    return [section.name for section in fields(Config)]
-
-
-def _refuse_unknown(tree: Tree) -> None:
-    defaults = Config()
-    for section, values in tree.items():
-        if section not in _sections():
-            raise ConfigError(f"unknown section {section!r}; there are {', '.join(_sections())}")
-        known = [key.name for key in fields(getattr(defaults, section))]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"unknown key {section}.{key}; {section} has {', '.join(known)}")
-
-
-def _with_value(message: str, tree: Tree) -> str:
-    """msgspec names the place and what is allowed; this adds the value that was given."""
-    problem, _, place = message.partition(" - at `$.")
-    section, _, key = place.rstrip("`").partition(".")
-    key = key.partition("[")[0]
-    given = tree.get(section, {}).get(key)
-    return f"{section}.{key} = {given!r}: {problem[0].lower()}{problem[1:]}"
 
 
 def _refuse_contradictions(config: Config) -> None:
@@ -371,5 +295,11 @@ def _refuse_contradictions(config: Config) -> None:
         )
     if defaults.n > limits.max_n:
         raise ConfigError(f"defaults.n = {defaults.n} is above limits.max_n = {limits.max_n}")
+    policy = config.policy
+    if policy.restarts and policy.watch is not None:
+        raise ConfigError(
+            f"policy.restarts = {policy.restarts} with policy.watch = {policy.watch!r}: the weights in use may be gone "
+            "from that folder when they are needed again; leave one of the two out"
+        )
     if config.log.publish is None and not config.log.publish_keep_local:
         raise ConfigError("log.publish_keep_local = false without log.publish: segments would be nowhere")

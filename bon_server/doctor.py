@@ -11,6 +11,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bon_server import __version__
@@ -18,10 +19,17 @@ from bon_server.config import Config
 from bon_server.engine.memory import host_room
 from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
+from bon_server.policy.synthetic import SyntheticPolicy
+from bon_server.reward.ensemble import check_ensemble
+from bon_server.reward.function import FunctionReward
+from bon_server.reward.synthetic import SyntheticReward
+from bon_server.serving.content import load_redact
 from bon_server.serving.guards import Guards
 from bon_server.serving.memory_plan import is_model, memory_plan
 from bon_server.serving.model_check import check_model
-from bon_server.specs import model_of, split_name
+from bon_server.serving.models import check_restarts, check_watch
+from bon_server.specs import is_kind, model_of, split_name
+from bon_server.weights import may_be_hub_id
 
 GIB = 1 << 30
 LITTLE_ROOM_BYTES = 1 * GIB
@@ -46,6 +54,7 @@ def examine(config: Config) -> list[Finding]:
         _models,
         _ports,
         _security,
+        _settings,
         _log_folder,
     )
     return [finding for check in checks for finding in check(config)]
@@ -135,7 +144,9 @@ def _models(config: Config) -> Iterator[Finding]:
         is_reward = place > 0
         what = f"reward model {name}" if is_reward else name
         if not Path(model_of(spec)).expanduser().is_dir():
-            yield Finding(what, True, f"{model_of(spec)}: not looked at, since it is no directory here")
+            may_be_fetched = may_be_hub_id(model_of(spec))
+            why = "not looked at, since it is" if may_be_fetched else "no hub id of the form owner/name, and"
+            yield Finding(what, may_be_fetched, f"{model_of(spec)}: {why} no directory here")
             continue
         revision = config.reward.revision if is_reward else config.policy.revision
         try:
@@ -171,12 +182,36 @@ def _security(config: Config) -> Iterator[Finding]:
         yield Finding("security", True, f"{tls}, {names}")
 
 
+def _settings(config: Config) -> Iterator[Finding]:
+    """What a start refuses before it loads a model; code of the operator's is imported, as by a start."""
+    named = list(map(split_name, config.reward.models))
+    attempts: list[Callable[[], object]] = [
+        partial(check_watch, config.policy),
+        partial(check_restarts, config.policy),
+        partial(load_redact, config.log.redact),
+        *(partial(FunctionReward.from_spec, spec) for _, spec in named if is_kind(spec, "function")),
+        *(partial(SyntheticReward.from_spec, spec) for _, spec in named if is_kind(spec, "synthetic")),
+    ]
+    if is_kind(config.policy.model, "synthetic"):
+        attempts.append(partial(SyntheticPolicy.from_spec, config.policy.model))
+    if len(named) > 1:
+        attempts.append(partial(check_ensemble, [name for name, _ in named], config.reward))
+    for attempt in attempts:
+        try:
+            attempt()
+        except BonError as error:
+            yield Finding("settings", False, str(error))
+
+
 def _log_folder(config: Config) -> Iterator[Finding]:
     if not config.log.directory:
         return
     folder = Path(config.log.directory).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     writable = os.access(existing, os.W_OK)
+    if not existing.is_dir():
+        yield Finding("log folder", False, f"{folder}: {existing} is no folder")
+        return
     free = shutil.disk_usage(existing).free
     detail = f"{folder}: {'writable' if writable else 'not writable'}, {free / GIB:.1f} GiB free"
     yield Finding("log folder", writable and free >= LITTLE_ROOM_BYTES, detail)

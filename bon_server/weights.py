@@ -56,11 +56,16 @@ def find_model(model: str, revision: str | None = None) -> ModelFiles:
     directory = Path(model).expanduser()
     if directory.is_dir():
         return _look_at(directory.resolve(), directory.resolve().name, revision)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
+    if not may_be_hub_id(model):
         raise StartupError(f"model {model}: no such directory, and not a hub id of the form owner/name")
     snapshot = _fetch(model, revision)
     files = _look_at(snapshot, model, None)
     return replace(files, revision=snapshot.name)
+
+
+def may_be_hub_id(model: str) -> bool:
+    """Whether it has the form owner/name."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None and not model.startswith(".")
 
 
 def _look_at(directory: Path, model_id: str, revision: str | None) -> ModelFiles:

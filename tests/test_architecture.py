@@ -15,7 +15,7 @@ LAYERS = [
     ["__init__"],
     ["types"],
     ["errors"],
-    ["security"],
+    ["security", "config_sources"],
     ["config", "specs"],
     ["selection", "estimators", "stopping"],
     ["pruning", "scores"],

@@ -83,6 +83,26 @@ def test_models_that_can_be_loaded_and_others(tmp_path: Path, monkeypatch: pytes
     assert not wrong.ok and "\n" not in wrong.detail
     (elsewhere,) = found("policy", **{"policy.model": "owner/name"})
     assert elsewhere.ok and "not looked at" in elsewhere.detail
+    (nowhere,) = found("policy", **{"policy.model": str(tmp_path / "none")})
+    assert not nowhere.ok and "no directory here" in nowhere.detail
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"policy.model": "m", "policy.watch": "/nowhere"}, "policy.watch = '/nowhere': no such directory"),
+        ({"policy.model": "synthetic", "policy.restarts": 2}, "policy.restarts = 2 needs an engine"),
+        ({"policy.model": "synthetic:speed=1"}, "no option 'speed'"),
+        ({"reward.models": ["synthetic:nan=1"]}, "no option 'nan'"),
+        ({"reward.models": ["function:nowhere_at_all:f"]}, "there is no module nowhere_at_all"),
+        ({"reward.models": ["a=synthetic", "a=synthetic"]}, "are called 'a'"),
+        ({"log.redact": "json"}, "expected module:function"),
+    ],
+)
+def test_what_a_start_would_refuse(settings: dict[str, object], said: str) -> None:
+    (finding,) = found("settings", **settings)
+    assert not finding.ok and said in finding.detail
+    assert not found("settings", **{"policy.model": "synthetic", "reward.models": ["synthetic:seconds=1"]})
 
 
 def test_a_log_that_others_can_read(tmp_path: Path) -> None:
@@ -94,6 +114,9 @@ def test_a_log_that_others_can_read(tmp_path: Path) -> None:
     (finding,) = found("log permissions", **{"log.directory": str(log)})
     assert not finding.ok
     assert not found("log permissions", **{"log.directory": str(tmp_path / "none")})
+    (tmp_path / "file").touch()
+    (finding,) = found("log folder", **{"log.directory": str(tmp_path / "file" / "log")})
+    assert not finding.ok and finding.detail.endswith("file is no folder")
 
 
 def test_the_verb_prints_and_exits_as_it_found(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class VllmPolicy:
     @property
     def healthy(self) -> bool:
         """Whether the engine's process lives; whether it makes progress, `engines` tell."""
-        return not self._closed and not self._engine.errored
+        return self._engine is not None and not self._engine.errored
 
     def unfinished_requests(self) -> int:
         """Samples that wait or run in the engine."""
@@ -189,8 +189,8 @@ class VllmPolicy:
         `token_ids` are exactly the sampled ones, and `logprob` is the sum over all of them. `text` can be shorter than
         their decoding: it leaves out special tokens, the stop string and what was sampled after it in the same token.
         """
-        if self._closed:
-            raise Unavailable("the policy was closed", DEAD_RETRY_MS)
+        if self._engine is None:
+            raise Unavailable("the policy's engine was ended", DEAD_RETRY_MS)
         try:
             prompt = tokens_input(list(prompt_token_ids))
             params = _engine_sampling(sampling)
@@ -224,8 +224,16 @@ class VllmPolicy:
         self._closed = True
         self._encoder.close()
         await self._gate.close()
+        await self.end_engine()
+
+    async def end_engine(self) -> None:
+        """Ends the engine's process alone: prompts and parameters can be looked at until `close`. May be called twice.
+
+        What is being sampled has to be stopped before, or it would wait for ever.
+        """
         engine, self._engine = self._engine, None
-        await end_engine(engine)
+        if engine is not None:
+            await end_engine(engine)
 
 
 def _engine_sampling(sampling: Sampling) -> Any:

@@ -111,12 +111,15 @@ class Attempts:
         """Attempts in flight or waiting for a permit."""
         return len(self._running)
 
-    def check_room(self, principal: str, request_id: str, caller: str, n: int) -> None:
+    def check_room(self, principal: str, request_id: str, caller: str, n: int, samples: bool) -> None:
         """Raises `Unavailable` or `QuotaExceeded` when `run` is going to, before the rest of a request is looked at.
 
-        An id that is known is none of its business: a stored answer needs no room.
+        samples: whether the policy is needed. An id that is known is none of its business: a stored answer needs
+        neither room nor an engine.
         """
         try:
+            if samples:
+                self._policies.check()
             self._quotas.check(principal, n)
             self._admission.check(caller, n)
         except (QuotaExceeded, Unavailable):
@@ -152,7 +155,7 @@ class Attempts:
             return Finished(stored, replayed=True, log_ns=0, total_ns=time.monotonic_ns() - began_ns)
         stop_s = deadline_s - self._deadlines.margin_s
         self._check_time(request, stop_s)
-        self._spool.check()  # not earlier: a stored answer needs no room
+        self._check_policy_and_log(request)  # not earlier: a stored answer needs neither
         reserved = self._quotas.reserve(request)
         stop: Stop = asyncio.get_running_loop().create_future()
         times = _Times(began_ns, began_ns + int(stop_s * 1e9))
@@ -181,6 +184,11 @@ class Attempts:
                 stop_with(one.stop, Unavailable("the server is shutting down", retry_after_ms=1000))
         if late:
             await asyncio.wait(late)
+
+    def _check_policy_and_log(self, request: Request) -> None:
+        if request.sampling is not None:
+            self._policies.check()
+        self._spool.check()
 
     def _check_time(self, request: Request, seconds: float) -> None:
         """Refuses to sample for nobody."""
@@ -214,7 +222,7 @@ class Attempts:
     ) -> Finished:
         created_at = datetime.now(UTC)
         async with self._admission.permit(caller, request.n, stop):
-            self._spool.check()  # again: much may have happened while it waited
+            self._check_policy_and_log(request)  # again: much may have happened while it waited
             permit_ns = time.monotonic_ns()
             self._check_time(request, (times.stop_ns - permit_ns) / 1e9)
             queue_ns = permit_ns - times.began_ns

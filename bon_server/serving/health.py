@@ -9,8 +9,9 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 
 from bon_server.log.spool import Spool
-from bon_server.serving.models import RunningReward
+from bon_server.serving.models import RunningReward, Started, is_hung
 from bon_server.serving.policies import Policies
+from bon_server.serving.restarts import Restarts
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +30,24 @@ class Health:
         reward_model: RunningReward,
         spool: Spool,
         engine_stall_s: float,
+        restarts: Restarts | None,
     ) -> None:
+        """restarts: looks after the policy's engine, so that the server can go on without it for a while."""
         self._servicer = servicer
         self._names = names
         self._policies = policies
         self._reward_model = reward_model
         self._spool = spool
         self._engine_stall_s = engine_stall_s
+        self._restarts = restarts
         self._following: asyncio.Task[None] | None = None
 
     @property
     def broken(self) -> str | None:
         """Why the server cannot go on; None while it can."""
-        if not self._policies.current.healthy:
+        if self._restarts is not None and self._restarts.gave_up is not None:
+            return self._restarts.gave_up
+        if self._restarts is None and not self._policies.current.healthy:
             return "the policy's engine died"
         if not self._reward_model.healthy:
             return "the reward model can score no more"
@@ -51,16 +57,18 @@ class Health:
 
     @property
     def hung(self) -> str | None:
-        """Which engine makes no progress; vLLM itself calls such an engine healthy."""
-        for role, model in (("policy", self._policies.current), ("reward model", self._reward_model)):
-            if any(engine.stalled_s > self._engine_stall_s for engine in model.engines):
+        """Which engine makes no progress, and has nobody who looks after it."""
+        models: dict[str, Started] = {} if self._restarts else {"policy": self._policies.current}
+        models["reward model"] = self._reward_model
+        for role, model in models.items():
+            if is_hung(model, self._engine_stall_s):
                 return f"the {role}'s engine has work and has made no step for {self._engine_stall_s:g} s"
         return None
 
     async def start(self) -> None:
         """Says what is, and from now on what changes."""
-        await self._say(serving := self._can_serve())
-        self._following = asyncio.create_task(self._follow(serving))
+        await self._say((hindrance := self._hindrance()) is None)
+        self._following = asyncio.create_task(self._follow(hindrance))
 
     async def stop_serving(self) -> None:
         """NOT_SERVING for good."""
@@ -68,15 +76,21 @@ class Health:
             self._following.cancel()
         await self._say(False)
 
-    def _can_serve(self) -> bool:
-        return self.broken is None and not self._spool.full
+    def _hindrance(self) -> str | None:
+        """Why new work cannot be taken on; None: it can."""
+        if self.broken is not None:
+            return self.broken
+        if self._policies.lost:
+            return "the policy's engine is not running"
+        return "no room" if self._spool.full else None
 
-    async def _follow(self, serving: bool) -> None:
+    async def _follow(self, hindrance: str | None) -> None:
         while True:
             await asyncio.sleep(FOLLOW_S)
-            if serving != (serving := self._can_serve()):
-                await self._say(serving)
-                state = "can take new work again" if serving else f"cannot take new work: {self.broken or 'no room'}"
+            before, hindrance = hindrance, self._hindrance()
+            if (before is None) != (hindrance is None):
+                await self._say(hindrance is None)
+                state = "can take new work again" if hindrance is None else f"cannot take new work: {hindrance}"
                 logger.warning("the log's disk has %d MiB free; the server %s", self._spool.free_bytes >> 20, state)
 
     async def _say(self, serving: bool) -> None:

@@ -56,6 +56,14 @@ class Metrics:
         )
         for result in ("loaded", "refused"):
             self.policy_changes.labels(result)
+        self.engine_restarts = Counter(
+            "bon_engine_restarts_total",
+            "Starts of another engine in the place of one that died or hung, see policy.restarts.",
+            ["role", "result"],
+            registry=self.registry,
+        )
+        for result in ("started", "failed"):
+            self.engine_restarts.labels("policy", result)
         self._policy = Info("bon_policy", "The policy that new requests are sampled from.", registry=self.registry)
         Info("bon_build", "The server's version.", registry=self.registry).info({"version": __version__})
         self.started = self._calls.started

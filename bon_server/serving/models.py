@@ -72,6 +72,26 @@ def check_watch(config: PolicyConfig) -> None:
         raise ConfigError("policy.watch needs a policy with weights, and policy.model is synthetic")
 
 
+def check_restarts(config: PolicyConfig) -> None:
+    """Raises `ConfigError` where `policy.restarts` cannot work."""
+    if config.restarts and is_kind(config.model, "synthetic"):
+        raise ConfigError(f"policy.restarts = {config.restarts} needs an engine, and policy.model is synthetic")
+
+
+def is_hung(model: Started, engine_stall_s: float) -> bool:
+    """Whether one of its engines has work and makes no step; vLLM itself calls such an engine healthy."""
+    return any(engine.stalled_s > engine_stall_s for engine in model.engines)
+
+
+async def restart_policy(config: PolicyConfig, lost: RunningPolicy) -> RunningPolicy:
+    """See `bon_server.policy.restart.restart`."""
+    from bon_server.policy.restart import restart
+    from bon_server.policy.vllm import VllmPolicy
+
+    assert isinstance(lost, VllmPolicy)
+    return await restart(config, lost)
+
+
 async def start_successor(config: PolicyConfig, serving: RunningPolicy, directory: Path) -> RunningPolicy | None:
     """See `bon_server.policy.successor.start_successor`."""
     from bon_server.policy import successor

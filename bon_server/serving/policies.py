@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from bon_server.best_of_n import Stop
@@ -17,17 +17,24 @@ from bon_server.serving.models import RunningPolicy
 
 RETRY_MS = 100
 """Pushback for a request whose weights were taken away: the new ones are in place already."""
+LOST_RETRY_MS = 10_000
+"""Pushback while the policy can sample nothing: an engine takes longer to start than this, a service more still."""
 
 
 @dataclass(eq=False)
 class _Open:
     policy: RunningPolicy
+    lost: bool = False
+    """Whether it was given up, though its engine may not have noticed."""
     users: set[Stop] = field(default_factory=set)
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Policies:
-    """Hands out the policy in use, and replaces it."""
+    """Hands out the policy in use, and replaces it.
+
+    While it is lost it is still handed out: prompts can be read, completions that a caller brings be scored.
+    """
 
     def __init__(self, first: RunningPolicy) -> None:
         self._open = [_Open(first)]
@@ -36,6 +43,16 @@ class Policies:
     def current(self) -> RunningPolicy:
         """What requests that begin now are sampled from."""
         return self._open[-1].policy
+
+    @property
+    def lost(self) -> bool:
+        """Whether the policy in use can sample nothing."""
+        return self._open[-1].lost or not self.current.healthy
+
+    def check(self) -> None:
+        """Raises `Unavailable` while nothing can be sampled."""
+        if self.lost:
+            raise Unavailable("the policy's engine is not running", LOST_RETRY_MS)
 
     @contextmanager
     def use(self, stop: Stop) -> Iterator[RunningPolicy]:
@@ -68,11 +85,21 @@ class Policies:
         try:
             await asyncio.wait_for(_wait_unused(old), drain_s)
         except TimeoutError:
-            for stop in old.users:
-                stop_with(stop, Unavailable("the weights it was sampled from were replaced", RETRY_MS))
+            _stop_users(old, Unavailable("the weights it was sampled from were replaced", RETRY_MS))
             await _wait_unused(old)
         await old.policy.close()
         self._open.remove(old)
+
+    async def give_up(self, unwind_s: float) -> None:
+        """The policy in use counts as lost, and what runs on it is stopped; returns once that has ended.
+
+        unwind_s: the longest that this waits for it.
+        """
+        mine = self._open[-1]
+        mine.lost = True
+        _stop_users(mine, Unavailable("the engine made no progress", LOST_RETRY_MS))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(_wait_unused(mine), unwind_s)
 
     async def close(self) -> None:
         """Closes all that are open, used or not."""
@@ -85,6 +112,11 @@ def stop_with(stop: Stop, reason: RequestError) -> None:
     if not stop.done():
         stop.set_exception(reason)
         stop.exception()  # marks it as seen: a stop that comes too late is nobody's error
+
+
+def _stop_users(one: _Open, reason: Unavailable) -> None:
+    for stop in one.users:
+        stop_with(stop, reason)
 
 
 async def _wait_unused(one: _Open) -> None:

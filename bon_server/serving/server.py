@@ -38,8 +38,10 @@ from bon_server.serving.metrics import Metrics
 from bon_server.serving.models import (
     RunningPolicy,
     RunningReward,
+    check_restarts,
     check_reward,
     check_watch,
+    restart_policy,
     start_policy,
     start_reward,
     start_successor,
@@ -47,6 +49,7 @@ from bon_server.serving.models import (
 from bon_server.serving.policies import Policies
 from bon_server.serving.ports import bind, channel_options, refuse_taken_port, serve_metrics
 from bon_server.serving.quotas import Quotas
+from bon_server.serving.restarts import Restarts
 from bon_server.serving.service import SERVICE, Service
 from bon_server.serving.state_metrics import StateCollector
 from bon_server.serving.weights_watcher import WeightsWatcher
@@ -76,7 +79,8 @@ class Server:
     _service: Service
     _grpc: grpc.aio.Server
     _health: Health
-    _watcher: WeightsWatcher | None
+    _replacing: WeightsWatcher | Restarts | None
+    """What may put another policy into use."""
     _resources: AsyncExitStack
 
     @classmethod
@@ -100,6 +104,7 @@ class Server:
             resources.push_async_callback(asyncio.to_thread, sealer.close)
             metrics.registry.register(LogCollector(spool, sealer, config.log.durability, publisher))
             check_watch(config.policy)
+            check_restarts(config.policy)
             await check_reward(config.reward)
             await asyncio.to_thread(_plan_memory, config)
             policies = Policies(await start_policy(config.policy))
@@ -130,6 +135,7 @@ class Server:
         attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redact, quotas)
         metrics.in_flight.set_function(lambda: attempts.running)
         metrics.queued.set_function(lambda: admission.queued)
+        metrics.policy_in_use(policies.current.ref)
         metrics.registry.register(StateCollector(limits, admission, policies, reward_model))
         resources.callback(LoopLag(metrics.lagged).close)
         services = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -140,7 +146,10 @@ class Server:
         if config.telemetry.tracing:
             interceptors.append(_trace(attempts, resources))
         server = grpc.aio.server(interceptors=interceptors, options=channel_options(limits))
-        following = Health(add_health(server), ("", SERVICE), policies, reward_model, spool, limits.engine_stall_s)
+        restarts = _look_after_policy(config, policies, metrics)
+        following = Health(
+            add_health(server), ("", SERVICE), policies, reward_model, spool, limits.engine_stall_s, restarts
+        )
         service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
         server.add_generic_rpc_handlers((service.handlers(),))
         add_reflection(server, services)
@@ -158,10 +167,12 @@ class Server:
             service,
             server,
             following,
-            _watch_weights(config.policy, policies, metrics),
+            restarts or _watch_weights(config.policy, policies, metrics),
             resources.pop_all(),
         )
         await started._health.start()
+        if restarts is not None:
+            restarts.start()
         return started
 
     @property
@@ -183,8 +194,8 @@ class Server:
         """Health first, then no new calls, then up to `grace_s` seconds for running ones; later ones are stopped."""
         await self._health.stop_serving()
         self.attempts.refuse_new(Unavailable("the server is shutting down", retry_after_ms=1000))
-        if self._watcher is not None:
-            await self._watcher.close()
+        if self._replacing is not None:
+            await self._replacing.close()
         await self.attempts.drain(grace_s)
 
     async def stop(self) -> None:
@@ -231,8 +242,16 @@ def _trace(attempts: Attempts, resources: AsyncExitStack) -> grpc.aio.ServerInte
     return TracedCalls(tracing, SERVICE)
 
 
+def _look_after_policy(config: Config, policies: Policies, metrics: Metrics) -> Restarts | None:
+    """None: nobody does, so the server ends with the policy's engine."""
+    most = config.policy.restarts
+    if not most:
+        return None
+    start = partial(restart_policy, config.policy)
+    return Restarts(most, config.limits.engine_stall_s, policies, start, metrics.engine_restarts)
+
+
 def _watch_weights(config: PolicyConfig, policies: Policies, metrics: Metrics) -> WeightsWatcher | None:
-    metrics.policy_in_use(policies.current.ref)
     if config.watch is None:
         return None
     load = partial(start_successor, config)

@@ -164,8 +164,9 @@ class Service:
     async def _score(self, data: bytes, context: Context) -> pb.ScoreResponse:
         message = requests.parse(pb.ScoreRequest, data)
         config, caller = self._config, _caller(context)
-        self._attempts.check_room(principal(), message.request_id, caller, len(message.completions))
-        request = await requests.to_score(message, principal(), self._policies.current, config.limits, config.log)
+        self._attempts.check_room(principal(), message.request_id, caller, len(message.completions), samples=False)
+        with self._policies.use(asyncio.get_running_loop().create_future()) as policy:  # as in `_to_generate`
+            request = await requests.to_score(message, principal(), policy, config.limits, config.log)
         log_lines.about(request.request_id)
         finished = await self._attempts.run(request, caller, self._deadline_s(context))
         return responses.score_response(finished, self._config.log.durability)
@@ -200,7 +201,7 @@ class Service:
         """A full server refuses before it looks at prompt and parameters."""
         config = self._config
         n = message.n or config.defaults.n
-        self._attempts.check_room(principal(), message.request_id, _caller(context), n)
+        self._attempts.check_room(principal(), message.request_id, _caller(context), n, samples=True)
         # Any of them: all have one tokenizer and one context. But it must not be closed meanwhile.
         with self._policies.use(asyncio.get_running_loop().create_future()) as policy:
             request = await requests.to_generate(

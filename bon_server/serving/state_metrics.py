@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from bon_server.config import LimitsConfig
 from bon_server.engine.telemetry import Telemetry
 from bon_server.serving.admission import Admission
-from bon_server.serving.models import RunningPolicy, RunningReward
+from bon_server.serving.models import RunningReward, Started
 from bon_server.serving.policies import Policies
 
 
@@ -35,18 +35,16 @@ class StateCollector(Collector):
         yield GaugeMetricFamily(
             "bon_candidates_queued_limit", "How many may wait for one.", self._limits.max_candidates_queued
         )
-        models: dict[str, RunningPolicy | RunningReward] = {
-            "policy": self._policies.current,
-            "reward": self._reward_model,
-        }
+        models: dict[str, Started] = {"policy": self._policies.current, "reward": self._reward_model}
         up = GaugeMetricFamily("bon_engine_up", "1 while the model can work.", labels=["role"])
         stalled = GaugeMetricFamily(
             "bon_engine_stalled_seconds",
             "Since the engine's last step, while there is something to do; vLLM's engines only.",
             labels=["role"],
         )
+        up.add_metric(["policy"], not self._policies.lost)
+        up.add_metric(["reward"], self._reward_model.healthy)
         for role, model in models.items():
-            up.add_metric([role], model.healthy)
             if engines := model.engines:
                 stalled.add_metric([role], max(engine.stalled_s for engine in engines))
         yield from (up, stalled)

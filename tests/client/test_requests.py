@@ -126,6 +126,11 @@ def test_wrong_options_are_named(options: dict[str, object], error: type[Excepti
         bon.generate_request("hello", **cast(Any, options))
 
 
+def test_one_completion_is_not_a_list_of_its_characters() -> None:
+    with pytest.raises(TypeError, match="completions is a string"):
+        bon.score_request("hello", "42")
+
+
 def test_a_message_without_a_role_is_refused() -> None:
     with pytest.raises(ValueError, match="role and content"):
         bon.generate_request([{"content": "hello"}])

@@ -155,5 +155,5 @@ async def test_an_engine_that_is_killed(policy_class: type[VllmPolicy], model_di
         await policy.sample("later", (5, 6), endless)
     await policy.abort(["a0"])
     await asyncio.wait_for(policy.close(), 10)
-    with pytest.raises(Unavailable, match="closed"):
+    with pytest.raises(Unavailable, match="ended"):
         await policy.sample("last", (5, 6), endless)

@@ -45,6 +45,21 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("BON_")}
 
 
+def engines(parent: int) -> list[int]:
+    """The engines' processes, by the name that vLLM gives them."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                status = (process / "stat").read_text()
+                name = (process / "cmdline").read_text()
+            except OSError:
+                continue  # it has ended meanwhile
+            if "EngineCore" in name and int(status.rpartition(")")[2].split()[1]) == parent:
+                found.append(int(process.name))
+    return found
+
+
 class Serve:
     """Starts servers as processes, and ends those that are left."""
 

@@ -105,6 +105,12 @@ class Running:
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=SOON_S)
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
+    async def health_becomes(self, status: str) -> None:
+        """Waits until the health says so."""
+        async with asyncio.timeout(SOON_S):
+            while await self.health() != status:  # noqa: ASYNC110 -- asked, not notified
+                await asyncio.sleep(0.01)
+
     def records(self) -> list[Record]:
         """What a reader of the log sees now."""
         with LogReader(self.log) as reader:

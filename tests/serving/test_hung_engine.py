@@ -15,7 +15,7 @@ from bon.v1.bon_pb2_grpc import BestOfNServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bon_server.log.reader import LogReader
-from tests.serving.processes import START_S, Serve
+from tests.serving.processes import START_S, Serve, engines
 from tests.serving.running import refusal
 from tests.waiting import until
 
@@ -35,21 +35,6 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     started = Serve(tmp_path)
     yield started
     started.close()
-
-
-def engines(parent: int) -> list[int]:
-    """The engines' processes, by the name that vLLM gives them."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                status = (process / "stat").read_text()
-                name = (process / "cmdline").read_text()
-            except OSError:
-                continue  # it has ended meanwhile
-            if "EngineCore" in name and int(status.rpartition(")")[2].split()[1]) == parent:
-                found.append(int(process.name))
-    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

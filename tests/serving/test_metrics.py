@@ -34,7 +34,7 @@ KNOWN_LABELS: dict[str, Callable[[str], bool]] = {
     "status": {status.value for status in CandidateStatus}.__contains__,
     "kind": {"prompt", "completion", "reward_model"}.__contains__,
     "cause": {"commit", "checkpoint", "background"}.__contains__,
-    "result": {"loaded", "refused"}.__contains__,
+    "result": {"loaded", "refused", "started", "failed"}.__contains__,
     "role": {"policy", "reward"}.__contains__,
     "le": lambda bound: float(bound) is not None,
     "durability": {"fsync"}.__contains__,

@@ -5,7 +5,7 @@
     with bon.Client("127.0.0.1:50051") as client:
         print(client.generate("What is 17 + 25?", n=8).best.text)
 
-Answers are the messages of `bon.v1.bon_pb2` themselves; the proto file documents every field.
+Answers are the messages of `bon.v1.bon_pb2` themselves; `bon/v1/bon_pb2.pyi` documents every field.
 """
 
 from bon.aio import AsyncClient

@@ -128,7 +128,7 @@ def score_request(prompt: Prompt, completions: Sequence[str], **options: Unpack[
     _refuse_unknown(options, ScoreOptions)
     request = pb.ScoreRequest(
         request_id=options.get("request_id") or str(uuid4()),
-        completions=completions,
+        completions=_texts("completions", completions),
         reward_context=options.get("reward_context"),
         tags=options.get("tags"),
         log_policy=_log_policy(options.get("log_policy")),
