@@ -37,6 +37,9 @@ def document(options: SoakOptions, seen: Seen, ledger: Ledger, log: Path | None)
         "feedback": len(ledger.feedback),
         "replayed": ledger.replayed,
         "codes": {kind: dict(ended) for kind, ended in sorted(ledger.codes.items())},
+        "memory_mb": [
+            [round(seconds), round(rss / 1e6, 1)] for seconds, rss in seen.memory[:: len(seen.memory) // 60 + 1]
+        ],
         "checks": [asdict(check) for check in made],
     }
 

@@ -57,6 +57,8 @@ class Lives:
         self._fork.set_forkserver_preload(list(forked_server.NEEDED))
         self._ready = folder / "ready.json"
         self._start_s = 0.5
+        self._plan: tuple[int, int] | None = None
+        """Of the last sealing that was cut off."""
         self.log = folder / "log"
         self.ledger = Ledger("killed")
         self.in_doubt: list[Question] = []
@@ -82,7 +84,8 @@ class Lives:
             await self._kill(process)
             await asyncio.gather(*callers)
         with LogReader(self.log) as reader:
-            self.counts["killed_while_sealing"] += reader.plan is not None
+            self.counts["killed_while_sealing"] += reader.plan not in (None, self._plan)
+            self._plan = reader.plan
 
     async def last(self) -> None:
         """A server that lives until everything that was in doubt is answered, and ends as it should."""
