@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,14 @@ def document(options: SoakOptions, seen: Seen, ledger: Ledger, log: Path | None)
         "feedback": len(ledger.feedback),
         "replayed": ledger.replayed,
         "codes": {kind: dict(ended) for kind, ended in sorted(ledger.codes.items())},
-        "memory_mb": [
-            [round(seconds), round(rss / 1e6, 1)] for seconds, rss in seen.memory[:: len(seen.memory) // 60 + 1]
-        ],
+        "memory_mb": _thinned(seen.memory),
         "checks": [asdict(check) for check in made],
     }
+
+
+def _thinned(samples: Sequence[tuple[float, int]]) -> list[tuple[int, float]]:
+    """At most 60 of them, as seconds and MB."""
+    return [(round(seconds), round(rss / 1e6, 1)) for seconds, rss in samples[:: len(samples) // 60 + 1]]
 
 
 def _checks_of_process(options: SoakOptions, seen: Seen) -> list[Check]:
