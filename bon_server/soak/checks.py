@@ -78,7 +78,7 @@ def codes(seen: Mapping[str, Counter[str]], promised: Mapping[str, frozenset[str
         f"{kind} {code}": count
         for kind, ended in seen.items()
         for code, count in ended.items()
-        if code not in promised[kind]
+        if code not in promised.get(kind, frozenset())
     }
     return Check("codes", not broken, sum(broken.values()), "0 not promised", _shown(broken))
 

@@ -14,6 +14,8 @@ from bon_server.soak.calls import CALLS, CANCELS, Caller
 from bon_server.soak.ledger import Ledger
 
 CALLS_A_CONNECTION = 100
+UNEXPECTED = "unexpected"
+"""What calls are counted as that end with no status; no promise is made of them, so each fails the run."""
 REFUSED_S = 0.2
 """Pause of a caller that a full server has refused."""
 
@@ -35,7 +37,7 @@ async def traffic(mix: Mix, ledger: Ledger, seconds: float, goes_on: Callable[[]
     until_s = time.monotonic() + seconds
     async with asyncio.TaskGroup() as callers:
         for number in range(mix.concurrency):
-            dice = random.Random(f"{mix.seed} {number} {ledger.calls}")
+            dice = random.Random(f"{mix.seed} {number} {seconds}")
             callers.create_task(_caller(mix, dice, ledger, lambda: time.monotonic() < until_s and goes_on()))
 
 
@@ -53,7 +55,11 @@ async def _caller(mix: Mix, dice: random.Random, ledger: Ledger, goes_on: Callab
 async def _call(caller: Caller, cancel_share: float) -> None:
     kinds = CANCELS if caller.dice.random() < cancel_share else CALLS
     refused = _refusals(caller.ledger)
-    await caller.dice.choices(kinds, [kind.share for kind in kinds])[0].do(caller)
+    kind = caller.dice.choices(kinds, [kind.share for kind in kinds])[0]
+    try:
+        await kind.do(caller)
+    except Exception as error:  # noqa: BLE001 -- what is no status is a finding, and no reason to end a long run
+        caller.ledger.codes[UNEXPECTED][type(error).__name__] += 1
     if _refusals(caller.ledger) > refused:
         await asyncio.sleep(REFUSED_S)
 
