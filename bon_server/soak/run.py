@@ -84,6 +84,8 @@ class _Run:
         warm_up_s = min(WARM_UP_SHARE * seconds, WARM_UP_S)
         async with bon.AsyncClient(self._place.address, attempts=1, **self._options.security) as client:
             seen.version = (await client.server_info()).version
+        if self._place.metrics is not None:
+            await asyncio.to_thread(scrape, self._place.metrics)
         began_s = time.monotonic()
         looking = asyncio.create_task(self._look(began_s))
         try:
@@ -97,7 +99,7 @@ class _Run:
         return seen
 
     def _goes_on(self) -> bool:
-        return self._seen.ended_s is None
+        return not self._seen.ended
 
     async def _look(self, began_s: float) -> None:
         """Each second at memory, and every few seconds a line."""
@@ -116,8 +118,7 @@ class _Run:
         if self._place.pid is None:
             return None
         held = footprint(self._place.pid)
-        if held is None and self._seen.ended_s is None:
-            self._seen.ended_s = time.monotonic()
+        self._seen.ended |= held is None
         return held
 
     def _line(self, elapsed_s: float, held: Footprint | None) -> str:
@@ -139,6 +140,9 @@ class _Run:
             await asyncio.sleep(LOOK_S)
 
     async def _gauges(self) -> Gauges | None:
-        if self._place.metrics is None or (self._footprint() is None and self._place.pid is not None):
+        if self._place.metrics is None:
             return None
-        return await asyncio.to_thread(scrape, self._place.metrics)
+        try:
+            return await asyncio.to_thread(scrape, self._place.metrics)
+        except OSError:  # it answered at the start: now it has ended, or hangs
+            return None

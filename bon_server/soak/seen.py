@@ -67,8 +67,8 @@ class Seen:
     after: Rest | None = None
     memory: list[tuple[float, int]] = field(default_factory=list)
     """Seconds and resident bytes, after the warm-up."""
-    ended_s: float | None = None
-    """When the server was found to have ended; None: it did not."""
+    ended: bool = False
+    """Whether the server was found to have ended in the middle."""
 
 
 def _flat(before: Footprint, after: Footprint) -> bool:

@@ -14,12 +14,23 @@ from typing import Any
 
 import pytest
 
-from bon_server.soak.calls import promises
 from tests.conftest import StartServer
 from tests.serving.processes import environment
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 200.0
+OFTEN = {
+    "unary",
+    "stream",
+    "budget",
+    "cancelled",
+    "abandoned stream",
+    "short deadline",
+    "score",
+    "feedback",
+    "repeated",
+}
+"""Kinds of calls that a few hundred have among them, but for one run in thousands."""
 
 
 def soak(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -51,7 +62,7 @@ def test_a_sound_server_passes(tmp_path: Path) -> None:
     assert judged.pop("memory") is None, "too short for a slope"
     assert set(judged.values()) == {True}
     assert {"descriptors", "threads", "tasks", "permits held", "codes", "missing from the log"} < judged.keys()
-    assert document["codes"].keys() >= promises(may_refuse=False).keys() - {"too big", "feedback on nothing"}
+    assert document["codes"].keys() >= OFTEN
     assert document["codes"]["cancelled"]["CANCELLED"] and document["replayed"] and document["feedback"]
     assert "calls" in said and "descriptors" in said, "progress"
     assert list(tmp_path.iterdir()) == [], "nothing failed, so nothing is kept"
@@ -67,7 +78,7 @@ def test_a_server_that_dies_is_a_failure(tmp_path: Path) -> None:
     os.kill(json.loads(ready[0].read_bytes())["pid"], signal.SIGKILL)
     document, _ = told(command, code=1)
     judged = verdicts(document)
-    assert judged["server"] is False and judged["codes"] is False
+    assert judged["server"] is judged["codes"] is judged["tasks, permits, calls"] is False
     assert judged["missing from the log"] is judged["twice in the log"] is True, "it lost nothing all the same"
     assert document["folder"] == str(ready[0].parent), "kept for whoever looks for the reason"
 
