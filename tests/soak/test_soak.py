@@ -19,17 +19,7 @@ from tests.serving.processes import environment
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 200.0
-OFTEN = {
-    "unary",
-    "stream",
-    "budget",
-    "cancelled",
-    "abandoned stream",
-    "short deadline",
-    "score",
-    "feedback",
-    "repeated",
-}
+OFTEN = {"unary", "stream", "budget", "cancelled", "abandoned stream", "short deadline", "score", "repeated"}
 """Kinds of calls that a few hundred have among them, but for one run in thousands."""
 
 
