@@ -26,7 +26,7 @@ LAYERS = [
     ["best_of_n"],
     ["serving", "offline", "evaluate"],
     ["ask", "harvest", "doctor", "probe", "server_process"],
-    ["rounds"],
+    ["rounds", "soak"],
     ["demo"],
     ["cli"],
 ]

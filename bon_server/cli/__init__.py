@@ -10,7 +10,7 @@ import grpc
 import typer
 
 from bon_server import __version__
-from bon_server.cli import asking, demo, evaluate, keys, log, offline, rescore, rounds, serving, training
+from bon_server.cli import asking, bench, demo, evaluate, keys, log, offline, rescore, rounds, serving, training
 from bon_server.cli.show import fail
 from bon_server.errors import BonError, ConfigError
 
@@ -32,6 +32,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.command()(evaluate.report)
 app.command()(serving.health)
 app.command()(serving.doctor)
+app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 app.add_typer(demo.app, name="demo")
 

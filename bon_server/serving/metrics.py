@@ -46,6 +46,7 @@ class Metrics:
             registry=self.registry,
         )
         self.in_flight = Gauge("bon_attempts_in_flight", "Attempts running or waiting.", registry=self.registry)
+        self.tasks = Gauge("bon_event_loop_tasks", "Tasks of the event loop.", registry=self.registry)
         self.queued = Gauge("bon_candidates_queued", "Candidates waiting for a permit.", registry=self.registry)
 
         self.policy_changes = Counter(

@@ -134,6 +134,7 @@ class Server:
         quotas = Quotas(guards.keys)
         attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redact, quotas)
         metrics.in_flight.set_function(lambda: attempts.running)
+        metrics.tasks.set_function(partial(_count_tasks, asyncio.get_running_loop()))
         metrics.queued.set_function(lambda: admission.queued)
         metrics.policy_in_use(policies.current.ref)
         metrics.registry.register(StateCollector(limits, admission, policies, reward_model))
@@ -218,6 +219,11 @@ def write_ready_file(server: Server) -> None:
     facts = {"address": server.address, "metrics_address": server.metrics_address, "pid": os.getpid()}
     temporary.write_text(json.dumps(facts) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def _count_tasks(loop: asyncio.AbstractEventLoop) -> int:
+    """For the thread of a scrape."""
+    return len(asyncio.all_tasks(loop))
 
 
 def _plan_memory(config: Config) -> None:

@@ -1,0 +1,37 @@
+"""`bon serve`, forked from a process that has all imports done: starting Python would take most of the time.
+
+Everything after the imports is what the command does. The process that is forked from must not have used gRPC.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from bon_server import cli
+from bon_server.engine.child_process import live_and_die_with_parent
+from bon_server.log import sealer
+
+NEEDED = (
+    "uvloop",
+    "bon_server.policy.synthetic",
+    "bon_server.reward.synthetic",
+    "bon_server.serving.banner",
+    "bon_server.serving.log_lines",
+    "bon_server.serving.server",
+    "bon_server.serving.signals",
+    __name__,
+)
+"""What `bon serve` imports when it runs, for `set_forkserver_preload`."""
+
+
+def serve(words: list[str], output: Path) -> None:
+    """The life of a server, in a process group of its own. output: where its lines go."""
+    live_and_die_with_parent()
+    lines = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(lines, stream)
+    sealer.CHECK_S = 0.1  # so that a short life meets sealings too
+    sys.argv = ["bon", "serve", *words]
+    cli.main()
