@@ -1,0 +1,352 @@
+"""Models that fail, hang, return nonsense or have bugs, and models that must not be loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from bon.v1 import bon_pb2 as pb
+
+from bon_server.engine.telemetry import Telemetry
+from bon_server.errors import RewardFailed, SamplingFailed, StartupError, Unavailable
+from bon_server.types import CandidateStatus, Completion, Score
+from tests.fakes import says, scored
+from tests.faults.asking import DEADLINE_S, Asks, both, failing, final, hang_scoring, only_first_is_scored
+from tests.faults.case import OK, PUSHBACK, Case, Check, Kind, in_log
+from tests.faults.deadlines import hurried
+from tests.faults.place import CANARY, Place, Seen, see, see_start
+from tests.waiting import forever, until
+
+INTERNAL, UNAVAILABLE = grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE
+OPAQUE = ("internal error ", "; the server's log has the details")
+NON_FINITE = Score(CandidateStatus.NON_FINITE)
+SCORED = ("scored",) * 4
+
+# Sampling
+
+
+async def first_fails(index: int) -> Completion:
+    if index == 0:
+        raise SamplingFailed("out of memory")
+    return says(f"answer {index}")
+
+
+async def nothing(index: int) -> Completion:
+    return says("")
+
+
+def _fewer(place: Place, seen: Seen) -> None:
+    answer = final(seen)
+    assert (answer.partial, answer.n_generated, answer.n_scored, answer.best.index) == (True, 3, 3, 1)
+    assert answer.candidates[0].finish_reason == pb.FINISH_REASON_ERROR
+
+
+def _empty_best(place: Place, seen: Seen) -> None:
+    best = final(seen).best
+    assert (best.text, best.index, best.HasField("reward"), best.reward) == ("", 0, True, 0.0)
+
+
+def _all_failed(error: str) -> Check:
+    return in_log("failed", *["failed"] * 4, error=error)
+
+
+SAMPLING = [
+    *both(
+        "fewer candidates than asked", Asks(sample=first_fails), OK, Check("`partial`, the best of the rest", _fewer)
+    ),
+    *both(
+        "sampling out of memory",
+        Asks(sample=failing(SamplingFailed("out of memory"))),
+        INTERNAL,
+        _all_failed("SamplingFailed"),
+        says=OPAQUE,
+    ),
+    *both(
+        "engine dies",
+        Asks(sample=failing(Unavailable("the engine died", 2000))),
+        UNAVAILABLE,
+        PUSHBACK,
+        says=("the engine died",),
+    ),
+    *both(
+        "empty completion", Asks(sample=nothing), OK, Check("scored like others", _empty_best), in_log("ok", *SCORED)
+    ),
+]
+
+# Scoring
+
+
+def _scores(of: dict[str, Score]) -> Asks:
+    async def score(text: str) -> Score:
+        return of.get(text, scored(float(len(text))))
+
+    return Asks(score=score)
+
+
+def _left_out(status: pb.CandidateStatus.ValueType) -> Check:
+    def holds(place: Place, seen: Seen) -> None:
+        answer = final(seen)
+        assert (answer.partial, answer.n_generated, answer.n_scored, answer.best.index) == (True, 4, 3, 1)
+        assert answer.candidates[0].status == status
+        assert not answer.candidates[0].HasField("reward")
+        assert place.row().candidates[0].reward is None
+
+    return Check("left out and marked, the best of the rest", holds)
+
+
+async def second_fails(text: str) -> Score:
+    if text == "answer 1":
+        raise RewardFailed("out of memory")
+    return scored(1.0)
+
+
+async def all_nan(_: str) -> Score:
+    return NON_FINITE
+
+
+def _no_reward_logged(place: Place, seen: Seen) -> None:
+    assert all(candidate.reward is None for row in place.rows() for candidate in row.candidates)
+
+
+def _says_scored(reward: float) -> Asks:
+    async def score(_: str) -> Score:
+        return Score(CandidateStatus.SCORED, reward)
+
+    return Asks(score=score)
+
+
+def _texts_logged(place: Place, seen: Seen) -> None:
+    assert [candidate.text for candidate in place.row().candidates] == [f"answer {i}" for i in range(4)]
+
+
+LIES = {"NaN": math.nan, "∞": math.inf, "−∞": -math.inf}
+IN_TIME = Check("`partial`, the one that was scored", lambda place, seen: _one(seen))
+
+
+def _one(seen: Seen) -> None:
+    answer = final(seen)
+    assert (answer.partial, answer.n_scored, answer.best.index) == (True, 1, 0)
+
+
+SCORING = [
+    *both(
+        "one NaN reward",
+        _scores({"answer 0": NON_FINITE}),
+        OK,
+        _left_out(pb.CANDIDATE_STATUS_NON_FINITE),
+        in_log("partial", "non_finite", "scored", "scored", "scored"),
+    ),
+    *both(
+        "all rewards NaN",
+        Asks(score=all_nan),
+        INTERNAL,
+        in_log("failed", *["non_finite"] * 4, error="NothingFinite"),
+        Check("with all texts", _texts_logged),
+        says=OPAQUE,
+    ),
+    *both(
+        "completion longer than the reward model's context",
+        _scores({"answer 0": Score(CandidateStatus.TOO_LONG)}),
+        OK,
+        _left_out(pb.CANDIDATE_STATUS_TOO_LONG),
+    ),
+    *both(
+        "scoring of one candidate fails",
+        _scores({"answer 0": Score(CandidateStatus.FAILED, error="scripted")}),
+        OK,
+        _left_out(pb.CANDIDATE_STATUS_FAILED),
+    ),
+    *both(
+        "scoring out of memory",
+        Asks(score=failing(RewardFailed("out of memory"))),
+        INTERNAL,
+        _all_failed("RewardFailed"),
+        says=OPAQUE,
+    ),
+    *both(
+        "reward model fails on one of four: no random pick",
+        Asks(score=second_fails),
+        INTERNAL,
+        Check("with all texts", _texts_logged),
+        says=OPAQUE,
+    ),
+    *both(
+        "reward model slower than the deadline, one scored",
+        Asks(score=only_first_is_scored, deadline_s=DEADLINE_S),
+        OK,
+        IN_TIME,
+        kind=hurried,
+    ),
+    *both(
+        "reward model slower than the deadline, none scored",
+        Asks(score=hang_scoring, deadline_s=DEADLINE_S),
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        in_log("failed", *["cancelled"] * 4, error="DeadlinePassed"),
+        kind=hurried,
+    ),
+    *[
+        case
+        for name, reward in LIES.items()
+        for case in both(
+            f"reward model calls {name} a finite reward",
+            _says_scored(reward),
+            INTERNAL,
+            Check("no reward in the log", _no_reward_logged),
+            says=OPAQUE,
+        )
+    ],
+]
+
+# Bugs
+
+
+def bugs() -> Iterator[Case]:
+    """Never UNKNOWN, never the message, and never a caller who waits for ever."""
+    errors = RuntimeError(CANARY), KeyError(CANARY), asyncio.CancelledError(CANARY), TimeoutError(), MemoryError()
+    for error in errors:
+        name = type(error).__name__
+        for stage, asks, logged in (
+            ("tokenising", Asks(encode=failing(error)), ()),
+            ("sampling", Asks(sample=failing(error)), (_internal("failed"),)),
+            ("scoring", Asks(score=failing(error)), (_internal("failed"),)),
+        ):
+            yield from both(f"{name} in {stage}", asks, INTERNAL, *logged, says=OPAQUE)
+
+
+def _internal(status: str) -> Check:
+    def holds(place: Place, seen: Seen) -> None:
+        row = place.row()
+        assert (row.outcome.value, row.error) == ("failed", "InternalError")
+        assert CANARY not in repr([candidate.error for candidate in row.candidates])
+
+    return Check("in the log: failed (InternalError), without the message", holds)
+
+
+async def hangs_beside_others(place: Place) -> Seen:
+    async def first_hangs(index: int) -> Completion:
+        if len(place.policy.started) == 1:
+            await forever()
+        return says(f"answer {index}")
+
+    place.policy.script = first_hangs
+    hanging = place.generate(n=1, request_id="hanging")
+    await until(lambda: place.policy.running == 1)
+    others = await asyncio.gather(*(see(place.generate(request_id=f"{place.request_id}-{i}")) for i in range(10)))
+    assert {seen.ended for seen in others} == {OK}
+    hanging.cancel()
+    return others[0]
+
+
+# Engines
+
+
+async def dead(place: Place) -> Seen:
+    """Of the health that a load balancer asks for."""
+    place.policy.healthy = False
+    async with asyncio.timeout(15):
+        while await place.health() != "NOT_SERVING":  # noqa: ASYNC110 -- another side's
+            await asyncio.sleep(0.01)
+    assert place.server.broken == "the policy's engine died"
+    place.policy.script = failing(Unavailable("the engine died", 2000))
+    return await see(place.generate())
+
+
+async def stalled(place: Place) -> Seen:
+    """An engine that has work and makes no step; vLLM itself calls it healthy."""
+    telemetry = Telemetry()
+    place.policy.engines = (telemetry,)
+    with telemetry.working():
+        async with asyncio.timeout(15):
+            while await place.health() != "NOT_SERVING":  # noqa: ASYNC110 -- another side's
+                await asyncio.sleep(0.01)
+        assert place.server.hung
+        await place.server.drain(0)
+        return await see(place.generate())
+
+
+ENGINES = [
+    Case(
+        name="one candidate hangs: other requests",
+        happens=hangs_beside_others,
+        ends=OK,
+        checks=(Check("answered", lambda place, seen: _four(seen)),),
+    ),
+    Case(
+        name="engine dead: health says NOT_SERVING, and a call",
+        happens=dead,
+        ends=UNAVAILABLE,
+        checks=(PUSHBACK,),
+        kind=Kind(),
+        ends_server=True,
+    ),
+    Case(
+        name="engine makes no step: the watchdog says NOT_SERVING, and a call",
+        happens=stalled,
+        ends=UNAVAILABLE,
+        checks=(PUSHBACK,),
+        kind=Kind({"limits.engine_stall_s": 0.3}),
+        ends_server=True,
+    ),
+]
+
+
+def _four(seen: Seen) -> None:
+    assert seen.answer.n_scored == 4
+
+
+# Models that must not be loaded
+
+
+@dataclass(frozen=True)
+class Loads:
+    """Starts another server with a model directory of these files, as policy or as reward model."""
+
+    role: str
+    files: dict[str, bytes]
+
+    async def __call__(self, place: Place) -> Seen:
+        folder = place.log.parent / f"model-{place.request_id}"
+        if self.files:
+            self._write(folder)
+        place.patch.setenv("XDG_CACHE_HOME", str(place.log.parent / "cache"))
+        models = {"policy": {"policy.model": str(folder)}, "reward": {"reward.models": [str(folder)]}}
+        return await see_start(place.log.parent / "other", **models[self.role])
+
+    def _write(self, folder: Path) -> None:
+        folder.mkdir()
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+CONFIG = b'{"model_type": "llama"}'
+HEADER = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + b"\0" * 8
+BAD_MODELS: dict[str, tuple[dict[str, bytes], str]] = {
+    "bad model path": ({}, "no such directory"),
+    "model without weights": ({"config.json": CONFIG}, "no weights"),
+    "corrupt weights": ({"config.json": CONFIG, "model.safetensors": WEIGHTS[:-1]}, "model.safetensors"),
+    "pickled weights": ({"config.json": CONFIG, "pytorch_model.bin": b"\x80\x04."}, "safetensors"),
+    "code-carrying model": (
+        {"config.json": b'{"auto_map": {"AutoModelForCausalLM": "evil.Model"}}', "model.safetensors": WEIGHTS},
+        "auto_map in config.json",
+    ),
+}
+
+
+def loading() -> Iterator[Case]:
+    """A start that fails in one sentence, naming the directory or the file."""
+    for name, (files, named) in BAD_MODELS.items():
+        for role in ("policy", "reward"):
+            happens = Loads(role, files)
+            yield Case(name=name, variant=role, happens=happens, ends=StartupError, says=(named,), kind=UNSCRIPTED)
+
+
+UNSCRIPTED = Kind(scripted=False)
+
+CASES = [*SAMPLING, *SCORING, *bugs(), *ENGINES, *loading()]
