@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bon.v1 import bon_pb2 as pb
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 
 REQUESTS: dict[str, type[Message]] = {
@@ -21,93 +21,7 @@ REQUESTS: dict[str, type[Message]] = {
 }
 METHODS = st.sampled_from(sorted(REQUESTS))
 
-# Whole messages
-
-ODD_NUMBERS = [0.0, -0.0, 1.0, 0.5, 2.0, -1.0, math.nan, math.inf, -math.inf, 5e-324, 1.7e308, -1.7e308]
-ODD_INTEGERS = [0, 1, 2, 3, 4, 16, 17, 128, 129, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, -1, -2, -5, -(2**31), -(2**63)]
-ODD_TEXTS = [
-    "",
-    "user",
-    "assistant",
-    "a",
-    "a" * 129,
-    "\0",
-    "\u202e",
-    "٣",
-    "👩‍🚀",
-    "{}",
-    '{"$ref": "#"}',
-    "[" * 2000,
-    "(",
-    "a" * 5000,
-]
-RANGES = {
-    FieldDescriptor.TYPE_UINT32: (0, 2**32 - 1),
-    FieldDescriptor.TYPE_UINT64: (0, 2**64 - 1),
-    FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
-    FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
-    FieldDescriptor.TYPE_ENUM: (-(2**31), 2**31 - 1),
-}
-TEXTS = st.sampled_from(ODD_TEXTS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-MOST_REPEATED = 20
-
-
-def _scalar(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    if field.type in RANGES:
-        low, high = RANGES[field.type]
-        odd = st.sampled_from([value for value in ODD_INTEGERS if low <= value <= high])
-        return odd | st.integers(low, high)
-    if field.type == FieldDescriptor.TYPE_STRING:
-        return TEXTS
-    if field.type == FieldDescriptor.TYPE_BOOL:
-        return st.booleans()
-    assert field.type == FieldDescriptor.TYPE_DOUBLE, field.full_name
-    return st.sampled_from(ODD_NUMBERS) | st.floats()
-
-
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.GetOptions().map_entry
-
-
-def _values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    """Of one field, as the constructor of its message takes them."""
-    if _is_map(field):
-        return st.dictionaries(TEXTS, TEXTS, max_size=MOST_REPEATED)
-    one = _scalar(field) if field.message_type is None else _fields(field.message_type)
-    return st.lists(one, max_size=MOST_REPEATED if field.message_type is None else 4) if field.is_repeated else one
-
-
-def _fields(descriptor: Descriptor) -> st.SearchStrategy[dict[str, Any]]:
-    """A few fields of a message; of a oneof the last one set counts, as on the wire."""
-    each = [st.tuples(st.just(field.name), _values(field)) for field in descriptor.fields]
-    return st.lists(st.one_of(each), max_size=6).map(dict) if each else st.just({})
-
-
-def _built(kind: type[Message], fields: dict[str, Any]) -> Message:
-    """Field by field, since the constructor refuses two fields of one oneof."""
-    message = kind()
-    for name, value in fields.items():
-        field = message.DESCRIPTOR.fields_by_name[name]
-        if field.message_type is None or _is_map(field):
-            message.MergeFrom(kind(**{name: value}))
-        elif field.is_repeated:
-            inner = GetMessageClass(field.message_type)
-            getattr(message, name).extend(_built(inner, one) for one in value)
-        else:
-            getattr(message, name).SetInParent()
-            getattr(message, name).MergeFrom(_built(GetMessageClass(field.message_type), value))
-    return message
-
-
-@st.composite
-def odd_messages(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A method and a message of its type with odd values in some fields."""
-    method = draw(METHODS)
-    kind = REQUESTS[method]
-    return method, _built(kind, draw(_fields(kind.DESCRIPTOR))).SerializeToString()
-
-
-# Damaged ones
+# Good ones
 
 PARAMETERS = pb.SamplingParams(temperature=0.7, top_p=0.9, top_k=40, max_tokens=64, seed=7, stop=["\n\n"])
 QUESTION = pb.GenerateRequest(
@@ -135,6 +49,100 @@ GOOD: dict[str, list[Message]] = {
     ],
     "GetServerInfo": [pb.GetServerInfoRequest()],
 }
+
+# Whole messages with odd values
+
+ODD_NUMBERS = [0.0, -0.0, 1.0, 0.5, 2.0, -1.0, math.nan, math.inf, -math.inf, 5e-324, 1.7e308, -1.7e308]
+ODD_INTEGERS = [0, 1, 2, 3, 4, 16, 17, 128, 129, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, -1, -2, -5, -(2**31), -(2**63)]
+ODD_TEXTS = [
+    "",
+    "user",
+    "assistant",
+    "a",
+    "a" * 129,
+    "\0",
+    "\u202e",
+    "٣",
+    "👩‍🚀",
+    "{}",
+    '{"$ref": "#"}',
+    "[" * 2000,
+    "(",
+    "a" * 5000,
+]
+RANGES = {
+    FieldDescriptor.TYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.TYPE_UINT64: (0, 2**64 - 1),
+    FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.TYPE_ENUM: (-(2**31), 2**31 - 1),
+}
+TEXTS = st.sampled_from(ODD_TEXTS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+MANY = 20
+
+
+def _scalar(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    if field.type in RANGES:
+        low, high = RANGES[field.type]
+        odd = st.sampled_from([value for value in ODD_INTEGERS if low <= value <= high])
+        return odd | st.integers(low, high)
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return TEXTS
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return st.booleans()
+    assert field.type == FieldDescriptor.TYPE_DOUBLE, field.full_name
+    return st.sampled_from(ODD_NUMBERS) | st.floats()
+
+
+def _values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    """Of a field without fields of its own."""
+    if field.message_type is not None:
+        return st.dictionaries(TEXTS, TEXTS, max_size=3) | st.just({str(index): "" for index in range(MANY)})
+    one = _scalar(field)
+    return st.lists(one, max_size=3) | one.map(lambda value: [value] * MANY) if field.is_repeated else one
+
+
+def _leaves(descriptor: Descriptor, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldDescriptor]]:
+    """Paths to all fields that have no fields of their own; maps are such."""
+    for field in descriptor.fields:
+        path = (*above, field.name)
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            yield path, field
+        else:
+            yield from _leaves(field.message_type, path)
+
+
+def _put(message: Any, path: tuple[str, ...], field: FieldDescriptor, value: Any) -> None:
+    """Sets a field; of repeated messages on the way one is added."""
+    for name in path[:-1]:
+        inner = getattr(message, name)
+        message = inner if isinstance(inner, Message) else inner.add()
+    if field.is_repeated:
+        message.ClearField(field.name)
+        getattr(message, field.name).MergeFrom(type(message)(**{field.name: value}).__getattribute__(field.name))
+    else:
+        setattr(message, field.name, value)
+
+
+LEAVES = {method: dict(_leaves(kind.DESCRIPTOR)) for method, kind in REQUESTS.items()}
+EDITS = {
+    method: st.one_of([st.tuples(st.just(path), _values(field)) for path, field in leaves.items()])
+    for method, leaves in LEAVES.items()
+    if leaves
+}
+
+
+@st.composite
+def odd_messages(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A method and a message of its type in which one to three fields have values that nobody would give them."""
+    method = draw(st.sampled_from(sorted(EDITS)))
+    message = copy.deepcopy(draw(st.sampled_from([REQUESTS[method](), *GOOD[method]])))
+    for path, value in draw(st.lists(EDITS[method], min_size=1, max_size=3)):
+        _put(message, path, LEAVES[method][path], value)
+    return method, message.SerializeToString()
+
+
+# Damaged ones
 
 Damage = Callable[[bytearray, int, int], None]
 

@@ -25,6 +25,7 @@ from tests.fakes import ScriptedPolicy, ScriptedReward
 from tests.serving.certificates import Authority
 from tests.serving.guarded import Guard
 from tests.serving.running import Refused, Running, question
+from tests.waiting import SOON_S
 
 CANARY = "canary-7c41"
 PROMPT = f"{CANARY} What is {CANARY}?"
@@ -103,6 +104,12 @@ class Place(Running):
         """The only record under the case's id."""
         (row,) = (row for row in self.rows() if row.request_id == self.request_id)
         return row
+
+    async def until_health(self, says: str) -> None:
+        """Waits until a load balancer would hear this."""
+        async with asyncio.timeout(SOON_S):
+            while await self.health() != says:  # noqa: ASYNC110 -- another side's
+                await asyncio.sleep(0.01)
 
     async def at_baseline(self, problems: tuple[str, ...] = ()) -> None:
         """Counters are back, a plain question is answered, and the log is whole, but for what these `problems` tell."""

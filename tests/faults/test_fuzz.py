@@ -33,7 +33,7 @@ PROMISED = {CODE.OK, CODE.INVALID_ARGUMENT, CODE.FAILED_PRECONDITION}
 """Of the parser and the validator."""
 PROMISED_BY_THE_SERVER = PROMISED | {CODE.NOT_FOUND, CODE.ALREADY_EXISTS}
 """A message may well ask for what is not there, or take an id that is taken."""
-FEW, MANY, THROUGH_GRPC = 1_000, 33_400, 100
+FEW, MANY, THROUGH_GRPC = 1_000, 33_400, 200
 """Of each sort of messages: every time, in the long tests (100,000 in all), and through gRPC."""
 
 PATIENT = settings(database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
