@@ -10,8 +10,8 @@ from typing import Any
 
 from bon_server.types import Completion, Score
 from tests.fakes import says, scored
-from tests.faults.case import Case, Check, Kind
-from tests.faults.place import Place, Seen, see
+from tests.faults.case import Case, Check
+from tests.faults.place import Kind, Place, Seen, see
 from tests.waiting import forever, until
 
 MARGIN_MS = 1500

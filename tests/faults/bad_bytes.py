@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from bon.v1 import bon_pb2 as pb
@@ -72,9 +73,9 @@ class SendsBytes:
     data: bytes
 
     async def __call__(self, place: Place) -> Seen:
-        if self.method == "GenerateStream":
-            return await see(place.channel.unary_stream(SERVICE + self.method)(self.data))
-        return await see(place.channel.unary_unary(SERVICE + self.method)(self.data))
+        streams = self.method == "GenerateStream"
+        call: Any = (place.channel.unary_stream if streams else place.channel.unary_unary)(SERVICE + self.method)
+        return await see(call(self.data))
 
 
 def _malformed() -> Iterator[Case]:

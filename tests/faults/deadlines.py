@@ -23,9 +23,9 @@ from tests.faults.asking import (
     hang_scoring,
     only_first_is_scored,
 )
-from tests.faults.case import NOTHING_LOGGED, NOTHING_SAMPLED, OK, Case, Check, Kind, in_log
+from tests.faults.case import NOTHING_LOGGED, NOTHING_SAMPLED, OK, Case, Check, in_log
 from tests.faults.leaving import FOUR
-from tests.faults.place import Place, Seen, see
+from tests.faults.place import Kind, Place, Seen, see
 from tests.waiting import forever, until
 
 EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED

@@ -22,8 +22,8 @@ from tests.faults.asking import (
     scores,
     tokenises,
 )
-from tests.faults.case import NOTHING_LOGGED, NOTHING_SAMPLED, OK, Case, Check, Kind, in_log
-from tests.faults.place import Place, Seen, see
+from tests.faults.case import NOTHING_LOGGED, NOTHING_SAMPLED, OK, Case, Check, in_log
+from tests.faults.place import Kind, Place, Seen, see
 from tests.serving.running import open_files
 from tests.waiting import forever, until
 

@@ -18,9 +18,9 @@ from bon_server.types import Completion
 from tests.conftest import synthetic_config
 from tests.fakes import PARTIAL, ScriptedPolicy, says
 from tests.faults.asking import final
-from tests.faults.case import NOTHING_LOGGED, OK, PUSHBACK, Case, Check, Kind, in_log
+from tests.faults.case import NOTHING_LOGGED, OK, PUSHBACK, Case, Check, in_log
 from tests.faults.leaving import FOUR
-from tests.faults.place import Place, Seen, see, see_start
+from tests.faults.place import Kind, Place, Seen, see, see_start
 from tests.serving.running import Running
 from tests.waiting import SOON_S, until
 

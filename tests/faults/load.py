@@ -11,10 +11,10 @@ from bon.v1 import bon_pb2 as pb
 
 from bon_server.types import Completion, FinishReason
 from tests.fakes import ScriptedPolicy
-from tests.faults.case import OK, PUSHBACK, Case, Check, Kind
+from tests.faults.case import OK, PUSHBACK, Case, Check
 from tests.faults.leaving import FOUR
 from tests.faults.lifecycle import Gate
-from tests.faults.place import PROMPT, Place, Seen, see
+from tests.faults.place import PROMPT, Kind, Place, Seen, see
 from tests.waiting import until
 
 UNAVAILABLE, EXHAUSTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -204,9 +204,15 @@ IS_FULL = ("the server is full",)
 
 
 def _crowded(
-    name: str, happens: Any, ends: Any = UNAVAILABLE, *checks: Check, variant: str = "", says: Any = (), **settings: Any
+    name: str,
+    happens: Any,
+    ends: Any = UNAVAILABLE,
+    *checks: Check,
+    variant: str = "",
+    says: Any = (),
+    settings: Any = None,
 ) -> Case:
-    kind = Kind({**FOUR_AND_FOUR, **settings})
+    kind = Kind({**FOUR_AND_FOUR, **(settings or {})})
     return Case(name=name, variant=variant, happens=happens, ends=ends, checks=checks, says=says, kind=kind)
 
 
@@ -236,7 +242,7 @@ CASES = [
         UNAVAILABLE,
         PUSHBACK,
         says=("this caller has too much waiting",),
-        **{"limits.max_queue_share": 0.5},
+        settings={"limits.max_queue_share": 0.5},
     ),
     _crowded("twice the capacity, open loop, 2 s: who is refused", twice_the_capacity, UNAVAILABLE, PUSHBACK),
     _crowded(
@@ -245,7 +251,7 @@ CASES = [
         EXHAUSTED,
         Check("its answer is logged", _its_answer_is_there),
         says=("nothing was read from the stream for 0.5 s",),
-        **{"limits.slow_reader_s": 0.5},
+        settings={"limits.slow_reader_s": 0.5},
     ),
     _crowded("stream that is read slowly", slow_reader, OK, Check("all events", _all_events)),
 ]

@@ -16,9 +16,9 @@ from bon.v1 import bon_pb2 as pb
 
 from bon_server.types import Completion, Outcome
 from tests.fakes import says
-from tests.faults.case import NOTHING_SAMPLED, OK, PUSHBACK, Case, Check, Kind
+from tests.faults.case import NOTHING_SAMPLED, OK, PUSHBACK, Case, Check
 from tests.faults.lifecycle import Gate
-from tests.faults.place import PROMPT, Place, Seen, see
+from tests.faults.place import PROMPT, Kind, Place, Seen, see
 from tests.log.broken_database import BrokenDatabase
 from tests.waiting import until
 

@@ -12,8 +12,8 @@ import grpc
 
 from bon_server.log.sealing import seal
 from bon_server.serving import attempts
-from tests.faults.case import NOTHING_SAMPLED, OK, Case, Check, Kind
-from tests.faults.place import Place, Seen, opened, see
+from tests.faults.case import NOTHING_SAMPLED, OK, Case, Check
+from tests.faults.place import Kind, Place, Seen, opened, see
 
 # Damage, done beneath a running server
 

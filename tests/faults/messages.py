@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bon.v1 import bon_pb2 as pb
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
@@ -102,7 +102,7 @@ def _values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     return st.lists(one, max_size=3) | one.map(lambda value: [value] * MANY) if field.is_repeated else one
 
 
-def _leaves(descriptor: Descriptor, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldDescriptor]]:
+def _leaves(descriptor: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldDescriptor]]:
     """Paths to all fields that have no fields of their own; maps are such."""
     for field in descriptor.fields:
         path = (*above, field.name)
@@ -195,9 +195,7 @@ EVERYTHING = {"random bytes": RANDOM_BYTES, "damaged messages": damaged_messages
 
 def names_a_field(kind: type[Message], path: str) -> bool:
     """Whether a path like `sampling.stop[1]` leads to a field of this message, or of the request that it carries."""
-    descriptor: Descriptor | None = (
-        pb.GenerateRequest.DESCRIPTOR if kind is pb.GenerateStreamRequest else kind.DESCRIPTOR
-    )
+    descriptor: Any = pb.GenerateRequest.DESCRIPTOR if kind is pb.GenerateStreamRequest else kind.DESCRIPTOR
     for step in path.split("[")[0].split("."):
         if descriptor is None:
             return False

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -16,9 +17,9 @@ from bon_server.errors import StartupError, Unavailable, UnsupportedOption
 from bon_server.types import Completion
 from tests.fakes import says
 from tests.faults.asking import Asks, both, failing
-from tests.faults.case import NOTHING_SAMPLED, OK, PUSHBACK, Case, Check, Kind
+from tests.faults.case import NOTHING_SAMPLED, OK, PUSHBACK, Case, Check
 from tests.faults.models import INTERNAL, OPAQUE, UNAVAILABLE
-from tests.faults.place import CANARY, Place, Seen, see, see_start
+from tests.faults.place import CANARY, Kind, Place, Seen, see, see_start
 from tests.waiting import forever, until
 
 # Bugs
@@ -142,7 +143,10 @@ class Loads:
         if self.files:
             self._write(folder)
         place.patch.setenv("XDG_CACHE_HOME", str(place.log.parent / "cache"))
-        models = {"policy": {"policy.model": str(folder)}, "reward": {"reward.models": [str(folder)]}}
+        models: dict[str, dict[str, Any]] = {
+            "policy": {"policy.model": str(folder)},
+            "reward": {"reward.models": [str(folder)]},
+        }
         return await see_start(place.log.parent / "other", **models[self.role])
 
     def _write(self, folder: Path) -> None:

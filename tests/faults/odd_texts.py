@@ -12,8 +12,8 @@ from bon.v1 import bon_pb2 as pb
 from bon_server.log.sealing import seal
 from bon_server.types import Completion
 from tests.fakes import says
-from tests.faults.case import OK, Case, Check, Kind
-from tests.faults.place import Place, Seen, see
+from tests.faults.case import OK, Case, Check
+from tests.faults.place import Kind, Place, Seen, see
 
 TEXTS = {
     "NUL in a prompt": "a\0b\0",
@@ -56,11 +56,7 @@ class Echo:
         assert (row.reward_context, row.tags) == ({text: text}, {text[:4]: text})
         seal(place.server.spool, 1 << 26, 86_400.0)
         sealed = max(place.log.glob("segments/*/*/*.parquet"), key=lambda path: path.name)
-        (found,) = (
-            one
-            for one in pq.ParquetFile(sealed).read().to_pylist()  # type: ignore[no-untyped-call]
-            if one["request_id"] == place.request_id
-        )
+        (found,) = (one for one in pq.ParquetFile(sealed).read().to_pylist() if one["request_id"] == place.request_id)
         logged = found["prompt_messages"][0]["content"] if self.chat else found["prompt_text"]
         assert [logged.encode(), found["candidates"][0]["text"].encode()] == [text.encode()] * 2
 

@@ -155,7 +155,7 @@ async def opened(folder: Path, kind: Kind) -> AsyncIterator[Place]:
         server = await Server.start(synthetic_config(folder / "log", **settings))
         stack.push_async_callback(server.stop)
         stack.push_async_callback(server.drain, 0.0)
-        connecting = grpc.aio.insecure_channel(server.address)
+        connecting: Any = grpc.aio.insecure_channel(server.address)
         if guard is not None and clients is not None:
             connecting = guard.channel(server.address, clients.signs("client"))
         channel = await stack.enter_async_context(connecting)

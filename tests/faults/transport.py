@@ -13,8 +13,8 @@ from bon_server.errors import ConfigError, LogError, StartupError
 from bon_server.types import Completion
 from tests.fakes import says
 from tests.faults.bad_bytes import SERVICE
-from tests.faults.case import OK, Case, Check, Kind
-from tests.faults.place import CANARY, Place, Seen, see, see_start
+from tests.faults.case import OK, Case, Check
+from tests.faults.place import CANARY, Kind, Place, Seen, see, see_start
 from tests.faults.sending import SYNTHETIC, ask
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
