@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from itertools import count
@@ -16,6 +17,8 @@ from tests.faults.place import CANARY, Kind, Place, Seen, opened
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _numbers = count(1)
+CASE_S = 60.0
+"""More than any takes on a busy machine: a caller who waits for ever is a failure and not a hang."""
 REFUSED_AS_SUCH = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 
 
@@ -71,7 +74,8 @@ def fits(case: Case, seen: Seen) -> None:
 async def test_fault(places: Places, case: Case, caplog: pytest.LogCaptureFixture) -> None:
     place = await places.of(case.kind)
     try:
-        seen = await happens(place, case)
+        async with asyncio.timeout(CASE_S):
+            seen = await happens(place, case)
     except BaseException:
         await places.close()  # the next case must not suffer for it
         raise
