@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from bon_server.errors import InvalidRequest, SamplingFailed
+from bon_server.errors import InvalidRequest, SamplingFailed, UnsupportedOption
 from bon_server.types import Completion, FinishReason, LogprobKind, Message, Milestone, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -313,6 +313,14 @@ async def test_what_the_engine_must_not_get_is_refused(bad: Sampling, field: str
     with pytest.raises(InvalidRequest) as caught:
         await policy.check(bad)
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+async def test_a_seed_where_prefills_come_in_chunks(policy: VllmPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU it would kill the engine."""
+    monkeypatch.setattr(policy._vllm_config.scheduler_config, "enable_chunked_prefill", True)
+    with pytest.raises(UnsupportedOption, match=r"sampling\.seed"):
+        await policy.check(replace(PLAIN, seed=1))
+    await policy.check(PLAIN)
 
 
 @pytest.mark.parametrize("prompt", [(), tuple([5] * 2048), tuple([5] * 3000), (5, 10**6), (5, -1), (5, 2**40)])

@@ -12,7 +12,6 @@ import pytest
 from bon.v1 import bon_pb2 as pb
 
 from bon_server import __version__
-from bon_server.log.record import to_json
 from bon_server.types import Completion, Kind, Outcome
 from tests.fakes import ScriptedPolicy, ScriptedReward, named_after_index, says, scored
 from tests.serving.conftest import Run
@@ -99,46 +98,6 @@ async def test_every_parameter_is_echoed_and_logged(run: Run) -> None:
     logged = running.record("a").sampling
     assert logged is not None
     assert (logged.temperature, logged.top_k, logged.stop, logged.seed) == (1.5, 40, ("a", "é"), 5)
-
-
-# Every text as it is
-
-TEXTS = {
-    "NUL": "a\0b\0",
-    "right to left": "\u202eשלום עולם\u202c مرحبا",
-    "emoji": "👩‍👩‍👧‍👦🏳️‍🌈 \U0001f600",
-    "combining": "e\u0301 \u0065\u0301\u0302 \u00e9 ﷺ",
-    "line ends": "a\r\nb\rc\u2028d\u0085e",
-    "byte order mark": "\ufeffa",
-    "last code point": "\U0010ffff\ufffe\uffff",
-    "quotes": "\"'`\\ {} %s $x <b>&amp;",
-    "spaces": "  \t leading and trailing \n\n",
-}
-
-
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
-@pytest.mark.parametrize("form", ["text", "chat"])
-async def test_texts_are_byte_exact_in_answer_and_log(run: Run, text: str, form: str) -> None:
-    async def echo(index: int) -> Completion:
-        return says(text)
-
-    running = await run(ScriptedPolicy(echo), ScriptedReward())
-    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content=text)])
-    prompt: dict[str, Any] = {"text": text} if form == "text" else {"chat": chat}
-    labels: dict[str, Any] = {"reward_context": {text: text}, "tags": {text[:4]: text}}
-    answer = await running.ask(request_id="a", **prompt, **labels)
-    assert answer.best.text.encode() == text.encode()
-    record = running.record("a")
-    if form == "text":
-        assert record.prompt_text == text
-    else:
-        assert record.prompt_messages is not None
-        assert record.prompt_messages[0].content == text
-    assert record.candidates[0].text == text
-    assert record.reward_context == {text: text}
-    assert record.tags == {text[:4]: text}
-    assert b"\n" not in to_json(record), "a record is one line"
-    assert (await running.ask(request_id="a", **prompt, **labels)).replayed
 
 
 # Streams

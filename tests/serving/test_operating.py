@@ -11,7 +11,7 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import ConfigError, LogLocked, StartupError
+from bon_server.errors import ConfigError, StartupError
 from bon_server.serving.banner import banner
 from bon_server.serving.server import Server, write_ready_file
 from bon_server.serving.service import SERVICE
@@ -161,19 +161,6 @@ async def test_bad_starts_say_why_and_leave_nothing(
     assert not (tmp_path / "spool.sqlite").exists(), "no log where nobody asked for one"
     server = await start_server()
     assert server.broken is None, "log, ports and threads were let go"
-
-
-async def test_two_servers_share_neither_port_nor_log(start_server: StartServer, tmp_path: Path) -> None:
-    first = await start_server()
-    with pytest.raises(LogLocked, match="pid"):
-        await start_server()
-    port = int(first.address.rpartition(":")[2])
-    with pytest.raises(StartupError, match=str(port)):
-        await start_server(**{"listen.port": port, "log.directory": str(tmp_path / "other")})
-    metrics_port = int(first.metrics_address.rpartition(":")[2])
-    with pytest.raises(StartupError, match=str(metrics_port)):
-        await start_server(**{"listen.metrics_port": metrics_port, "log.directory": str(tmp_path / "other")})
-    await start_server(**{"log.directory": str(tmp_path / "other")})
 
 
 async def test_one_after_the_other_may(start_server: StartServer, tmp_path: Path) -> None:
