@@ -10,12 +10,12 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from bon_server.errors import SamplingFailed
 from bon_server.pruning import Pruning
-from bon_server.scores import Scores, succeeded
+from bon_server.scores import Scores, asked
 from bon_server.stopping import Spread, early_reason, reached, wave, worth_one_more
 from bon_server.types import (
     Candidate,
@@ -38,6 +38,7 @@ STOP_GRACE_S = 0.05
 `UNWIND_S` well below `limits.deadline_margin_ms`: a deadline stops candidates only that long before the caller goes."""
 UNWIND_S = 0.02
 """How long cancelled samples and scores may take to release what they hold; a reward function might never."""
+Result = TypeVar("Result")
 
 
 class Policy(Protocol):
@@ -61,9 +62,9 @@ class Policy(Protocol):
     async def check(self, sampling: Sampling) -> None:
         """Raises `UnsupportedOption` or `InvalidRequest` for parameters that this policy must not be given."""
 
-    async def sample(
+    def sample(
         self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling, milestone: Milestone | None = None
-    ) -> Completion:
+    ) -> Awaitable[Completion]:
         """One sample. `key` is unique; `sampling.seed` is this candidate's own; a `milestone` is told when passed.
 
         Returns early with finish reason CANCELLED and the partial text after `abort(key)`; cancelling the task frees
@@ -90,7 +91,11 @@ class RewardModel(Protocol):
 
 
 class Candidates:
-    """The moving parts of one request."""
+    """The moving parts of one request.
+
+    No candidate has a task of its own: each is taken a step further by what it waits for, its sample and then its
+    score, so that models which have several ready at once, or answer at once, cost little more than the models.
+    """
 
     def __init__(
         self,
@@ -110,9 +115,11 @@ class Candidates:
         self._key = uuid4().hex
         self.waited_ns = waited_ns
         self._began_ns = time.monotonic_ns() - waited_ns
-        self._tasks: list[asyncio.Task[Candidate]] = []
-        self._running = 0
-        self._sampled: dict[int, Candidate] = {}
+        self._samples: list[asyncio.Future[Completion]] = []
+        self._sampled: dict[int, Callable[..., Candidate]] = {}
+        """Those with a sample: called with the other fields, gives the candidate."""
+        self._ended: dict[int, Candidate] = {}
+        self._started = self._running = 0
         self._rewards: list[float] = []
         self._first_wave = range(self._wave())
         self._stopped = False
@@ -126,12 +133,15 @@ class Candidates:
 
     def start(self) -> None:
         """Starts the candidates, all or the first wave."""
-        for _ in self._first_wave:
-            self._start_one()
+        self._start(len(self._first_wave))
 
     def ends(self) -> tuple[Candidate, ...]:
         """What became of each of the n candidates, in index order. Call once, after `settled` or `stop`."""
-        return tuple(self._end(index) for index in range(self._request.n))
+        for index in range(self._request.n):
+            if index not in self._ended:
+                self._ended[index] = self._cancelled(index)
+                self._on_end(self._ended[index])
+        return tuple(self._ended[index] for index in range(self._request.n))
 
     @property
     def busy(self) -> bool:
@@ -141,36 +151,91 @@ class Candidates:
     async def stop(self) -> None:
         """Frees the engine, keeping partial texts, and drops scores that nobody waits for."""
         self._stopped = True
-        tasks = self._tasks
-        if scored := [tasks[index] for index, each in self._sampled.items() if self.scores.known(each.text)]:
-            await asyncio.wait(scored)  # their scores came in the same moment: they end within it
-        sampling = [index for index, task in enumerate(tasks) if not task.done() and index not in self._sampled]
-        for index in self._sampled:
-            tasks[index].cancel()
+        sampling = [index for index, sample in enumerate(self._samples) if not sample.done()]
         self.scores.cancel()
+        # Scores and samples that came in the same moment are taken while this waits.
         aborting = asyncio.create_task(self._abort(sampling))
-        await asyncio.wait((aborting, *(tasks[index] for index in sampling)), timeout=STOP_GRACE_S)
-        last: list[asyncio.Future[Any]] = [aborting, *self._pruning.tasks, *tasks, *self.scores.cancel()]
+        await asyncio.wait((aborting, *(self._samples[index] for index in sampling)), timeout=STOP_GRACE_S)
+        last: list[asyncio.Future[Any]] = [aborting, *self._pruning.tasks, *self._samples, *self.scores.cancel()]
         for one in last:
             one.cancel()
             one.add_done_callback(_mark_seen)
         await asyncio.wait(last, timeout=UNWIND_S)
 
-    def _start_one(self) -> None:
-        task = asyncio.create_task(self._candidate(len(self._tasks)))
-        self._tasks.append(task)
-        self._running += 1
-        task.add_done_callback(self._ended)
+    def _start(self, count: int) -> None:
+        """Starts so many more; all are counted first, since what is there at once may end at once."""
+        indices = range(self._started, self._started + count)
+        self._started += count
+        self._running += count
+        for index in indices:
+            if self._request.sampling is None:
+                self._sampled[index] = partial(Candidate, index=index, text=self._request.given[index])
+                self._ask_for_score(index, self._request.given[index])
+            else:
+                sample = asked(self._sample, index, self._request.sampling)
+                self._samples.append(sample)
+                sample.add_done_callback(partial(self._step, self._sample_came, index))
 
-    def _ended(self, task: asyncio.Task[Candidate]) -> None:
+    def _step(
+        self, step: Callable[[int, asyncio.Future[Result]], None], index: int, came: asyncio.Future[Result]
+    ) -> None:
+        """A candidate's next step. What fails it, a model or a bug, fails the request: nobody else would hear of it."""
+        try:
+            step(index, came)
+        except asyncio.CancelledError as failure:
+            self._fail(failure)
+            self._end(self._cancelled(index))
+        except Exception as failure:  # noqa: BLE001 -- see above
+            self._fail(failure)
+            self._end(self._failed(index, type(failure).__name__))
+
+    def _sample_came(self, index: int, sample: asyncio.Future[Completion]) -> None:
+        """Ends the candidate, or asks for its score."""
+        if not self._stopped:
+            self._pruning.ended(index)
+        try:
+            completion = sample.result()
+        except SamplingFailed as failure:
+            self._end(self._failed(index, str(failure)))
+            return
+        candidate = self._sampled[index] = self._with(index, completion)
+        if completion.finish_reason is FinishReason.CANCELLED and index in self._pruning.pruned:
+            self._end(candidate(status=CandidateStatus.PRUNED, finish_reason=FinishReason.PRUNED))
+        elif completion.finish_reason is FinishReason.CANCELLED or self._stopped:
+            self._end(candidate(status=CandidateStatus.CANCELLED))
+        else:
+            self._ask_for_score(index, completion.text)
+
+    def _ask_for_score(self, index: int, text: str) -> None:
+        score = self.scores.of(text)
+        if score.done():
+            self._step(self._score_came, index, score)
+        else:
+            score.add_done_callback(partial(self._step, self._score_came, index))
+
+    def _score_came(self, index: int, score: asyncio.Future[Score]) -> None:
+        said = score.result()
+        scored = self._sampled[index]
+        self._end(
+            scored(
+                status=said.status,
+                reward=said.reward,
+                rewards=said.rewards,
+                error=said.error,
+                scored_ns=self._elapsed_ns(),
+            )
+        )
+
+    def _end(self, candidate: Candidate) -> None:
         """Starts another candidate, or settles the request, or waits for the others."""
+        if candidate.index in self._ended:
+            return  # `ends` did not wait any longer
+        self._ended[candidate.index] = candidate
         self._running -= 1
+        self._on_end(candidate)
         if self.settled.done() or self._stopped:
             return
-        if not succeeded(task):
-            self._fail(asyncio.CancelledError() if task.cancelled() else task.exception())
-            return
-        request, reward = self._request, task.result().reward
+        request, reward = self._request, candidate.reward
         if reward is not None:
             self._rewards.append(reward)
         if reached(request.budget, reward):
@@ -178,12 +243,12 @@ class Candidates:
         else:
             self._fill_the_wave()
             if self._running == 0:
-                self.settled.set_result(early_reason(request.budget, len(self._tasks), request.n))
+                self.settled.set_result(early_reason(request.budget, self._started, request.n))
 
     def _fill_the_wave(self) -> None:
         """Starts what may take the places of those that have ended."""
-        while self._running < self._wave() and len(self._tasks) < self._request.n and self._worth_one_more():
-            self._start_one()
+        while self._started < self._request.n and self._running < self._wave() and self._worth_one_more():
+            self._start(1)
 
     def _wave(self) -> int:
         return wave(self._request.budget, self._request.n, self._share())
@@ -196,69 +261,11 @@ class Candidates:
         if failure is not None and not self.settled.done() and not self._stopped:
             self.settled.set_exception(failure)
 
-    async def _candidate(self, index: int) -> Candidate:
-        candidate = await self._sample(index)
-        self._sampled[index] = candidate
-        if not self._stopped:
-            self._pruning.ended(index)
-        if candidate.status is CandidateStatus.UNSCORED:
-            candidate = await self._score(candidate)
-        self._on_end(candidate)
-        return candidate
-
-    def _end(self, index: int) -> Candidate:
-        """As its task says, else FAILED or CANCELLED with what was sampled."""
-        task = self._tasks[index] if index < len(self._tasks) else None
-        if task is not None and succeeded(task):
-            return task.result()
-        failure = task.exception() if task is not None and task.done() and not task.cancelled() else None
-        blank = Candidate(
-            index,
-            CandidateStatus.CANCELLED,
-            finish_reason=FinishReason.CANCELLED if failure is None else FinishReason.ERROR,
-            policy_revision=self._policy.ref.revision,
-        )
-        candidate = replace(
-            self._sampled.get(index, blank),
-            status=CandidateStatus.CANCELLED if failure is None else CandidateStatus.FAILED,
-            error=None if failure is None else type(failure).__name__,
-        )
-        self._on_end(candidate)
-        return candidate
-
-    async def _sample(self, index: int) -> Candidate:
-        request, sampling = self._request, self._request.sampling
-        if sampling is None:
-            return Candidate(index, CandidateStatus.UNSCORED, text=request.given[index])
+    def _sample(self, index: int, sampling: Sampling) -> Awaitable[Completion]:
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + index)
-        try:
-            completion = await self._policy.sample(
-                self._sample_key(index), request.prompt_token_ids, sampling, self._milestone(index)
-            )
-        except SamplingFailed as failure:
-            completion = Completion("", (), FinishReason.ERROR)
-            return self._as_candidate(index, completion, CandidateStatus.FAILED, error=str(failure))
-        if completion.finish_reason is not FinishReason.CANCELLED:
-            return self._as_candidate(index, completion, CandidateStatus.UNSCORED)
-        if index in self._pruning.pruned:
-            completion = replace(completion, finish_reason=FinishReason.PRUNED)
-            return self._as_candidate(index, completion, CandidateStatus.PRUNED)
-        return self._as_candidate(index, completion, CandidateStatus.CANCELLED)
-
-    async def _score(self, candidate: Candidate) -> Candidate:
-        """Waits for the completion's score."""
-        if self._stopped:
-            return replace(candidate, status=CandidateStatus.CANCELLED)
-        score = await self.scores.of(candidate.text)
-        return replace(
-            candidate,
-            status=score.status,
-            reward=score.reward,
-            rewards=score.rewards,
-            error=score.error,
-            scored_ns=self._elapsed_ns(),
-        )
+        prompt_token_ids = self._request.prompt_token_ids
+        return self._policy.sample(self._sample_key(index), prompt_token_ids, sampling, self._milestone(index))
 
     def _milestone(self, index: int) -> Milestone | None:
         tokens = self._request.budget.prune_after_tokens
@@ -271,12 +278,12 @@ class Candidates:
     async def _abort(self, indices: Collection[int]) -> None:
         await self._policy.abort([self._sample_key(index) for index in indices])
 
-    def _as_candidate(
-        self, index: int, completion: Completion, status: CandidateStatus, error: str | None = None
-    ) -> Candidate:
-        return Candidate(
+    def _with(self, index: int, completion: Completion) -> Callable[..., Candidate]:
+        """A candidate but for its end, so that it is made once."""
+        whole = completion.finish_reason is not FinishReason.CANCELLED
+        return partial(
+            Candidate,
             index=index,
-            status=status,
             text=completion.text,
             token_ids=completion.token_ids,
             logprob=completion.logprob,
@@ -285,10 +292,20 @@ class Candidates:
             stop_reason=completion.stop_reason,
             completion_tokens=len(completion.token_ids),
             seed=completion.seed,
-            error=error,
             policy_revision=self._policy.ref.revision,
-            sampled_ns=self._elapsed_ns() if status is CandidateStatus.UNSCORED else None,
+            sampled_ns=self._elapsed_ns() if whole else None,
         )
+
+    def _so_far(self, index: int, otherwise: FinishReason) -> Callable[..., Candidate]:
+        """With its sample; without one, that ended `otherwise`."""
+        blank = partial(Candidate, index=index, finish_reason=otherwise, policy_revision=self._policy.ref.revision)
+        return self._sampled.get(index, blank)
+
+    def _failed(self, index: int, error: str) -> Candidate:
+        return self._so_far(index, FinishReason.ERROR)(status=CandidateStatus.FAILED, error=error)
+
+    def _cancelled(self, index: int) -> Candidate:
+        return self._so_far(index, FinishReason.CANCELLED)(status=CandidateStatus.CANCELLED)
 
     def _sample_key(self, index: int) -> str:
         return f"{self._key}-{index}"

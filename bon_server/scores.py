@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from bon_server.types import Score
+
+Question = ParamSpec("Question")
+Answer = TypeVar("Answer")
 
 
 class Scores:
@@ -17,23 +21,20 @@ class Scores:
         self._elapsed_ns = elapsed_ns
         self._of: dict[str, asyncio.Future[Score]] = {}
         self.spans_ns: list[tuple[int, int]] = []
-        """Start and end of each wait for a score that arrived."""
+        """Start and end of the wait for each score that arrived."""
 
-    async def of(self, text: str) -> Score:
-        """Waits for it. Raises what the reward model raises."""
-        pending = self._of.get(text)
-        if pending is None:
-            pending = self._of[text] = asyncio.ensure_future(self._score(text))
+    def of(self, text: str) -> asyncio.Future[Score]:
+        """Has what the reward model says or raises. Others may wait for it too: never cancel it."""
+        known = self._of.get(text)
+        if known is not None:
+            return known
         began_ns = self._elapsed_ns()
-        if not pending.done():
-            await asyncio.wait((pending,))  # cancels nothing when this candidate is: others may wait for it too
-        score = pending.result()
-        self.spans_ns.append((began_ns, self._elapsed_ns()))
+        score = self._of[text] = asked(self._score, text)
+        if score.done():
+            self._came(began_ns, score)
+        else:
+            score.add_done_callback(partial(self._came, began_ns))
         return score
-
-    def known(self, text: str) -> bool:
-        """Whether nobody has to wait for it any more."""
-        return text in self._of and self._of[text].done()
 
     def tokens(self) -> int:
         """What the reward model read for the scores that arrived."""
@@ -44,6 +45,22 @@ class Scores:
         for each in self._of.values():
             each.cancel()
         return list(self._of.values())
+
+    def _came(self, began_ns: int, score: asyncio.Future[Score]) -> None:
+        if succeeded(score):
+            self.spans_ns.append((began_ns, self._elapsed_ns()))
+
+
+def asked(
+    model: Callable[Question, Awaitable[Answer]], *what: Question.args, **how: Question.kwargs
+) -> asyncio.Future[Answer]:
+    """What a model is going to answer; raises nothing, also where the call itself does."""
+    try:
+        return asyncio.ensure_future(model(*what, **how))
+    except Exception as failure:  # noqa: BLE001 -- kept for who waits
+        refused: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        refused.set_exception(failure)
+        return refused
 
 
 def succeeded(future: asyncio.Future[Any]) -> bool:

@@ -7,7 +7,7 @@ import math
 import random
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -78,6 +78,8 @@ class SyntheticPolicy:
     def __init__(self, options: SyntheticPolicyOptions) -> None:
         self._options = options
         self._shared = SharedPace(options.total_tokens_per_s) if options.total_tokens_per_s else None
+        self._paced = bool(options.tokens_per_s or options.total_tokens_per_s)
+        self._dice = random.Random()
         self._words = WORDS.split()
         self._tape = _Tape(self._words, 1 << 16)
         self._aborts: dict[str, asyncio.Event] = {}
@@ -114,27 +116,22 @@ class SyntheticPolicy:
             if getattr(sampling, name) is not None:
                 raise UnsupportedOption(f"sampling.{name}: the synthetic policy has no constrained decoding")
 
-    async def sample(
+    def sample(
         self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling, milestone: Milestone | None = None
-    ) -> Completion:
-        """See `Policy.sample`."""
-        seed = sampling.seed if sampling.seed is not None else random.getrandbits(62)
-        dice = random.Random(hash((seed, tuple(prompt_token_ids), sampling.temperature)))
+    ) -> Awaitable[Completion]:
+        """See `Policy.sample`. Without a delay the sample is there at once, and no task is made for it."""
+        dice = self._dice
+        if sampling.seed is not None:
+            dice = random.Random(hash((sampling.seed, tuple(prompt_token_ids), sampling.temperature)))
         if dice.random() < self._options.fail_rate:
             raise SamplingFailed("synthetic failure")
         hangs = dice.random() < self._options.hang_rate
-        draw = self._from_tape if sampling.choice is None else _from_choices
-        wanted, text_of = draw(sampling, dice)
-        tokens = min(wanted, sampling.max_tokens)
-        first = tokens if milestone is None else min(tokens, milestone.tokens)
-        produced = await self._wait(key, first, hangs and first == tokens)
-        if milestone is not None and produced == first < tokens:
-            milestone.passed(text_of(produced)[0])
-            produced += await self._wait(key, tokens - produced, hangs)
-        text, token_ids = text_of(produced)
-        self._telemetry.stepped()
-        completion = Completion(text, token_ids, self._finish_reason(produced, tokens, wanted), seed=sampling.seed)
-        return _cut_at_stop(completion, sampling.stop)
+        drawn = self._from_tape(sampling, dice) if sampling.choice is None else _from_choices(sampling.choice, dice)
+        if self._paced or hangs or milestone is not None:
+            return self._sample_in_time(key, sampling, drawn, hangs, milestone)
+        sample: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        sample.set_result(self._completion(sampling, drawn, min(drawn[0], sampling.max_tokens)))
+        return sample
 
     async def abort(self, keys: Sequence[str]) -> None:
         """See `Policy.abort`."""
@@ -145,6 +142,26 @@ class SyntheticPolicy:
     async def close(self) -> None:
         """Nothing to release."""
 
+    async def _sample_in_time(
+        self, key: str, sampling: Sampling, drawn: _Drawn, hangs: bool, milestone: Milestone | None
+    ) -> Completion:
+        wanted, text_of = drawn
+        tokens = min(wanted, sampling.max_tokens)
+        first = tokens if milestone is None else min(tokens, milestone.tokens)
+        produced = await self._wait(key, first, hangs and first == tokens)
+        if milestone is not None and produced == first < tokens:
+            milestone.passed(text_of(produced)[0])
+            produced += await self._wait(key, tokens - produced, hangs)
+        return self._completion(sampling, drawn, produced)
+
+    def _completion(self, sampling: Sampling, drawn: _Drawn, produced: int) -> Completion:
+        """Of so many tokens."""
+        wanted, text_of = drawn
+        text, token_ids = text_of(produced)
+        self._telemetry.stepped()
+        reason = self._finish_reason(produced, min(wanted, sampling.max_tokens), wanted)
+        return _cut_at_stop(Completion(text, token_ids, reason, seed=sampling.seed), sampling.stop)
+
     def _from_tape(self, sampling: Sampling, dice: random.Random) -> _Drawn:
         wanted = 1 + int(-math.log(1.0 - dice.random()) * (self._options.tokens - 1))
         start = dice.randrange(len(self._tape.token_ids) - sampling.max_tokens)
@@ -152,10 +169,10 @@ class SyntheticPolicy:
 
     async def _wait(self, key: str, tokens: int, hangs: bool) -> int:
         """Sleeps as long as `tokens` take; returns how many were produced before an abort."""
-        pace = self._options.tokens_per_s
-        if not pace and not hangs and self._shared is None:
+        if not self._paced and not hangs:
             await asyncio.sleep(0)
             return tokens
+        pace = self._options.tokens_per_s
         aborted = self._aborts[key] = asyncio.Event()
         began = time.monotonic()
         try:
@@ -194,9 +211,8 @@ class SyntheticPolicy:
         return FinishReason.STOP if tokens == wanted else FinishReason.LENGTH
 
 
-def _from_choices(sampling: Sampling, dice: random.Random) -> _Drawn:
-    assert sampling.choice is not None
-    spelled = dice.choice(sampling.choice).encode()  # its bytes are its tokens
+def _from_choices(choices: Sequence[str], dice: random.Random) -> _Drawn:
+    spelled = dice.choice(choices).encode()  # its bytes are its tokens
     return len(spelled), lambda tokens: (spelled[:tokens].decode(errors="ignore"), tuple(spelled[:tokens]))
 
 
