@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from bon_server.errors import ConfigError, LogError
 from bon_server.estimators.clusters import ClusterSums, Floats
-from bon_server.estimators.kl_best_of_n import kl_exact_plugin, kl_winner_probability_at_k
+from bon_server.estimators.kl_best_of_n import kl_of_ties, kl_untied, kl_winner_probability_at_k, tie_classes
 from bon_server.estimators.order_statistics import reward_at_k, reward_beyond, weighted
 from bon_server.evaluate.reading import Seen, Source, tables
-from bon_server.evaluate.table import Table, blocks
+from bon_server.evaluate.table import Table, ascending, blocks, sums_of
 
 
 class KlMethod(StrEnum):
@@ -29,8 +29,8 @@ class KlMethod(StrEnum):
 
 
 # Columns of sums at each k, side by side. The first ones are kept at k = N only and added up from above when read.
-REQUESTS, TOKENS, COUNTED, LAST, UNTIED, VALUED, VALUE_LAST, WITH_LOGPROB, REWARD, KL, VALUE, WINNER = range(12)
-WIDTH = 12
+REQUESTS, TOKENS, COUNTED, LAST, VALUED, VALUE_LAST, WITH_LOGPROB, REWARD, KL, VALUE, WINNER = range(11)
+WIDTH = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,9 @@ def _add(sample: Sample, table: Table, options: CurveOptions) -> None:
     usable = np.isfinite(ranks)
     if options.drop_truncated:
         usable &= table.numbers["truncated"] != 1.0
-    for requests, candidates in blocks(table, usable):
-        _add_ranks(sample, table.prompt[requests], ranks[candidates], table.numbers["tokens"][candidates], options)
+    tokens = sums_of(table, np.where(usable, table.numbers["tokens"], 0.0))
+    for requests, ordered in ascending(table, np.where(usable, ranks, np.nan)):
+        _add_ranks(sample, table.prompt[requests], ordered, tokens[requests], options)
     if options.value is not None:
         values = table.numbers[options.value]
         for requests, candidates in blocks(table, usable & np.isfinite(values)):
@@ -121,38 +122,45 @@ def _add(sample: Sample, table: Table, options: CurveOptions) -> None:
 
 
 def _add_ranks(
-    sample: Sample, prompt: NDArray[np.uint64], ranks: Floats, tokens: Floats, options: CurveOptions
+    sample: Sample, prompt: NDArray[np.uint64], ordered: Floats, tokens: Floats, options: CurveOptions
 ) -> None:
-    requests, n = ranks.shape
-    ordered = np.sort(ranks, axis=1)
-    ties = ordered[:, 1:] == ordered[:, :-1]
-    tied = ties.any(axis=1)
+    requests, n = ordered.shape
+    ties = tie_classes(ordered)
     sample.requests += requests
-    sample.ranked += ranks.size
-    sample.tied += int(tied.sum())
-    sample.tied_for_best += int(ties[:, -1].sum()) if n > 1 else 0
-    at_k = weighted(ordered, np.arange(1, n + 1))
-    mean_tokens = tokens.mean(axis=1)
-    counted = np.isfinite(mean_tokens)
-    at_n = [np.ones(requests), np.where(counted, mean_tokens, 0.0), counted, at_k[:, -1], ~tied]
-    _add_figures(sample, prompt, REWARD, at_k, REQUESTS, np.column_stack(at_n))
-    if options.kl_method in (None, KlMethod.EXACT_PLUGIN) and tied.any():
-        sample.sums.add(prompt[tied], _column(KL, n), kl_exact_plugin(ordered[tied]))
+    sample.ranked += ordered.size
+    sample.tied += int(np.count_nonzero(np.diff(ties.rows, prepend=-1)))
+    sample.tied_for_best += int(np.count_nonzero(ties.upto == n))
+    counted = np.isfinite(tokens)
+    at_n = [np.ones(requests), np.where(counted, tokens / n, 0.0), counted, ordered[:, -1]]
+    _add_figures(sample, prompt, REWARD, ordered, REQUESTS, np.column_stack(at_n), _best_of_each_k)
+    if options.kl_method in (None, KlMethod.EXACT_PLUGIN):
+        sample.sums.add(prompt[ties.rows], _column(KL, n), kl_of_ties(ties, n))
     if options.extrapolate is not None:
         ks = extrapolated_ks(options.extrapolate)
+        at_k = _best_of_each_k(ordered)
         beyond = np.stack([at_k[:, k - 1] if k <= n else reward_beyond(ordered, k) for k in ks], axis=1)
         sample.beyond.widen(1 + beyond.shape[1])
         sample.beyond.add(prompt, slice(0, 1 + beyond.shape[1]), np.column_stack([np.ones(requests), beyond]))
 
 
+def _best_of_each_k(ordered: Floats) -> Floats:
+    return weighted(ordered, np.arange(1, ordered.shape[1] + 1))
+
+
 def _add_figures(
-    sample: Sample, prompt: NDArray[np.uint64], measure: int, at_k: Floats, first_at_n: int, at_n: Floats
+    sample: Sample,
+    prompt: NDArray[np.uint64],
+    measure: int,
+    at_k: Floats,
+    first_at_n: int,
+    at_n: Floats,
+    linear: Callable[[Floats], Floats] = np.asarray,
 ) -> None:
-    """Adds (m, n) figures at k = 1..n to one column, and (m, w) others to w columns at k = n."""
+    """Adds `linear` of (m, n) to figures at k = 1..n in one column, and (m, w) others to w columns at k = n."""
     n = at_k.shape[1]
     sample.largest_n = max(sample.largest_n, n)
     sample.sums.widen(WIDTH * n)
-    sample.sums.add(prompt, _column(measure, n), at_k)
+    sample.sums.add(prompt, _column(measure, n), at_k, linear)
     start = (n - 1) * WIDTH + first_at_n
     sample.sums.add(prompt, slice(start, start + at_n.shape[1]), at_n)
 
@@ -169,8 +177,8 @@ def extrapolated_ks(last: int) -> list[int]:
 def sums_by_k(sample: Sample) -> tuple[Floats, Floats]:
     """(clusters, K, columns) sums at each k, and sums over that k and all above."""
     by_k = sample.sums.table[:, : WIDTH * sample.largest_n].reshape(-1, sample.largest_n, WIDTH).copy()
-    for n in np.flatnonzero(by_k[..., UNTIED].any(axis=0)).tolist():
-        by_k[:, : n + 1, KL] += by_k[:, n, UNTIED, None] * kl_exact_plugin(np.arange(n + 1.0))
+    for last in np.flatnonzero(by_k[..., REQUESTS].any(axis=0)).tolist():
+        by_k[:, : last + 1, KL] += by_k[:, last, REQUESTS, None] * kl_untied(last + 1)
     return by_k, np.cumsum(by_k[:, ::-1], axis=1)[:, ::-1]
 
 
