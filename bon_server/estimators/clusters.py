@@ -48,13 +48,14 @@ class ClusterSums:
         """Whether a row is a group of prompts rather than a prompt."""
         return self._groups > 0
 
-    def widen(self, columns: int) -> None:
-        """Makes it at least so many columns wide; new ones are 0."""
-        extra = columns - self._table.shape[1]
+    def widen(self, columns: int, parts: int = 1) -> None:
+        """Makes each of so many equal parts of the columns at least so many columns wide; new ones are 0."""
+        extra = columns - self._table.shape[1] // parts
         if extra > 0:
-            if self._groups or len(self._rows) > _rows_for(columns):  # first: padded as it is it may not fit memory
-                self._group(_groups_for(columns))
-            self._table = np.pad(self._table, ((0, 0), (0, extra)))
+            if self._groups or len(self._rows) > _rows_for(parts * columns):  # first: padded it may not fit memory
+                self._group(_groups_for(parts * columns))
+            apart = self._table.reshape(len(self._table), parts, -1)
+            self._table = np.pad(apart, ((0, 0), (0, 0), (0, extra))).reshape(len(apart), -1)
 
     def add(
         self,

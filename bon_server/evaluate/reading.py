@@ -42,8 +42,8 @@ _KINDS = (Kind.GENERATE, Kind.IMPORT)
 _STOPPED_REASONS = (SelectionReason.THRESHOLD, SelectionReason.ADAPTIVE, SelectionReason.DEADLINE)
 _STOPPED_OUTCOMES = (Outcome.FAILED, Outcome.CANCELLED)
 _BUDGETS = ("stop_at_reward", "price_per_candidate", "prune_fraction")
-BATCH_BYTES = 16 << 20
-"""Of Arrow data that is worked on at once."""
+BATCH_BYTES = 8 << 20
+"""Of Arrow data that is worked on at once: with twice as much, most of the time goes into getting memory."""
 _ALWAYS = ("kind", "outcome", "prompt_hash", "selection_reason", "reward_models")
 
 
