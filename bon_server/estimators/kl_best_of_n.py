@@ -11,6 +11,8 @@ two rewards, the better of probability .85, best-of-8 moves by 0.16 nats, and th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -89,25 +91,61 @@ def kl_exact_plugin(rewards: ArrayLike, ks: ArrayLike | None = None) -> Floats:
     answers are rarer than 1 in n: they look as if there were nothing to choose. Without ties it lies just under the
     bound. rewards: (m, n), finite.
     """
-    from scipy.sparse import csr_array  # not needed by servers, which use the scalar figures
-
     ordered = np.sort(np.atleast_2d(np.asarray(rewards, dtype=np.float64)), axis=1)
-    prompts, n = ordered.shape
-    sizes = np.arange(1, n + 1) if ks is None else np.asarray(ks, dtype=np.int64)
-    first = np.ones(ordered.shape, dtype=np.bool_)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    starts = np.flatnonzero(first.ravel())
-    below = starts % n
-    upto = below + np.diff(starts, append=ordered.size)
-    kinds, which = np.unique(below * (n + 1) + upto, return_inverse=True)
-    heads = np.searchsorted(starts, n * np.arange(prompts + 1))
-    classes = csr_array((np.ones(len(which)), which, heads), shape=(prompts, len(kinds)))
-    block = max(1, WEIGHTS_AT_ONCE // max(len(kinds), prompts))
+    result = np.repeat(kl_untied(ordered.shape[1], ks)[None], len(ordered), axis=0)
+    tied = tie_classes(ordered)
+    np.add.at(result, tied.rows, kl_of_ties(tied, ordered.shape[1], ks))
+    return result
+
+
+class TieClasses(NamedTuple):
+    """Samples of one prompt with the same reward: (c,) each, row by row."""
+
+    rows: Ints
+    below: Ints
+    """How many samples of the prompt have less."""
+    upto: Ints
+    """How many have less or the same."""
+
+
+def tie_classes(ordered: Floats) -> TieClasses:
+    """The classes of two samples or more in (m, n) rewards, each row ascending."""
+    width = max(ordered.shape[1] - 1, 1)
+    same = np.flatnonzero(ordered[:, 1:] == ordered[:, :-1])
+    rows, columns = np.divmod(same, width)
+    first = np.flatnonzero((np.diff(same, prepend=-2) != 1) | (columns == 0))
+    below = columns[first]
+    return TieClasses(rows[first], below, below + np.diff(first, append=len(same)) + 1)
+
+
+def kl_untied(n: int, ks: ArrayLike | None = None) -> Floats:
+    """(len(ks),) `kl_exact_plugin` of n samples without ties; ks None: 1..n."""
+    return np.concatenate([singles[-1] for _, singles in _singles(n, ks, n)])
+
+
+def kl_of_ties(classes: TieClasses, n: int, ks: ArrayLike | None = None) -> Floats:
+    """(c, len(ks)) what each class adds to `kl_untied`, never above 0: its own term less those of n samples apart."""
+    kinds, which = np.unique(classes.below * (n + 1) + classes.upto, return_inverse=True)
+    below, upto = kinds // (n + 1), kinds % (n + 1)
     parts = [
-        classes @ _class_terms(kinds // (n + 1) / n, kinds % (n + 1) / n, sizes[start : start + block])
-        for start in range(0, len(sizes), block)
+        (_class_terms(below / n, upto / n, some) - (singles[upto] - singles[below]))[which]
+        for some, singles in _singles(n, ks, max(n, len(which)))
     ]
     return np.concatenate(parts, axis=1)
+
+
+def _singles(n: int, ks: ArrayLike | None, rows: int) -> Iterator[tuple[Ints, Floats]]:
+    """Some ks at a time, with the (n + 1, some) sums of the terms of the first 0, 1, ..., n samples, without ties.
+
+    rows: of the largest array made for each k.
+    """
+    sizes = np.arange(1, n + 1) if ks is None else np.asarray(ks, dtype=np.int64)
+    block = max(1, WEIGHTS_AT_ONCE // rows)
+    upto = np.arange(n + 1) / n
+    for start in range(0, len(sizes), block):
+        some = sizes[start : start + block]
+        terms = _class_terms(upto[:-1], upto[1:], some)
+        yield some, np.concatenate([np.zeros((1, len(some))), np.cumsum(terms, axis=0)])
 
 
 def _class_terms(lower: Floats, upper: Floats, ns: Ints) -> Floats:

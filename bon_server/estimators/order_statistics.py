@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 WEIGHTS_AT_ONCE = 1 << 22
 """Entries of a weight matrix that are held at once: 32 MB."""
+ONE_THREAD = 1 << 17
+"""Multiplications of a product that OpenBLAS does on the caller's thread; it takes others from 2^18 on."""
 
 
 def order_weights(n: int, ks: ArrayLike | None = None) -> Floats:
@@ -84,8 +86,20 @@ def weighted(ordered: Floats, ks: Ints) -> Floats:
     """(m, K) from (m, n) values in ascending order of rank, a block of ks at a time."""
     n = ordered.shape[1]
     block = max(1, WEIGHTS_AT_ONCE // n)
-    parts = [ordered @ order_weights(n, ks[start : start + block]) for start in range(0, len(ks), block)]
+    parts = [_product(ordered, order_weights(n, ks[start : start + block])) for start in range(0, len(ks), block)]
     return np.concatenate(parts, axis=1) if parts else np.empty((len(ordered), 0))
+
+
+def _product(rows: Floats, weights: Floats) -> Floats:
+    """rows @ weights, where weights are few some rows at a time.
+
+    For larger products OpenBLAS wakes all its threads, which spin for milliseconds after each and take the processor
+    from those that read the log: half of the time of a curve.
+    """
+    some = ONE_THREAD // weights.size
+    if some < 64:
+        return np.asarray(rows @ weights)
+    return np.concatenate([rows[start : start + some] @ weights for start in range(0, max(len(rows), 1), some)])
 
 
 def reward_at_k_ragged(ranks: Sequence[ArrayLike], values: Sequence[ArrayLike] | None = None) -> Floats:

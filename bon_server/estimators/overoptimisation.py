@@ -15,7 +15,8 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+
+from bon_server.estimators.clusters import student_quantile
 
 Floats = NDArray[np.float64]
 
@@ -89,7 +90,7 @@ def _independent(inverse: Floats, distance: Floats, gains: Floats, form: Form, a
     residuals = gains - _design(form, distance) @ [alpha, beta]
     degrees = len(gains) - 2
     errors = np.sqrt(np.sum(residuals**2) / degrees * np.sum(inverse**2, axis=1))
-    half = stdtrit(degrees, 0.975) * errors
+    half = student_quantile(degrees, 0.975) * errors
     return np.stack([np.array([alpha, beta]) - half, np.array([alpha, beta]) + half], axis=1)
 
 

@@ -11,7 +11,7 @@ other names  added scores (`bon rescore`), or else parts of the reward, `rewards
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from bon_server.types import FinishReason, LogprobKind
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 _PARTS = {
     "reward": ("reward",),
     "length": ("text",),
@@ -55,8 +56,9 @@ def number_of(batch: Any, name: str) -> Floats:
         case "length":
             return np.where(_logged(batch), _numpy(pc.utf8_length(candidates.field("text"))), np.nan)
         case "tokens":
-            tokens = _numpy(candidates.field("completion_tokens"))
-            return np.where(tokens > 0, tokens, np.nan)
+            tokens = _numpy(candidates.field("completion_tokens")).copy()
+            tokens[~(tokens > 0)] = np.nan
+            return tokens
         case "logprob":
             sampled = _is(candidates.field("logprob_kind"), LogprobKind.SAMPLED)
             return np.where(sampled, np.minimum(_numpy(candidates.field("logprob")), 0.0), np.nan)
@@ -87,6 +89,13 @@ def _added(name: str) -> str:
     return f"added score {name}"
 
 
+def is_one_of(texts: Any, allowed: Collection[str]) -> Bools:
+    """(m,) whether each text is one of a few; false for null."""
+    encoded = pc.dictionary_encode(texts, null_encoding="encode")
+    known = np.array([text in allowed for text in encoded.dictionary.to_pylist()], dtype=np.bool_)
+    return known[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
 def part_names(batch: Any) -> list[str]:
     """The names of the parts of rewards in a batch."""
     entries = batch.column("candidates").flatten().field("rewards").flatten()
@@ -95,12 +104,22 @@ def part_names(batch: Any) -> list[str]:
 
 def spread(texts: Any) -> NDArray[np.uint64]:
     """(m,) numbers spread over 64 bits, equal for equal texts (of which 64 bytes count) and else practically never."""
-    words = texts.to_numpy(zero_copy_only=False).astype("S64").view(np.uint64).reshape(-1, 8)
+    words = _words_of(texts)
     mixed = np.zeros(len(words), dtype=np.uint64)
     for column in words.T:
         mixed = (mixed ^ column) * _MIX
         mixed ^= mixed >> np.uint64(29)
     return mixed
+
+
+def _words_of(texts: Any) -> NDArray[np.uint64]:
+    """(m, 8) the first 64 bytes of each text, zeros after its end."""
+    if len(texts) and (_numpy(pc.binary_length(texts)) == 64).all():  # as digests are
+        _, offsets, letters = texts.buffers()
+        first = int(np.frombuffer(offsets, np.int32, 1, 4 * texts.offset)[0])
+        return np.frombuffer(letters, np.uint8, 64 * len(texts), first).view(np.uint64).reshape(-1, 8)
+    fixed = texts.to_numpy(zero_copy_only=False).astype("S64")
+    return np.asarray(fixed.view(np.uint64).reshape(-1, 8), dtype=np.uint64)
 
 
 def _part(rewards: Any, name: str) -> Floats:
@@ -138,4 +157,4 @@ def _numpy(array: Any) -> Floats:
 
 
 def _lengths(lists: Any) -> Ints:
-    return np.asarray(pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False), dtype=np.int64)
+    return np.nan_to_num(_numpy(lists.value_lengths())).astype(np.int64)

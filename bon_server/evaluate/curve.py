@@ -60,7 +60,7 @@ def curve(options: CurveOptions) -> dict[str, Any]:
             "prompts_with_ties": sample.tied,
             "prompts_tied_for_best": sample.tied_for_best,
         },
-        "intervals": "95 %, bootstrap over " + ("groups of prompts" if sample.sums.grouped else "prompts"),
+        "intervals": "95 %, " + (_ANALYTIC if sample.sums.grouped else "bootstrap over prompts"),
         "warnings": [_STOPPED] if stopped else [],
         "curve": rows,
         "fit": None if stopped or options.value is None else _fit(sample, options, rows),
@@ -74,6 +74,7 @@ def _fit(sample: Sample, options: CurveOptions, rows: Sequence[dict[str, Any]]) 
     return fit_of_curve(kl, gained, with_n_from_k[..., VALUED], options.seed)
 
 
+_ANALYTIC = "from the spread of groups of prompts, linearised"
 _STOPPED = (
     "every request ran with a budget or was stopped: rewards decided which candidates there are, so they are no"
     " independent sample; means are of what was scored, and no KL is valid but the bound log n"
@@ -96,7 +97,8 @@ def curve_rows(sample: Sample, options: CurveOptions, stopped: bool) -> list[dic
     ]
     counted = (REQUESTS, REQUESTS, VALUED, VALUED, kl_count, COUNTED)
     below = [with_n_from_k[..., count] for count in counted]
-    means, between = ratios(np.concatenate(above, axis=1), np.concatenate(below, axis=1), options.seed)
+    analytic = sample.sums.grouped
+    means, between = ratios(np.concatenate(above, axis=1), np.concatenate(below, axis=1), options.seed, analytic)
     counts = with_n_from_k.sum(axis=0)
     return [
         _row(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bon_server.errors import ConfigError, LogError
 from bon_server.estimators.clusters import ClusterSums, Floats
-from bon_server.estimators.kl_best_of_n import kl_exact_plugin, kl_winner_probability_at_k
+from bon_server.estimators.kl_best_of_n import kl_of_ties, kl_untied, kl_winner_probability_at_k, tie_classes
 from bon_server.estimators.order_statistics import reward_at_k, reward_beyond, weighted
 from bon_server.evaluate.reading import Seen, Source, tables
-from bon_server.evaluate.table import Table, blocks
+from bon_server.evaluate.table import Table, ascending, blocks, sums_of
 
 
 class KlMethod(StrEnum):
@@ -28,9 +30,12 @@ class KlMethod(StrEnum):
     """From the log-probabilities of the winners; right for prompts with few likely answers."""
 
 
-# Columns of sums at each k, side by side. The first ones are kept at k = N only and added up from above when read.
-REQUESTS, TOKENS, COUNTED, LAST, UNTIED, VALUED, VALUE_LAST, WITH_LOGPROB, REWARD, KL, VALUE, WINNER = range(12)
-WIDTH = 12
+# Sums of each of these at every k, one after the other. The first ones are kept at k = N only and added up from above
+# when read.
+REQUESTS, TOKENS, COUNTED, LAST, VALUED, VALUE_LAST, WITH_LOGPROB, REWARD, KL, VALUE, WINNER = range(11)
+WIDTH = 11
+MOST_WAITING = 1 << 20
+"""Ranks that wait to be added up: 8 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,17 @@ class CurveOptions:
     """Of the bootstrap."""
 
 
+class Ranked(NamedTuple):
+    """m requests with n ranked candidates each."""
+
+    prompt: NDArray[np.uint64]
+    """(m,) identities."""
+    ordered: Floats
+    """(m, n) ranks, each row ascending."""
+    tokens: Floats
+    """(m,) of all n together; NaN where they were not counted."""
+
+
 @dataclass(slots=True)
 class Sample:
     """Sums over requests whose candidates came about in one way."""
@@ -66,6 +82,18 @@ class Sample:
     tied_for_best: int = 0
     beyond: ClusterSums = field(default_factory=lambda: ClusterSums(1))
     """Sums of the extrapolations and, first, their number."""
+    waiting: defaultdict[int, list[Ranked]] = field(default_factory=lambda: defaultdict(list))
+    """By n: not added up yet, for adding a few requests takes as long as adding many."""
+    waiting_ranks: int = 0
+
+    @property
+    def most_n(self) -> int:
+        """The largest n there is room for."""
+        return self.sums.table.shape[1] // WIDTH
+
+    def columns(self, measure: int, last_k: int) -> slice:
+        """Of the table of sums: a measure at k = 1..last_k."""
+        return slice(measure * self.most_n, measure * self.most_n + last_k)
 
 
 def gather(options: CurveOptions) -> tuple[Seen, Sample, bool]:
@@ -80,6 +108,8 @@ def gather(options: CurveOptions) -> tuple[Seen, Sample, bool]:
         for sample, requests in ((independent, ~table.stopped), (stopped, table.stopped)):
             if requests.any():
                 _add(sample, table.take(requests), options)
+    for sample in (independent, stopped):
+        _add_waiting(sample, options)
     if independent.requests:
         seen.left_out["stopped"] += stopped.requests
         return seen, independent, False
@@ -105,8 +135,12 @@ def _add(sample: Sample, table: Table, options: CurveOptions) -> None:
     usable = np.isfinite(ranks)
     if options.drop_truncated:
         usable &= table.numbers["truncated"] != 1.0
-    for requests, candidates in blocks(table, usable):
-        _add_ranks(sample, table.prompt[requests], ranks[candidates], table.numbers["tokens"][candidates], options)
+    tokens = sums_of(table, np.where(usable, table.numbers["tokens"], 0.0))
+    for requests, ordered in ascending(table, np.where(usable, ranks, np.nan)):
+        sample.waiting[ordered.shape[1]].append(Ranked(table.prompt[requests], ordered, tokens[requests]))
+        sample.waiting_ranks += ordered.size
+    if sample.waiting_ranks >= MOST_WAITING:
+        _add_waiting(sample, options)
     if options.value is not None:
         values = table.numbers[options.value]
         for requests, candidates in blocks(table, usable & np.isfinite(values)):
@@ -120,45 +154,55 @@ def _add(sample: Sample, table: Table, options: CurveOptions) -> None:
             _add_figures(sample, table.prompt[requests], WINNER, at_k, WITH_LOGPROB, np.ones((len(requests), 1)))
 
 
-def _add_ranks(
-    sample: Sample, prompt: NDArray[np.uint64], ranks: Floats, tokens: Floats, options: CurveOptions
-) -> None:
-    requests, n = ranks.shape
-    ordered = np.sort(ranks, axis=1)
-    ties = ordered[:, 1:] == ordered[:, :-1]
-    tied = ties.any(axis=1)
+def _add_waiting(sample: Sample, options: CurveOptions) -> None:
+    for some in sample.waiting.values():
+        _add_ranks(sample, Ranked(*map(np.concatenate, zip(*some, strict=True))), options)
+    sample.waiting.clear()
+    sample.waiting_ranks = 0
+
+
+def _add_ranks(sample: Sample, ranked: Ranked, options: CurveOptions) -> None:
+    prompt, ordered, tokens = ranked
+    requests, n = ordered.shape
+    ties = tie_classes(ordered)
     sample.requests += requests
-    sample.ranked += ranks.size
-    sample.tied += int(tied.sum())
-    sample.tied_for_best += int(ties[:, -1].sum()) if n > 1 else 0
-    at_k = weighted(ordered, np.arange(1, n + 1))
-    mean_tokens = tokens.mean(axis=1)
-    counted = np.isfinite(mean_tokens)
-    at_n = [np.ones(requests), np.where(counted, mean_tokens, 0.0), counted, at_k[:, -1], ~tied]
-    _add_figures(sample, prompt, REWARD, at_k, REQUESTS, np.column_stack(at_n))
-    if options.kl_method in (None, KlMethod.EXACT_PLUGIN) and tied.any():
-        sample.sums.add(prompt[tied], _column(KL, n), kl_exact_plugin(ordered[tied]))
+    sample.ranked += ordered.size
+    sample.tied += int(np.count_nonzero(np.diff(ties.rows, prepend=-1)))
+    sample.tied_for_best += int(np.count_nonzero(ties.upto == n))
+    counted = np.isfinite(tokens)
+    at_n = [np.ones(requests), np.where(counted, tokens / n, 0.0), counted, ordered[:, -1]]
+    _add_figures(sample, prompt, REWARD, ordered, REQUESTS, np.column_stack(at_n), _best_of_each_k)
+    if options.kl_method in (None, KlMethod.EXACT_PLUGIN):
+        sample.sums.add(prompt[ties.rows], sample.columns(KL, n), kl_of_ties(ties, n))
     if options.extrapolate is not None:
         ks = extrapolated_ks(options.extrapolate)
+        at_k = _best_of_each_k(ordered)
         beyond = np.stack([at_k[:, k - 1] if k <= n else reward_beyond(ordered, k) for k in ks], axis=1)
         sample.beyond.widen(1 + beyond.shape[1])
         sample.beyond.add(prompt, slice(0, 1 + beyond.shape[1]), np.column_stack([np.ones(requests), beyond]))
 
 
+def _best_of_each_k(ordered: Floats) -> Floats:
+    return weighted(ordered, np.arange(1, ordered.shape[1] + 1))
+
+
 def _add_figures(
-    sample: Sample, prompt: NDArray[np.uint64], measure: int, at_k: Floats, first_at_n: int, at_n: Floats
+    sample: Sample,
+    prompt: NDArray[np.uint64],
+    measure: int,
+    at_k: Floats,
+    first_at_n: int,
+    at_n: Floats,
+    linear: Callable[[Floats], Floats] = np.asarray,
 ) -> None:
-    """Adds (m, n) figures at k = 1..n to one column, and (m, w) others to w columns at k = n."""
+    """Adds `linear` of (m, n) to figures at k = 1..n in one column, and (m, w) others to w columns at k = n."""
     n = at_k.shape[1]
-    sample.largest_n = max(sample.largest_n, n)
-    sample.sums.widen(WIDTH * n)
-    sample.sums.add(prompt, _column(measure, n), at_k)
-    start = (n - 1) * WIDTH + first_at_n
-    sample.sums.add(prompt, slice(start, start + at_n.shape[1]), at_n)
-
-
-def _column(measure: int, last_k: int) -> slice:
-    return slice(measure, (last_k - 1) * WIDTH + measure + 1, WIDTH)
+    if n > sample.largest_n:
+        sample.largest_n = n
+        sample.sums.widen(1 << (n - 1).bit_length(), WIDTH)  # not n: it takes a copy
+    sample.sums.add(prompt, sample.columns(measure, n), at_k, linear)
+    start, step = sample.columns(first_at_n, n).stop - 1, sample.most_n
+    sample.sums.add(prompt, slice(start, start + step * (at_n.shape[1] - 1) + 1, step), at_n)
 
 
 def extrapolated_ks(last: int) -> list[int]:
@@ -168,9 +212,10 @@ def extrapolated_ks(last: int) -> list[int]:
 
 def sums_by_k(sample: Sample) -> tuple[Floats, Floats]:
     """(clusters, K, columns) sums at each k, and sums over that k and all above."""
-    by_k = sample.sums.table[:, : WIDTH * sample.largest_n].reshape(-1, sample.largest_n, WIDTH).copy()
-    for n in np.flatnonzero(by_k[..., UNTIED].any(axis=0)).tolist():
-        by_k[:, : n + 1, KL] += by_k[:, n, UNTIED, None] * kl_exact_plugin(np.arange(n + 1.0))
+    table = sample.sums.table.reshape(-1, WIDTH, sample.most_n)
+    by_k = table[:, :, : sample.largest_n].transpose(0, 2, 1).copy()
+    for last in np.flatnonzero(by_k[..., REQUESTS].any(axis=0)).tolist():
+        by_k[:, : last + 1, KL] += by_k[:, last, REQUESTS, None] * kl_untied(last + 1)
     return by_k, np.cumsum(by_k[:, ::-1], axis=1)[:, ::-1]
 
 

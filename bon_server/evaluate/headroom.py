@@ -182,7 +182,7 @@ def _value(totals: Floats, ranks: Floats, values: Floats) -> None:
 def _summary(sums: ClusterSums, options: CurveOptions) -> dict[str, Any]:
     above = [_AT[over] for _, over, _ in _FIGURES]
     below = [_AT[under] for _, _, under in _FIGURES]
-    shares, around_shares = ratios(sums.table[:, above], sums.table[:, below], options.seed)
+    shares, around_shares = ratios(sums.table[:, above], sums.table[:, below], options.seed, sums.grouped)
     of_correlation = sums.table[:, [_AT[name] for name in _CORRELATION]]
     correlation, around_correlation = figures(of_correlation, _correlation, options.seed)
     values, between = np.append(shares, correlation), np.append(around_shares, around_correlation, axis=1)

@@ -119,7 +119,7 @@ def _add_soft(sums: ClusterSums, table: Table, block: Block) -> None:
 def _row(how: str, n: int, sums: ClusterSums, seed: int) -> dict[str, Any]:
     table = sums.table
     columns, counts = [_PLUGIN, _WINNER, _SOFT], [_REQUESTS, _WITH_LOGPROB, _REQUESTS]
-    means, between = ratios(table[:, columns], table[:, counts], seed)
+    means, between = ratios(table[:, columns], table[:, counts], seed, sums.grouped)
     row: dict[str, Any] = {
         "how": how,
         "n": n,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bon_server.errors import ConfigError, LogError
 from bon_server.evaluate.arrow_columns import (
     RESERVED,
+    is_one_of,
     number_of,
     part_names,
     parts_of,
@@ -29,6 +30,7 @@ from bon_server.evaluate.arrow_columns import (
     with_scores,
 )
 from bon_server.evaluate.repeats import Repeats, repeats_in
+from bon_server.evaluate.reward_models import models_of
 from bon_server.evaluate.table import Table, merged
 from bon_server.log.added_scores import KEY, AddedScores
 from bon_server.log.reader import LogReader, refuse_damage
@@ -37,11 +39,11 @@ from bon_server.log.score_files import score_model, score_names
 from bon_server.types import Kind, ModelRef, Outcome, SelectionReason
 
 _KINDS = (Kind.GENERATE, Kind.IMPORT)
-_STOPPED_REASONS = [SelectionReason.THRESHOLD, SelectionReason.ADAPTIVE, SelectionReason.DEADLINE]
-_STOPPED_OUTCOMES = [Outcome.FAILED, Outcome.CANCELLED]
+_STOPPED_REASONS = (SelectionReason.THRESHOLD, SelectionReason.ADAPTIVE, SelectionReason.DEADLINE)
+_STOPPED_OUTCOMES = (Outcome.FAILED, Outcome.CANCELLED)
 _BUDGETS = ("stop_at_reward", "price_per_candidate", "prune_fraction")
-BATCH_BYTES = 16 << 20
-"""Of Arrow data that is worked on at once."""
+BATCH_BYTES = 8 << 20
+"""Of Arrow data that is worked on at once: with twice as much, most of the time goes into getting memory."""
 _ALWAYS = ("kind", "outcome", "prompt_hash", "selection_reason", "reward_models")
 
 
@@ -185,32 +187,31 @@ def _columns(numbers: tuple[str, ...], columns: tuple[str, ...], repeats: Repeat
 
 def _kept(batch: Any, source: Source, seen: Seen, repeats: Repeats | None, by_record: bool) -> Any:
     """The requests that take part."""
-    kinds = batch.column("kind")
-    right = pc.is_in(kinds, pa.array([str(kind) for kind in _KINDS]))
-    for kind in kinds.filter(pc.invert(right)).to_pylist():
+    right = is_one_of(batch.column("kind"), _KINDS)
+    for kind in _where(batch, ~right).column("kind").to_pylist() if not right.all() else ():
         seen.left_out[f"kind_{kind}"] += 1
     batch = _where(batch, right)
     if repeats is not None:
         first = repeats.keeps(batch)
         seen.left_out["repeated_request"] += len(first) - int(first.sum())
-        batch = _where(batch, pa.array(first))
+        batch = _where(batch, first)
     return _of_one_reward_model(batch, source, seen, by_record)
 
 
 def _of_one_reward_model(batch: Any, source: Source, seen: Seen, by_record: bool) -> Any:
     """by_record: whether logged rewards are compared, not only added scores."""
-    loose, exact = _model_names(batch.column("reward_models"))
+    models = models_of(batch.column("reward_models"))
     if source.reward_model is not None:
-        wanted = pc.or_(pc.equal(loose, source.reward_model), pc.equal(exact, source.reward_model))
-        others = pc.sum(pc.invert(wanted)).as_py() or 0
-        seen.left_out["other_reward_model"] += others
-        batch, exact = _where(batch, wanted), exact.filter(wanted)
+        right = models.named(source.reward_model)
+        seen.left_out["other_reward_model"] += len(right) - int(right.sum())
+        batch, models = _where(batch, right), models.where(right)
     if not by_record:
         seen.reward_models.update(seen.scores.values())
         return batch
-    scored = np.zeros(batch.num_rows, dtype=np.bool_)
-    scored[requests_of(batch)[np.isfinite(number_of(batch, "reward"))]] = True
-    seen.reward_models.update(pc.unique(exact.filter(pa.array(scored, pa.bool_()))).to_pylist())
+    finite = np.isfinite(number_of(batch, "reward"))
+    several = len(models.names) > 1
+    scored = np.unique(models.which[requests_of(batch)[finite]]).tolist() if several else range(int(finite.any()))
+    seen.reward_models.update(models.names[number].exact for number in scored)
     if len(seen.reward_models) > 1:
         names = " and ".join(name or "(not named)" for name in sorted(seen.reward_models))
         raise LogError(
@@ -218,17 +219,6 @@ def _of_one_reward_model(batch: Any, source: Source, seen: Seen, by_record: bool
             " choose one with --reward-model, or rescore the log"
         )
     return batch
-
-
-def _model_names(models: Any) -> tuple[Any, Any]:
-    """(m,) ids joined by +, and the same with revisions: as `log.reward_models` names them."""
-    flat = models.flatten()
-    ids, revisions = pc.fill_null(flat.field("id"), ""), pc.fill_null(flat.field("revision"), "")
-    exact = pc.if_else(pc.equal(revisions, ""), ids, pc.binary_join_element_wise(ids, revisions, "@"))
-    offsets = np.concatenate([[0], np.cumsum(pc.fill_null(models.value_lengths(), 0).to_numpy(zero_copy_only=False))])
-    return tuple(
-        pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names), "+") for names in (ids, exact)
-    )
 
 
 def _table(batch: Any, found: dict[str, bool], columns: tuple[str, ...], seen: Seen) -> Table:
@@ -250,15 +240,13 @@ def _table(batch: Any, found: dict[str, bool], columns: tuple[str, ...], seen: S
 
 def _stopped(batch: Any) -> NDArray[np.bool_]:
     """(m,) whether a budget, a deadline, a caller or a failure decided which candidates there are."""
-    reasons = pa.array([str(reason) for reason in _STOPPED_REASONS])
-    outcomes = pa.array([str(outcome) for outcome in _STOPPED_OUTCOMES])
-    stopped = pc.or_(pc.is_in(batch.column("selection_reason"), reasons), pc.is_in(batch.column("outcome"), outcomes))
+    stopped = is_one_of(batch.column("selection_reason"), _STOPPED_REASONS)
+    stopped |= is_one_of(batch.column("outcome"), _STOPPED_OUTCOMES)
     budget = batch.column("budget")
     for name in _BUDGETS:
-        given = pc.and_(budget.is_valid(), budget.field(name).is_valid())
-        stopped = pc.or_(stopped, given)
-    return np.asarray(stopped.to_numpy(zero_copy_only=False), dtype=np.bool_)
+        stopped |= pc.and_(budget.is_valid(), budget.field(name).is_valid()).to_numpy(zero_copy_only=False)
+    return stopped
 
 
-def _where(batch: Any, mask: Any) -> Any:
-    return batch if pc.all(mask, min_count=0).as_py() else batch.filter(pc.fill_null(mask, False))
+def _where(batch: Any, mask: NDArray[np.bool_]) -> Any:
+    return batch if mask.all() else batch.filter(pa.array(mask))

@@ -62,6 +62,38 @@ def blocks(table: Table, usable: Bools) -> Iterator[Block]:
         yield Block(requests, positions[first[requests][:, None] + np.arange(n)])
 
 
+def ascending(table: Table, numbers: Floats) -> Iterator[tuple[Ints, Floats]]:
+    """Requests with equally many finite numbers, (m,) positions and (m, n) numbers, each row ascending.
+
+    A table at a time is sorted, not a block: faster than `blocks`, but it does not tell whose the numbers are.
+    numbers: (c,), NaN where a candidate has none.
+    """
+    for requests, rows in _by_size(table, numbers):
+        ordered = np.sort(rows, axis=1)  # NaN comes last
+        counts = np.count_nonzero(~np.isnan(ordered), axis=1)
+        for n in np.unique(counts[counts > 0]).tolist():
+            which = counts == n
+            yield requests[which], ordered[which, :n]
+
+
+def sums_of(table: Table, numbers: Floats) -> Floats:
+    """(m,) sums over the candidates of each request."""
+    sums = np.zeros(len(table.prompt))
+    for requests, rows in _by_size(table, numbers):
+        sums[requests] = rows.sum(axis=1)
+    return sums
+
+
+def _by_size(table: Table, numbers: Floats) -> Iterator[tuple[Ints, Floats]]:
+    """Requests with equally many candidates, and the numbers of these."""
+    sizes = np.bincount(table.request, minlength=len(table.prompt))
+    first = np.cumsum(sizes) - sizes
+    for size in np.unique(sizes[sizes > 0]).tolist():
+        requests = np.flatnonzero(sizes == size)
+        whole = len(requests) == len(sizes)
+        yield requests, (numbers if whole else numbers[first[requests][:, None] + np.arange(size)]).reshape(-1, size)
+
+
 def merged(tables: Sequence[Table]) -> Table:
     """Requests of one prompt as one, all of them stopped or none. Holds them all; columns are left out."""
     prompt = np.concatenate([table.prompt for table in tables])

@@ -193,7 +193,7 @@ def test_many_prompts_are_grouped_without_changing_a_mean(tmp_path: Path, monkey
     monkeypatch.setattr(clusters, "EXACT_CLUSTERS", 100)
     monkeypatch.setattr(clusters, "GROUPS", 128)
     grouped = curve(options(log, value="gold"))
-    assert grouped["intervals"].endswith("groups of prompts")
+    assert "groups of prompts" in grouped["intervals"]
     for one, other in zip(exact["curve"], grouped["curve"], strict=True):
         assert [one["reward"], one["value"], one["prompts"]] == pytest.approx(
             [other["reward"], other["value"], other["prompts"]], abs=1e-12
