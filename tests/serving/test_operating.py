@@ -75,9 +75,12 @@ async def test_metrics_count_calls_and_candidates(run: Run) -> None:
 async def test_the_gauge_follows_what_is_in_flight(run: Run) -> None:
     policy = ScriptedPolicy(lambda index: _never())
     running = await run(policy)
+    tasks = (await running.metrics())["bon_event_loop_tasks"]
     calls = [running.stub.Generate(question()) for _ in range(3)]
     await until(lambda: policy.running == 12)
-    assert (await running.metrics())["bon_attempts_in_flight"] == 3
+    metrics = await running.metrics()
+    assert metrics["bon_attempts_in_flight"] == 3
+    assert metrics["bon_event_loop_tasks"] >= tasks + 12, "each candidate has one"
     for call in calls:
         call.cancel()
     await running.at_rest()
