@@ -55,6 +55,8 @@ class CurveOptions:
     """Also k beyond the samples there are, in powers of two up to this; labelled, see `reward_beyond`."""
     seed: int = 0
     """Of the bootstrap."""
+    intervals: bool = True
+    """Whether there are any; without, prompts need not be told apart."""
 
 
 class Ranked(NamedTuple):
@@ -104,7 +106,7 @@ def gather(options: CurveOptions) -> tuple[Seen, Sample, bool]:
     if options.extrapolate is not None and options.extrapolate < 1:
         raise ConfigError(f"extrapolate: {options.extrapolate} given; a number from 1 is needed")
     seen, independent, stopped = Seen(), Sample(), Sample()
-    for table in tables(options.source, _numbers(options), seen):
+    for table in tables(options.source, _numbers(options), seen, with_prompts=options.intervals):
         for sample, requests in ((independent, ~table.stopped), (stopped, table.stopped)):
             if requests.any():
                 _add(sample, table.take(requests), options)

@@ -86,19 +86,19 @@ def frontier(rows: Rows, value: str | None) -> str:
 
     def draw(axes: Axes) -> None:
         kl = [row["kl_nats"] for row in placed]
-        rewards = [row["reward"] for row in placed]
-        axes.fill_between(kl, *_bounds(placed, "reward", rewards), color=BLUE, alpha=0.15, linewidth=0)
-        axes.plot(kl, rewards, color=BLUE, linewidth=2, marker="o", markersize=3.5)
-        axes.set_xlabel("KL to the policy, nats")
-        axes.set_ylabel("reward", color=BLUE)
+        panels = {"reward": (axes, "reward", BLUE)}
+        if value is not None:  # one above the other: two scales in one picture invite comparing what has no common unit
+            lower = axes.get_figure().add_subplot(2, 1, 2, sharex=axes)  # type: ignore[union-attr]
+            axes.set_subplotspec(lower.get_gridspec()[0])  # type: ignore[union-attr, index]
+            axes.tick_params(labelbottom=False)
+            panels["value"] = (lower, value, ORANGE)
+        for name, (panel, label, colour) in panels.items():
+            figures = [row[name] for row in placed]
+            panel.fill_between(kl, *_bounds(placed, name, figures), color=colour, alpha=0.18, linewidth=0)
+            panel.plot(kl, figures, color=colour, linewidth=2, marker="o", markersize=3.5)
+            panel.set_ylabel(label)
         _label(axes, placed, "kl_nats", "reward")
-        if value is not None:
-            other = axes.twinx()
-            values = [row["value"] for row in placed]
-            other.fill_between(kl, *_bounds(placed, "value", values), color=ORANGE, alpha=0.12, linewidth=0)
-            other.plot(kl, values, color=ORANGE, linewidth=2, linestyle="--")
-            other.set_ylabel(value, color=ORANGE)
-            other.grid(visible=False)
+        panel.set_xlabel("KL to the policy, nats")
 
     return _svg("frontier", "Reward and value of the best of k against its KL to the policy", draw)
 
@@ -147,10 +147,11 @@ def _bounds(rows: Rows, name: str, instead: Sequence[float]) -> tuple[list[float
 
 def _label(axes: Axes, rows: Rows, x: str, y: str) -> None:
     """Writes k over the points of powers of two and of the last."""
-    axes.margins(x=0.08, y=0.12)
+    axes.margins(x=0.12, y=0.12)
     ks = [row for row in rows if row["k"] & (row["k"] - 1) == 0 and 2 * row["k"] <= rows[-1]["k"]]
     for row in [*ks, rows[-1]]:
-        axes.annotate(f"k={row['k']}", (row[x], row[y]), xytext=(0, 6), textcoords="offset points", ha="center")
+        where: Any = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right", "fontsize": 9}
+        axes.annotate(f"k = {row['k']}", (row[x], row[y]), **where)
 
 
 def _log2(axes: Axes, ks: Sequence[int]) -> None:
