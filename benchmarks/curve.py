@@ -1,6 +1,6 @@
 """`bon evaluate curve` on a large log, beside pyarrow reading its rewards once.
 
-    python benchmarks/curve.py [--quick] [--work FOLDER] [--out FILE]
+    python benchmarks/curve.py [--quick] [--logs FOLDER] [--out FILE]
 
 Progress goes to stderr; the last line of stdout is one JSON document:
 
@@ -49,8 +49,8 @@ def main() -> None:
     """Measures and prints."""
     options = _options()
     sizes = (30_000, 100_000) if options.quick else (100_000, 1_000_000)
-    with tempfile.TemporaryDirectory(prefix="bon-curve-", dir=options.work) as name:
-        document = _measure(Path(name), sizes, repetitions=3 if options.quick else 5)
+    with tempfile.TemporaryDirectory(prefix="bon-curve-") as name:
+        document = _measure(options.logs or Path(name), sizes, repetitions=3 if options.quick else 5)
     if options.out is not None:
         options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(document))  # noqa: T201
@@ -59,7 +59,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="0.1 M requests, where starting Python is most of it")
-    parser.add_argument("--work", type=Path, help="folder for the logs, two gigabytes")
+    parser.add_argument("--logs", type=Path, help="folder for the logs, two gigabytes; kept, and used when it is there")
     parser.add_argument("--out", type=Path, help="write the document here as well")
     return parser.parse_args()
 
@@ -69,9 +69,10 @@ def _measure(folder: Path, sizes: tuple[int, int], repetitions: int) -> dict[str
     runs: dict[str, Any] = {}
     for rewards, digits in DIGITS.items():
         for size in sizes:
-            _say(f"making a log of {size:,} requests, rewards {rewards}")
             log = folder / f"{rewards}-{size}"
-            make_log(log, size, CANDIDATES, TOKENS, digits)
+            if not log.exists():
+                _say(f"making a log of {size:,} requests, rewards {rewards}")
+                make_log(log, size, CANDIDATES, TOKENS, digits)
     before = quiet()
     for rewards in DIGITS:
         runs[rewards] = {str(size): _times(folder / f"{rewards}-{size}", size, repetitions) for size in sizes}

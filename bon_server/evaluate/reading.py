@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bon_server.errors import ConfigError, LogError
 from bon_server.evaluate.arrow_columns import (
     RESERVED,
+    bools,
     is_one_of,
     number_of,
     part_names,
@@ -256,7 +257,7 @@ def _stopped(batch: Any) -> NDArray[np.bool_]:
     stopped |= is_one_of(batch.column("outcome"), _STOPPED_OUTCOMES)
     budget = batch.column("budget")
     for name in _BUDGETS:
-        stopped |= pc.and_(budget.is_valid(), budget.field(name).is_valid()).to_numpy(zero_copy_only=False)
+        stopped |= bools(pc.and_(budget.is_valid(), budget.field(name).is_valid()))
     return stopped
 
 
