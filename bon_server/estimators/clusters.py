@@ -77,11 +77,12 @@ class ClusterSums:
     def _rows_of(self, clusters: NDArray[np.uint64]) -> Ints:
         if not self._groups:
             known = self._rows
-            rows = [known.setdefault(key, len(known)) for key in clusters.tolist()]
+            keys, which = np.unique(clusters, return_inverse=True)
+            rows = [known.setdefault(key, len(known)) for key in keys.tolist()]
             if len(known) <= _rows_for(self._table.shape[1]):
                 if len(known) > len(self._table):
                     self._table = np.pad(self._table, ((0, 2 * len(known) - len(self._table)), (0, 0)))
-                return np.array(rows, dtype=np.int64)
+                return np.array(rows, dtype=np.int64)[which]
             self._group(_groups_for(self._table.shape[1]))
         return (clusters % np.uint64(self._groups)).astype(np.int64)
 

@@ -171,11 +171,13 @@ def _writers(reader: LogReader) -> int:
 def _together(batches: Iterator[Any]) -> Iterator[Any]:
     """The same rows in larger batches: the work on a batch costs milliseconds however few rows it has."""
     waiting: list[Any] = []
+    waiting_bytes = 0
     for batch in batches:
         waiting.append(batch)
-        if sum(one.nbytes for one in waiting) >= BATCH_BYTES:
+        waiting_bytes += batch.nbytes
+        if waiting_bytes >= BATCH_BYTES:
             yield from _one(waiting)
-            waiting = []
+            waiting, waiting_bytes = [], 0
     yield from _one(waiting)
 
 
