@@ -25,10 +25,10 @@ from bon_server.evaluate.report.numbers import interval, number, share, with_int
     ],
 )
 def test_with_an_interval(value: float | None, around: Sequence[float] | None, printed: str) -> None:
-    assert with_interval(value, around) == printed
+    assert with_interval(value, around).replace("\u00a0", " ") == printed
 
 
 def test_alone_and_as_shares() -> None:
     assert number(None) == "–" and interval(None) == ""
-    assert share(0.4432, (0.411, 0.4774)) == "44.3 % [41.1, 47.7]"
+    assert share(0.4432, (0.411, 0.4774)) == "44.3 % [41.1,\u00a047.7]"
     assert share(0.5, None) == "50.0 %" and share(None, None) == "–"

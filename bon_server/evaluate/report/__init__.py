@@ -95,7 +95,7 @@ def _summary(rows: Sequence[Document], room: Document, value: str | None) -> str
 
 def _both(row: Document, name: str) -> tuple[str, str]:
     around = row[f"{name}_ci"]
-    return number(row[name], around), f"{interval(around)} 95 % interval" if around else "no interval"
+    return number(row[name], around), f"95 % interval {interval(around)}" if around else "no interval"
 
 
 _KL = {

@@ -13,12 +13,12 @@ def number(value: float | None, around: Sequence[float] | None = None) -> str:
     if value is None:
         return "–"
     decimals = _decimals(around)
-    return _signed(f"{value:.3g}" if decimals is None else f"{value:,.{decimals}f}")
+    return with_minus(f"{value:.3g}" if decimals is None else f"{value:,.{decimals}f}")
 
 
 def interval(around: Sequence[float] | None) -> str:
-    """`[low, high]`; empty when there is none."""
-    return "" if around is None else "[" + ", ".join(number(bound, around) for bound in around) + "]"
+    """`[low, high]`, never broken over two lines; empty when there is none."""
+    return "" if around is None else "[" + ",\u00a0".join(number(bound, around) for bound in around) + "]"
 
 
 def with_interval(value: float | None, around: Sequence[float] | None) -> str:
@@ -30,7 +30,7 @@ def share(value: float | None, around: Sequence[float] | None) -> str:
     """A share and its interval in per cent."""
     if value is None:
         return "–"
-    low_high = "" if around is None else " [" + ", ".join(f"{100 * bound:.1f}" for bound in around) + "]"
+    low_high = "" if around is None else " [" + ",\u00a0".join(f"{100 * bound:.1f}" for bound in around) + "]"
     return f"{100 * value:.1f} %{low_high}"
 
 
@@ -47,5 +47,6 @@ def _decimals(around: Sequence[float] | None) -> int | None:
     return decimals if decimals <= MOST_DECIMALS else None
 
 
-def _signed(text: str) -> str:
+def with_minus(text: str) -> str:
+    """A number's text with a minus sign instead of a hyphen."""
     return text.replace("-", "−")

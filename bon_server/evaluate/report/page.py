@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bon_server.evaluate.report.likes import Liking
-from bon_server.evaluate.report.numbers import number
+from bon_server.evaluate.report.numbers import number, with_minus
 from bon_server.evaluate.report.sample import SampledCandidate, SampledRequest
 
 SHOWN_CHARACTERS = 1_200
@@ -80,7 +80,12 @@ def likings(heading: str, found: Sequence[Liking], quoted: bool) -> str:
     if not found:
         return ""
     rows = [
-        (f"“{one.what}”" if quoted else one.what, f"{one.winners:.0%}", f"{one.others:.0%}", f"{one.difference:+.0%}")
+        (
+            f"“{one.what}”" if quoted else one.what,
+            f"{one.winners:.0%}",
+            f"{one.others:.0%}",
+            with_minus(f"{one.difference:+.0%}"),
+        )
         for one in found
     ]
     return f"<div><h3>{escaped(heading)}</h3>{table(['', 'winners', 'others', 'difference'], rows)}</div>"
