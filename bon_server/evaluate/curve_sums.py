@@ -91,7 +91,7 @@ class Sample:
     @property
     def most_n(self) -> int:
         """The largest n there is room for."""
-        return self.sums.table.shape[1] // WIDTH
+        return int(self.sums.table.shape[1]) // WIDTH
 
     def columns(self, measure: int, last_k: int) -> slice:
         """Of the table of sums: a measure at k = 1..last_k."""

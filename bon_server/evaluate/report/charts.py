@@ -81,26 +81,25 @@ def value_against_reward(rows: Rows, value: str) -> str:
 
 
 def frontier(rows: Rows, value: str | None) -> str:
-    """Reward and value against KL, a point for each k."""
+    """Reward and value against KL, a point for each k.
+
+    One above the other: two scales in one picture invite comparing what has no common unit.
+    """
     placed = [row for row in rows if row["kl_nats"] is not None]
 
-    def draw(axes: Axes) -> None:
+    shown = [("reward", "reward", BLUE), *([] if value is None else [("value", value, ORANGE)])]
+
+    def draw(*panels: Axes) -> None:
         kl = [row["kl_nats"] for row in placed]
-        panels = {"reward": (axes, "reward", BLUE)}
-        if value is not None:  # one above the other: two scales in one picture invite comparing what has no common unit
-            lower = axes.get_figure().add_subplot(2, 1, 2, sharex=axes)  # type: ignore[union-attr]
-            axes.set_subplotspec(lower.get_gridspec()[0])  # type: ignore[union-attr, index]
-            axes.tick_params(labelbottom=False)
-            panels["value"] = (lower, value, ORANGE)
-        for name, (panel, label, colour) in panels.items():
+        for panel, (name, label, colour) in zip(panels, shown, strict=True):
             figures = [row[name] for row in placed]
             panel.fill_between(kl, *_bounds(placed, name, figures), color=colour, alpha=0.18, linewidth=0)
             panel.plot(kl, figures, color=colour, linewidth=2, marker="o", markersize=3.5)
             panel.set_ylabel(label)
-        _label(axes, placed, "kl_nats", "reward")
-        panel.set_xlabel("KL to the policy, nats")
+        _label(panels[0], placed, "kl_nats", "reward")
+        panels[-1].set_xlabel("KL to the policy, nats")
 
-    return _svg("frontier", "Reward and value of the best of k against its KL to the policy", draw)
+    return _svg("frontier", "Reward and value of the best of k against its KL to the policy", draw, len(shown))
 
 
 def length_bias(lengths: Floats, rewards: Floats) -> str:
@@ -120,14 +119,14 @@ def length_bias(lengths: Floats, rewards: Floats) -> str:
     return _svg("length-bias", "Reward against length within prompts", draw)
 
 
-def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> str:
+def _svg(name: str, title: str, draw: Callable[..., None], panels: int = 1) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # text stays text: the browser has a font
         figure = Figure(figsize=(4.8, 3.3), layout="constrained")
-        draw(figure.add_subplot())
+        draw(*figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Title": title})
     svg = out.getvalue()
