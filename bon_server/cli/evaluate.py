@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,7 @@ def evaluate_curve(
     drop_truncated: DropTruncated = False,
     kl_method: KlName = None,
     extrapolate: Annotated[int | None, typer.Option(help="Also k beyond the samples, up to this; labelled.")] = None,
+    intervals: Annotated[bool, typer.Option(help="Whether 95 % intervals are given; faster without.")] = True,
     seed: Seed = 0,
     skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
@@ -58,7 +60,7 @@ def evaluate_curve(
     """Reward, another value, KL and tokens of the best of k, for all k, with 95 % intervals."""
     from bon_server.evaluate.curve import curve
 
-    options = _options(rank_by, value, drop_truncated, kl_method, extrapolate, seed)
+    options = replace(_options(rank_by, value, drop_truncated, kl_method, extrapolate, seed), intervals=intervals)
     with progress("reading records", None) as advance:
         document = curve(_reading(options, log, merge, reward_model, skip_damaged, advance))
     _show(document, as_json, curve_tables)
@@ -168,8 +170,6 @@ def _options(
 def _reading(
     options: CurveOptions, log: Sequence[Path], merge: bool, reward_model: str | None, skip_damaged: bool, advance: Any
 ) -> CurveOptions:
-    from dataclasses import replace
-
     return replace(options, source=_source(log, merge, reward_model, skip_damaged, advance))
 
 

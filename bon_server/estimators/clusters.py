@@ -72,20 +72,17 @@ class ClusterSums:
             return
         rows = self._rows_of(clusters)
         met = np.flatnonzero(np.bincount(rows, minlength=len(self._table)))
-        place = np.empty(len(self._table), dtype=np.int64)
-        place[met] = np.arange(len(met))
-        of_row = place[rows]
-        totals = np.stack([np.bincount(of_row, column, len(met)) for column in sums.T], axis=1)
-        self._table[met, columns] += linear(totals)
+        self._table[met, columns] += linear(_totals(rows, met, sums))
 
     def _rows_of(self, clusters: NDArray[np.uint64]) -> Ints:
         if not self._groups:
             known = self._rows
-            rows = [known.setdefault(key, len(known)) for key in clusters.tolist()]
+            keys, which = np.unique(clusters, return_inverse=True)
+            rows = [known.setdefault(key, len(known)) for key in keys.tolist()]
             if len(known) <= _rows_for(self._table.shape[1]):
                 if len(known) > len(self._table):
                     self._table = np.pad(self._table, ((0, 2 * len(known) - len(self._table)), (0, 0)))
-                return np.array(rows, dtype=np.int64)
+                return np.array(rows, dtype=np.int64)[which]
             self._group(_groups_for(self._table.shape[1]))
         return (clusters % np.uint64(self._groups)).astype(np.int64)
 
@@ -98,6 +95,16 @@ class ClusterSums:
         self._table = np.zeros((groups, before.shape[1]))
         np.add.at(self._table, rows, before)
         self._groups, self._rows = groups, {}
+
+
+def _totals(rows: Ints, met: Ints, sums: Floats) -> Floats:
+    """(len(met), w) sums of the (m, w) whose row it is."""
+    if len(met) == 1:
+        return np.asarray(sums.sum(axis=0, keepdims=True), dtype=np.float64)
+    place = np.empty(met[-1] + 1, dtype=np.int64)
+    place[met] = np.arange(len(met))
+    of_row = place[rows]
+    return np.stack([np.bincount(of_row, column, len(met)) for column in sums.T], axis=1)
 
 
 def _rows_for(columns: int) -> int:

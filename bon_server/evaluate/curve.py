@@ -60,7 +60,7 @@ def curve(options: CurveOptions) -> dict[str, Any]:
             "prompts_with_ties": sample.tied,
             "prompts_tied_for_best": sample.tied_for_best,
         },
-        "intervals": "95 %, " + (_ANALYTIC if sample.sums.grouped else "bootstrap over prompts"),
+        "intervals": _intervals(sample, options),
         "warnings": [_STOPPED] if stopped else [],
         "curve": rows,
         "fit": None if stopped or options.value is None else _fit(sample, options, rows),
@@ -74,7 +74,12 @@ def _fit(sample: Sample, options: CurveOptions, rows: Sequence[dict[str, Any]]) 
     return fit_of_curve(kl, gained, with_n_from_k[..., VALUED], options.seed)
 
 
-_ANALYTIC = "from the spread of groups of prompts, linearised"
+def _intervals(sample: Sample, options: CurveOptions) -> str:
+    if not options.intervals:
+        return "none"
+    return "95 %, " + ("from the spread of groups of prompts" if sample.sums.grouped else "bootstrap over prompts")
+
+
 _STOPPED = (
     "every request ran with a budget or was stopped: rewards decided which candidates there are, so they are no"
     " independent sample; means are of what was scored, and no KL is valid but the bound log n"

@@ -55,6 +55,8 @@ class CurveOptions:
     """Also k beyond the samples there are, in powers of two up to this; labelled, see `reward_beyond`."""
     seed: int = 0
     """Of the bootstrap."""
+    intervals: bool = True
+    """Whether there are any; without, prompts need not be told apart."""
 
 
 class Ranked(NamedTuple):
@@ -89,7 +91,7 @@ class Sample:
     @property
     def most_n(self) -> int:
         """The largest n there is room for."""
-        return self.sums.table.shape[1] // WIDTH
+        return int(self.sums.table.shape[1]) // WIDTH
 
     def columns(self, measure: int, last_k: int) -> slice:
         """Of the table of sums: a measure at k = 1..last_k."""
@@ -104,7 +106,7 @@ def gather(options: CurveOptions) -> tuple[Seen, Sample, bool]:
     if options.extrapolate is not None and options.extrapolate < 1:
         raise ConfigError(f"extrapolate: {options.extrapolate} given; a number from 1 is needed")
     seen, independent, stopped = Seen(), Sample(), Sample()
-    for table in tables(options.source, _numbers(options), seen):
+    for table in tables(options.source, _numbers(options), seen, with_prompts=options.intervals):
         for sample, requests in ((independent, ~table.stopped), (stopped, table.stopped)):
             if requests.any():
                 _add(sample, table.take(requests), options)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bon_server.errors import ConfigError, LogError
 from bon_server.evaluate.arrow_columns import (
     RESERVED,
+    bools,
     is_one_of,
     number_of,
     part_names,
@@ -44,7 +45,7 @@ _STOPPED_OUTCOMES = (Outcome.FAILED, Outcome.CANCELLED)
 _BUDGETS = ("stop_at_reward", "price_per_candidate", "prune_fraction")
 BATCH_BYTES = 8 << 20
 """Of Arrow data that is worked on at once: with twice as much, most of the time goes into getting memory."""
-_ALWAYS = ("kind", "outcome", "prompt_hash", "selection_reason", "reward_models")
+_ALWAYS = ("kind", "outcome", "selection_reason", "reward_models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,15 @@ class Seen:
     """Added scores that take part, by name: `ID@REVISION` of who gave them."""
 
 
-def tables(source: Source, numbers: Sequence[str], seen: Seen, columns: Sequence[str] = ()) -> Iterator[Table]:
+def tables(
+    source: Source, numbers: Sequence[str], seen: Seen, columns: Sequence[str] = (), with_prompts: bool = True
+) -> Iterator[Table]:
     """The requests of the logs, batch by batch, or all at once where requests are merged.
 
     Args:
         numbers: which numbers of candidates, see `arrow_columns`.
         columns: which columns of requests, as the log names them; merged requests have none.
+        with_prompts: whether requests of one prompt are told from others; merged ones always are.
 
     Raises:
         ConfigError: no log, or one twice.
@@ -94,7 +98,8 @@ def tables(source: Source, numbers: Sequence[str], seen: Seen, columns: Sequence
         raise ConfigError("log: none given; at least one folder is needed")
     if len({log.resolve() for log in source.logs}) < len(source.logs):
         raise ConfigError(f"log: {', '.join(map(str, source.logs))} given; each folder may be named once")
-    streamed = _stream(source, tuple(dict.fromkeys(numbers)), seen, tuple(columns))
+    prompts = ("prompt_hash",) if with_prompts or source.merge else ()
+    streamed = _stream(source, tuple(dict.fromkeys(numbers)), seen, tuple(columns), prompts)
     if not source.merge:
         yield from streamed
     else:
@@ -105,7 +110,9 @@ def tables(source: Source, numbers: Sequence[str], seen: Seen, columns: Sequence
                 yield merged(some)
 
 
-def _stream(source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple[str, ...]) -> Iterator[Table]:
+def _stream(
+    source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple[str, ...], prompts: tuple[str, ...]
+) -> Iterator[Table]:
     found = dict.fromkeys(numbers, False)
     with ExitStack() as stack:
         readers = [stack.enter_context(LogReader(log, source.on_damage)) for log in source.logs]
@@ -114,7 +121,7 @@ def _stream(source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple
         by_record = not seen.scores or any(logged)
         repeats = repeats_in(readers) if sum(map(_writers, readers)) > 1 else None
         for reader in readers:
-            batches = _with_scores(reader, source, _columns(numbers, columns, repeats), list(seen.scores))
+            batches = _with_scores(reader, source, _columns(numbers, (*columns, *prompts), repeats), list(seen.scores))
             for batch in _together(batches):
                 seen.requests += batch.num_rows
                 source.on_records(seen.requests)
@@ -164,11 +171,13 @@ def _writers(reader: LogReader) -> int:
 def _together(batches: Iterator[Any]) -> Iterator[Any]:
     """The same rows in larger batches: the work on a batch costs milliseconds however few rows it has."""
     waiting: list[Any] = []
+    waiting_bytes = 0
     for batch in batches:
         waiting.append(batch)
-        if sum(one.nbytes for one in waiting) >= BATCH_BYTES:
+        waiting_bytes += batch.nbytes
+        if waiting_bytes >= BATCH_BYTES:
             yield from _one(waiting)
-            waiting = []
+            waiting, waiting_bytes = [], 0
     yield from _one(waiting)
 
 
@@ -230,12 +239,18 @@ def _table(batch: Any, found: dict[str, bool], columns: tuple[str, ...], seen: S
         if not found[name] and name not in RESERVED:
             seen.parts.update(part_names(batch))
     return Table(
-        prompt=spread(batch.column("prompt_hash")),
+        prompt=_prompts(batch),
         stopped=_stopped(batch),
         request=request,
         numbers=numbers,
         columns={name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns},
     )
+
+
+def _prompts(batch: Any) -> NDArray[np.uint64]:
+    if "prompt_hash" not in batch.schema.names:
+        return np.zeros(batch.num_rows, dtype=np.uint64)
+    return spread(batch.column("prompt_hash"))
 
 
 def _stopped(batch: Any) -> NDArray[np.bool_]:
@@ -244,7 +259,7 @@ def _stopped(batch: Any) -> NDArray[np.bool_]:
     stopped |= is_one_of(batch.column("outcome"), _STOPPED_OUTCOMES)
     budget = batch.column("budget")
     for name in _BUDGETS:
-        stopped |= pc.and_(budget.is_valid(), budget.field(name).is_valid()).to_numpy(zero_copy_only=False)
+        stopped |= bools(pc.and_(budget.is_valid(), budget.field(name).is_valid()))
     return stopped
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from bon_server.evaluate.arrow_columns import floats
 from bon_server.log.reward_models import reward_model_names
 from bon_server.types import ModelRef
 
@@ -60,7 +61,7 @@ def models_of(models: Any) -> RewardModels:
 
 def _all_alike(models: Any) -> bool:
     """Whether each request has one reward model, the same one: as in most logs."""
-    lengths, flat = models.value_lengths().to_numpy(zero_copy_only=False), models.flatten()
-    return bool((lengths == 1).all()) and all(
+    flat = models.flatten()
+    return bool((floats(models.value_lengths()) == 1).all()) and all(
         pc.count_distinct(flat.field(name), mode="all").as_py() == 1 for name in ("name", "id", "revision")
     )

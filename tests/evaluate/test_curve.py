@@ -202,6 +202,16 @@ def test_many_prompts_are_grouped_without_changing_a_mean(tmp_path: Path, monkey
         assert other["value_ci"][1] - other["value_ci"][0] == pytest.approx(width, rel=0.5)
 
 
+def test_points_alone_are_the_same_points(tmp_path: Path) -> None:
+    log = imported(tmp_path, [*ODD_LINES, *made_lines(20)])
+    whole, points = curve(options(log, value="gold")), curve(options(log, value="gold", intervals=False))
+    assert points["intervals"] == "none" and points["counts"] == whole["counts"]
+    for one, other in zip(whole["curve"], points["curve"], strict=True):
+        assert all(other[name] is None for name in other if name.endswith("_ci"))
+        figures = [name for name in one if not name.endswith("_ci") and name != "kl_method"]
+        assert [other[name] for name in figures] == pytest.approx([one[name] for name in figures], abs=1e-12)
+
+
 def test_extrapolation_is_labelled(tmp_path: Path) -> None:
     rows = curve(options(imported(tmp_path, made_lines(5)), extrapolate=20))["curve"]
     assert [row["k"] for row in rows if row.get("extrapolated")] == [8, 16, 20]

@@ -15,11 +15,13 @@ from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.reading import Source
 from bon_server.evaluate.report import report
 from bon_server.evaluate.report.likes import features, words
+from bon_server.evaluate.report.numbers import number
 from bon_server.evaluate.report.page import escaped
 from bon_server.evaluate.report.sample import SampledCandidate, SampledRequest, sample_requests
 from bon_server.types import Budget, Kind, ModelRef, Outcome
 from tests.evaluate.logs import imported, made_lines, written
 from tests.log.records import ODD_TEXT, record, scored
+from tests.offline.rescoring import commit, rescored, sampled, synthetic_reward
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'</div></body>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -88,6 +90,25 @@ def test_a_log_cannot_write_the_page(tmp_path: Path) -> None:
     assert HOSTILE in reader.text  # as text
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", source)
     assert escaped("a\0b") == "a␀b"
+
+
+def test_pictures_are_numbered_and_say_what_their_bands_are(tmp_path: Path) -> None:
+    lines = [one | {"responses": ["x" * (i + 1) for i in range(6)]} for one in made_lines(60)]
+    _, source = page(imported(tmp_path, lines), value="gold")
+    captions = re.findall(r"<figcaption><em>Figure (\d)\.</em> (.*?)</figcaption>", source)
+    assert [int(number) for number, _ in captions] == [1, 2, 3, 4, 5, 6]
+    assert all(re.search("Bands?:? |Bars: |areas", caption) for _, caption in captions)
+
+
+def test_added_scores_are_shown_with_the_answers(tmp_path: Path) -> None:
+    log = commit(tmp_path / "log", sampled(60))
+    rescored(log, name="gold")
+    shown = sample_requests(Source((log,)), scores=("gold",))
+    assert shown
+    for one in (one for request in shown for one in request.candidates):
+        assert one.rewards["gold"] == synthetic_reward(one.text)
+    reader, _ = page(log, value="gold")
+    assert f"gold {number(shown[0].scored[0].rewards['gold'])}" in reader.text
 
 
 def test_names_from_a_log_are_not_markup_in_pictures(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.headroom import headroom
 from bon_server.evaluate.report import charts, likes, page
+from bon_server.evaluate.report.numbers import interval, number, share, with_interval
 from bon_server.evaluate.report.sample import SampledRequest, sample_requests
 from bon_server.log.whole_file import whole_file
 from bon_server.types import Sampling
@@ -38,8 +39,8 @@ def report(options: CurveOptions, out: Path, with_texts: bool = True) -> Documen
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("bon report draws with matplotlib, which is not installed: pip install 'bon-server[report]'")
     at_k, room = curve(options), headroom(options)
-    requests = sample_requests(options.source, stopped=at_k["sample"] == "stopped")
-    models = ", ".join(name or "(not named)" for name in at_k["reward_models"]) or "(none)"
+    requests = sample_requests(options.source, stopped=at_k["sample"] == "stopped", scores=tuple(at_k["scores"]))
+    models = ", ".join(_shortened(name) for name in at_k["reward_models"]) or "(none)"
     title = "Best-of-n report: " + ", ".join(log.resolve().name for log in options.source.logs)
     lead = f"{at_k['prompts']:,} requests · rewards of {models} · {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     written = page.page(title, lead, _parts(options, at_k, room, requests, with_texts))
@@ -54,14 +55,19 @@ def _parts(
     rows, value = [row for row in at_k["curve"] if not row.get("extrapolated")], options.value
     yield _summary(rows, room, value)
     yield from (page.paragraph(f"{warning}.", "note") for warning in at_k["warnings"])
-    yield page.section("What choosing gains", page.pictures(_curves(rows, value)), _fit(at_k["fit"], value))
+    curves = [*_curves(rows, value, at_k["intervals"])]
+    yield page.section("What choosing gains", page.pictures(curves), _fit(at_k["fit"], value))
     yield page.section("Which n is worth it", _which_n(rows, room, value))
-    yield page.section("The rewards", page.pictures(_rewards(requests)), _quality(room, value))
+    shown = page.pictures(_rewards(requests), first=1 + len(curves))
+    yield page.section("The rewards", shown, _quality(room, value))
     if with_texts:
         logged = [request for request in requests if request.content_logged]
         yield page.section("What the reward model seems to like", *_likings(logged))
         examples = [page.example(request, value) for request in logged[:EXAMPLES]]
-        note = "Taken without looking: by a digest of their request ids. Winner left, worst right."
+        note = (
+            "The answer with the most reward beside the one with the least, for requests taken without looking: by a"
+            " digest of their ids."
+        )
         yield page.section("Winners and losers", page.paragraph(note, "soft"), *examples)
         wrong = [page.example(request, value) for request in _misjudged(logged, value)]
         yield page.section(f"Where the winner has less {value} than the loser", *wrong)
@@ -72,34 +78,58 @@ def _summary(rows: Sequence[Document], room: Document, value: str | None) -> str
     first, last = rows[0], rows[-1]
     n = last["k"]
     figures = [
-        ("reward of one sample", _short(first["reward"]), _interval(first["reward_ci"])),
-        (f"reward of the best of {n}", _short(last["reward"]), _interval(last["reward_ci"])),
+        ("reward of one sample", *_both(first, "reward")),
+        (f"reward of the best of {n}", *_both(last, "reward")),
     ]
     if value is not None and last.get("value") is not None:
         oracle = room["value_of_oracle"]["value"]
         figures += [
-            (f"{value} of one sample", _short(first["value"]), _interval(first["value_ci"])),
-            (f"{value} of the best of {n}", _short(last["value"]), _interval(last["value_ci"])),
-            (f"{value} of the best possible", _short(oracle), "if every choice were right"),
+            (f"{value} of one sample", *_both(first, "value")),
+            (f"{value} of the best of {n}", *_both(last, "value")),
+            (f"{value} of the best possible", number(oracle), "if every choice were right"),
         ]
     if last["kl_nats"] is not None:
-        figures.append((f"KL of best-of-{n}, nats", _short(last["kl_nats"]), f"by {last['kl_method']}"))
+        figures.append((f"KL of best-of-{n} to the policy, nats", number(last["kl_nats"]), _KL[last["kl_method"]]))
     return page.cards(figures)
 
 
-def _curves(rows: Sequence[Document], value: str | None) -> Iterator[tuple[str, str]]:
-    band = "95 % band, bootstrap over prompts."
-    yield charts.over_k(rows, "reward", "reward", charts.BLUE), f"Reward of the best of k, unbiased. {band}"
+def _both(row: Document, name: str) -> tuple[str, str]:
+    around = row[f"{name}_ci"]
+    return number(row[name], around), f"95 % interval {interval(around)}" if around else "no interval"
+
+
+_KL = {
+    "bound": "bound for rewards without ties",
+    "exact-plugin": "exact for the rewards seen",
+    "winner-probability": "from the winners' probabilities",
+}
+
+
+def _curves(rows: Sequence[Document], value: str | None, intervals: str) -> Iterator[tuple[str, str]]:
+    band = f"Band: 95 % interval for the mean over prompts ({intervals.removeprefix('95 %, ')}), at each k by itself."
+    yield (
+        charts.over_k(rows, "reward", "reward", charts.BLUE),
+        f"Reward of the best of k samples, expected over all ways to draw k of those in the log. {band}",
+    )
     valued = [row for row in rows if row.get("value") is not None]
     if value is not None and valued:
-        caption = f"What {value} the best by reward has. Where it falls, the reward is over-optimised. {band}"
+        caption = (
+            f"Mean {value} of the answer with the most reward among k. Where it falls while reward rises, the reward"
+            " is over-optimised. Band as before."
+        )
         yield charts.over_k(valued, "value", value, charts.ORANGE), caption
-        caption = f"{value} against the reward that was optimised. Where it bends down, more choosing does harm."
+        caption = (
+            f"Mean {value} against the mean reward that was optimised, a point for each k. Where it bends down, more"
+            f" choosing does harm. Band: 95 % interval of {value}."
+        )
         yield charts.value_against_reward(valued, value), caption
     if any(row["kl_nats"] is not None for row in rows):
         method = next(row["kl_method"] for row in rows if row["kl_method"])
         shown = value if valued else None
-        caption = f"What is gained for how far the answers move from the policy (KL: {method})."
+        caption = (
+            "What is gained for how far the answers move from the policy, a point for each k. KL:"
+            f" {_KL[method]} ({method}). Bands: 95 % intervals of the means."
+        )
         yield charts.frontier(valued if shown else rows, shown), caption
 
 
@@ -108,9 +138,11 @@ def _fit(fit: Document | None, value: str | None) -> str:
         return ""
     turn = fit["turning_point_kl_nats"]
     where = fit["turning_point"] if turn is None else f"it turns at a KL of {turn:.3g} nats"
-    alpha, beta = (f"{fit[name]:.3g} {_interval(fit[f'{name}_ci'])}" for name in ("alpha", "beta"))
+    alpha, beta = (with_interval(fit[name], fit[f"{name}_ci"]) for name in ("alpha", "beta"))
     return page.paragraph(
-        f"Fit of Gao et al. 2022 to the gain in {value}, {fit['form']}: alpha {alpha}, beta {beta}; {where}.", "soft"
+        f"Fit of Gao et al. 2022 to the gain in {value}, R(d) = d (α − β d) with d = √KL: α = {alpha}, β = {beta};"
+        f" {where}.",
+        "soft",
     )
 
 
@@ -125,9 +157,10 @@ def _which_n(rows: Sequence[Document], room: Document, value: str | None) -> str
         shown += [_with_interval(row, "value")] if value else []
         tokens = "–" if row["tokens"] is None else f"{row['tokens']:,.0f}"
         gain = steps.get(row["k"])
-        cells.append([*shown, _short(row["kl_nats"]), tokens, "–" if gain is None else _with_interval(gain, "gain")])
+        cells.append([*shown, number(row["kl_nats"]), tokens, "–" if gain is None else _with_interval(gain, "gain")])
     enough = room["which_n"]["n_for_90_percent_of_gain"]
-    return page.table(headings, cells) + page.paragraph(f"90 % of the gain in reward is there at n = {enough}.")
+    note = f"90 % of the gain in reward is there at n = {enough}. In brackets: 95 % intervals."
+    return page.table(headings, cells) + page.paragraph(note)
 
 
 def _rewards(requests: Sequence[SampledRequest]) -> Iterator[tuple[str, str]]:
@@ -135,11 +168,18 @@ def _rewards(requests: Sequence[SampledRequest]) -> Iterator[tuple[str, str]]:
         return
     rewards = np.array([one.reward for request in requests for one in request.scored], dtype=np.float64)
     winners = np.array([request.scored[0].reward for request in requests], dtype=np.float64)
-    caption = f"Of {len(requests):,} requests with {len(rewards):,} scored candidates."
+    caption = (
+        f"Rewards of all {len(rewards):,} scored candidates of {len(requests):,} requests, and of the best of each."
+        " Both areas are 1."
+    )
     yield charts.histogram(rewards, winners), caption
     lengths, centred = _within_prompts(requests)
     if len(lengths) and np.ptp(lengths) > 0:
-        yield charts.length_bias(lengths, centred), "Level: length does not matter. Rising: longer answers get more."
+        caption = (
+            "Reward against length among answers to the same prompt, in tenths of the lengths. Level: length does not"
+            " matter; rising: longer answers get more. Bars: 95 % intervals, candidates taken as independent."
+        )
+        yield charts.length_bias(lengths, centred), caption
 
 
 def _within_prompts(requests: Sequence[SampledRequest]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -170,8 +210,14 @@ def _quality(room: Document, value: str | None) -> str:
             "right_where_it_matters": f"there, the winner has the highest {value}",
             "random_right_where_it_matters": "there, a random answer has it",
         }
-    rows = [(what, _with_interval(room[name], "value", "ci")) for name, what in names.items()]
+    rows = [
+        (what, (with_interval if name in _NO_SHARES else share)(room[name]["value"], room[name]["ci"]))
+        for name, what in names.items()
+    ]
     return page.table(["", "figure [95 % interval]"], [row for row in rows if row[1] != "–"])
+
+
+_NO_SHARES = ("reward_length_correlation",)
 
 
 def _likings(requests: Sequence[SampledRequest]) -> Iterator[str]:
@@ -211,6 +257,7 @@ def _provenance(options: CurveOptions, at_k: Document, room: Document, requests:
         ("candidates", f"{counts['candidates']:,}, of them with a reward {counts['ranked']:,}"),
         *((f"left out: {reason}", f"{count:,} requests") for reason, count in counts["left_out"].items() if count),
         ("reward models", ", ".join(name or "(not named)" for name in at_k["reward_models"])),
+        *((f"added score: {name}", model) for name, model in at_k["scores"].items()),
         ("policies", ", ".join(policies) or "not in the log"),
         ("sampling", "; ".join(settings) or "not in the log"),
         ("weeks of", f"{weeks[0]} to {weeks[-1]}" if len(weeks) > 1 else "".join(weeks)),
@@ -224,13 +271,11 @@ def _settings(sampling: Sampling) -> str:
     return f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, at most {sampling.max_tokens} tokens"
 
 
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+def _shortened(model: str) -> str:
+    """The name of a reward model with no more than the start of a digest."""
+    name, at, revision = model.partition("@")
+    return f"{name}{at}{revision[:12]}" or "(not named)"
 
 
-def _interval(bounds: Sequence[float] | None) -> str:
-    return "" if bounds is None else f"[{bounds[0]:.3g}, {bounds[1]:.3g}]"
-
-
-def _with_interval(row: Document, name: str, interval: str | None = None) -> str:
-    return f"{_short(row[name])} {_interval(row[interval or f'{name}_ci'])}".strip()
+def _with_interval(row: Document, name: str) -> str:
+    return with_interval(row[name], row[f"{name}_ci"])

@@ -81,26 +81,25 @@ def value_against_reward(rows: Rows, value: str) -> str:
 
 
 def frontier(rows: Rows, value: str | None) -> str:
-    """Reward and value against KL, a point for each k."""
+    """Reward and value against KL, a point for each k.
+
+    One above the other: two scales in one picture invite comparing what has no common unit.
+    """
     placed = [row for row in rows if row["kl_nats"] is not None]
 
-    def draw(axes: Axes) -> None:
-        kl = [row["kl_nats"] for row in placed]
-        rewards = [row["reward"] for row in placed]
-        axes.fill_between(kl, *_bounds(placed, "reward", rewards), color=BLUE, alpha=0.15, linewidth=0)
-        axes.plot(kl, rewards, color=BLUE, linewidth=2, marker="o", markersize=3.5)
-        axes.set_xlabel("KL to the policy, nats")
-        axes.set_ylabel("reward", color=BLUE)
-        _label(axes, placed, "kl_nats", "reward")
-        if value is not None:
-            other = axes.twinx()
-            values = [row["value"] for row in placed]
-            other.fill_between(kl, *_bounds(placed, "value", values), color=ORANGE, alpha=0.12, linewidth=0)
-            other.plot(kl, values, color=ORANGE, linewidth=2, linestyle="--")
-            other.set_ylabel(value, color=ORANGE)
-            other.grid(visible=False)
+    shown = [("reward", "reward", BLUE), *([] if value is None else [("value", value, ORANGE)])]
 
-    return _svg("frontier", "Reward and value of the best of k against its KL to the policy", draw)
+    def draw(*panels: Axes) -> None:
+        kl = [row["kl_nats"] for row in placed]
+        for panel, (name, label, colour) in zip(panels, shown, strict=True):
+            figures = [row[name] for row in placed]
+            panel.fill_between(kl, *_bounds(placed, name, figures), color=colour, alpha=0.18, linewidth=0)
+            panel.plot(kl, figures, color=colour, linewidth=2, marker="o", markersize=3.5)
+            panel.set_ylabel(label)
+        _label(panels[0], placed, "kl_nats", "reward")
+        panels[-1].set_xlabel("KL to the policy, nats")
+
+    return _svg("frontier", "Reward and value of the best of k against its KL to the policy", draw, len(shown))
 
 
 def length_bias(lengths: Floats, rewards: Floats) -> str:
@@ -120,14 +119,14 @@ def length_bias(lengths: Floats, rewards: Floats) -> str:
     return _svg("length-bias", "Reward against length within prompts", draw)
 
 
-def _svg(name: str, title: str, draw: Callable[[Axes], None]) -> str:
+def _svg(name: str, title: str, draw: Callable[..., None], panels: int = 1) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # text stays text: the browser has a font
         figure = Figure(figsize=(4.8, 3.3), layout="constrained")
-        draw(figure.add_subplot())
+        draw(*figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Title": title})
     svg = out.getvalue()
@@ -147,10 +146,11 @@ def _bounds(rows: Rows, name: str, instead: Sequence[float]) -> tuple[list[float
 
 def _label(axes: Axes, rows: Rows, x: str, y: str) -> None:
     """Writes k over the points of powers of two and of the last."""
-    axes.margins(x=0.08, y=0.12)
+    axes.margins(x=0.12, y=0.12)
     ks = [row for row in rows if row["k"] & (row["k"] - 1) == 0 and 2 * row["k"] <= rows[-1]["k"]]
     for row in [*ks, rows[-1]]:
-        axes.annotate(f"k={row['k']}", (row[x], row[y]), xytext=(0, 6), textcoords="offset points", ha="center")
+        where: Any = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right", "fontsize": 9}
+        axes.annotate(f"k = {row['k']}", (row[x], row[y]), **where)
 
 
 def _log2(axes: Axes, ks: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bon_server.evaluate.report.likes import Liking
+from bon_server.evaluate.report.numbers import number, with_minus
 from bon_server.evaluate.report.sample import SampledCandidate, SampledRequest
 
 SHOWN_CHARACTERS = 1_200
@@ -53,9 +54,12 @@ def cards(figures: Iterable[tuple[str, str, str]]) -> str:
     return f'<div class="cards">{"".join(boxes)}</div>'
 
 
-def pictures(drawn: Iterable[tuple[str, str]]) -> str:
-    """SVGs with their captions, side by side where there is room."""
-    figures = [f"<figure>{svg}<figcaption>{escaped(caption)}</figcaption></figure>" for svg, caption in drawn]
+def pictures(drawn: Iterable[tuple[str, str]], first: int = 1) -> str:
+    """SVGs with their captions, numbered from `first`, side by side where there is room."""
+    figures = [
+        f"<figure>{svg}<figcaption><em>Figure {of}.</em> {escaped(caption)}</figcaption></figure>"
+        for of, (svg, caption) in enumerate(drawn, start=first)
+    ]
     return f'<div class="grid">{"".join(figures)}</div>'
 
 
@@ -76,7 +80,12 @@ def likings(heading: str, found: Sequence[Liking], quoted: bool) -> str:
     if not found:
         return ""
     rows = [
-        (f"“{one.what}”" if quoted else one.what, f"{one.winners:.0%}", f"{one.others:.0%}", f"{one.difference:+.0%}")
+        (
+            f"“{one.what}”" if quoted else one.what,
+            f"{one.winners:.0%}",
+            f"{one.others:.0%}",
+            with_minus(f"{one.difference:+.0%}"),
+        )
         for one in found
     ]
     return f"<div><h3>{escaped(heading)}</h3>{table(['', 'winners', 'others', 'difference'], rows)}</div>"
@@ -91,9 +100,9 @@ def example(request: SampledRequest, value: str | None) -> str:
 
 
 def _answer(which: str, candidate: SampledCandidate, value: str | None) -> str:
-    said = [which, f"reward {candidate.reward:.4g}"]
+    said = [which, f"reward {number(candidate.reward)}"]
     if value is not None and value in candidate.rewards:
-        said.append(f"{value} {candidate.rewards[value]:.4g}")
+        said.append(f"{value} {number(candidate.rewards[value])}")
     if candidate.finish_reason is not None:
         said.append(candidate.finish_reason)
     head = f'<div class="soft">{escaped(" · ".join(said))}</div>'

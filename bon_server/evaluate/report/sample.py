@@ -15,8 +15,10 @@ from hashlib import blake2b
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from bon_server.evaluate.reading import Seen, Source, tables
+from bon_server.log.added_scores import IDENTITY, AddedScores
 from bon_server.log.reader import LogReader, Where
 from bon_server.log.where import Ordinals
 from bon_server.types import FinishReason, Kind, PolicyRef, Sampling
@@ -47,6 +49,7 @@ class SampledRequest(msgspec.Struct):
     created_at: datetime
     candidates: list[SampledCandidate]
     principal: str = ""
+    attempt: int = 1
     prompt_text: str | None = None
     prompt_messages: list[_Message] | None = None
     policy: PolicyRef | None = None
@@ -70,15 +73,19 @@ class SampledRequest(msgspec.Struct):
         return sorted(scored, key=lambda candidate: (-(candidate.reward or 0.0), candidate.index))
 
 
-def sample_requests(source: Source, most: int = SAMPLED_REQUESTS, stopped: bool = False) -> list[SampledRequest]:
+def sample_requests(
+    source: Source, most: int = SAMPLED_REQUESTS, stopped: bool = False, scores: Sequence[str] = ()
+) -> list[SampledRequest]:
     """At most so many requests with at least two scored candidates, in an order that says nothing of them.
 
-    They are of those that the curve is of. stopped: whether that is the stopped ones, see `tables`.
+    They are of those that the curve is of. stopped: whether that is the stopped ones, see `tables`. scores: added
+    scores to put among the rewards of their candidates.
     """
     chosen = heapq.nsmallest(most, _places(source, stopped))
     with ExitStack() as stack:
         readers = [stack.enter_context(LogReader(log, source.on_damage)) for log in source.logs]
-        return sorted(_read(readers, chosen), key=lambda request: _digest(request.principal, request.request_id))
+        read = _read(readers, chosen, [AddedScores(log, source.on_damage) for log in source.logs], scores)
+        return sorted(read, key=lambda request: _digest(request.principal, request.request_id))
 
 
 def _places(source: Source, stopped: bool) -> Iterator[tuple[int, int, int]]:
@@ -94,17 +101,32 @@ def _places(source: Source, stopped: bool) -> Iterator[tuple[int, int, int]]:
                 yield _digest(principal or "", request_id), number, ordinal
 
 
-def _read(readers: Sequence[LogReader], chosen: Sequence[tuple[int, int, int]]) -> Iterator[SampledRequest]:
+def _read(
+    readers: Sequence[LogReader],
+    chosen: Sequence[tuple[int, int, int]],
+    added: Sequence[AddedScores],
+    scores: Sequence[str],
+) -> Iterator[SampledRequest]:
     ordinals: dict[int, set[int]] = defaultdict(set)
     for _, number, ordinal in chosen:
         ordinals[number].add(ordinal)
     digests = {digest for digest, _, _ in chosen}
     for number, reader in enumerate(readers):
-        for _, request in reader.fields(SampledRequest, Where(ordinals=Ordinals(ordinals[number]))):
+        for position, request in reader.fields(SampledRequest, Where(ordinals=Ordinals(ordinals[number]))):
             digest = _digest(request.principal, request.request_id)
             if digest in digests:  # a request in two logs comes once
                 digests.discard(digest)
+                for name in scores:
+                    _add_score(request, added[number], name, reader.writers[position.writer], position.ordinal)
                 yield request
+
+
+def _add_score(request: SampledRequest, added: AddedScores, name: str, writer: str, ordinal: int) -> None:
+    key = {"ordinal": [ordinal], **{name: [getattr(request, name)] for name in IDENTITY}}
+    column = added.column(name, writer, pa.RecordBatch.from_pydict(key), np.array([len(request.candidates)]))
+    for candidate, score in zip(request.candidates, column.tolist(), strict=True):
+        if np.isfinite(score):
+            candidate.rewards = {**candidate.rewards, name: score}
 
 
 def _digest(principal: str, request_id: str) -> int:
