@@ -135,9 +135,10 @@ async def stopped_twice(place: Place) -> Seen:
 
 async def while_warming_up(place: Place) -> Seen:
     """Another server, whose policy takes its time to load; its port is known beforehand."""
-    loaded = asyncio.Event()
+    loading, loaded = asyncio.Event(), asyncio.Event()
 
     async def load(config: object) -> ScriptedPolicy:
+        loading.set()
         await loaded.wait()
         return ScriptedPolicy()
 
@@ -145,6 +146,7 @@ async def while_warming_up(place: Place) -> Seen:
     port = _free_port()
     config = synthetic_config(place.log.parent / "warming", **{"listen.port": port})
     starting = asyncio.create_task(Server.start(config))
+    await loading.wait()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         caller = Running(place.server, channel, place.log)
         seen = await see(caller.ask())

@@ -19,9 +19,12 @@ from tests.faults.place import Kind, Place, Seen, opened, see
 
 
 async def damaged_row(place: Place) -> Seen:
+    """One letter of a completion: what is left is a record like any other, but for its digest."""
     await place.generate()
     database = apsw.Connection(str(place.log / "spool.sqlite"))
-    database.execute("UPDATE records SET record = zeroblob(length(record))")
+    record = database.execute("SELECT record FROM records").get
+    assert b"answer 0" in record
+    database.execute("UPDATE records SET record = ?", (record.replace(b"answer 0", b"answer X"),))
     database.close()
     place.policy.started.clear()
     return await see(place.generate())

@@ -162,7 +162,7 @@ BAD_MODELS: dict[str, tuple[dict[str, bytes], str]] = {
     "bad model path": ({}, "no such directory"),
     "model without weights": ({"config.json": CONFIG}, "no weights"),
     "corrupt weights": ({"config.json": CONFIG, "model.safetensors": WEIGHTS[:-1]}, "model.safetensors"),
-    "pickled weights": ({"config.json": CONFIG, "pytorch_model.bin": b"\x80\x04."}, "safetensors"),
+    "pickled weights": ({"config.json": CONFIG, "pytorch_model.bin": b"\x80\x04."}, "pickled"),
     "code-carrying model": (
         {"config.json": b'{"auto_map": {"AutoModelForCausalLM": "evil.Model"}}', "model.safetensors": WEIGHTS},
         "auto_map in config.json",
