@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from msgspec import structs
 
 from benchmarks.log_made import SEGMENT_BYTES
 from benchmarks.log_records import DIFFERENT, START, records
@@ -40,7 +41,7 @@ def make_log(folder: Path, requests: int) -> None:
 
 def _small(record: Record) -> Record:
     some = tuple(
-        replace(one, text=" ".join((one.text or "").split()[:TOKENS]), token_ids=one.token_ids[:TOKENS])
+        structs.replace(one, text=" ".join((one.text or "").split()[:TOKENS]), token_ids=one.token_ids[:TOKENS])
         for one in record.candidates[:CANDIDATES]
     )
     return replace(record, candidates=some, n=CANDIDATES, selected_index=0)

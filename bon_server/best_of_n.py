@@ -116,7 +116,7 @@ def _choose(
         sample_ns=last_ns - run.waited_ns,
         score_ns=score_ns,
         overlap_ratio=overlap_ratio,
-        reward_model_tokens=run.scores.tokens(),
+        reward_model_tokens=run.scores.tokens,
     )
 
 

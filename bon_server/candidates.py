@@ -139,7 +139,7 @@ class Candidates:
         """What became of each of the n candidates, in index order. Call once, after `settled` or `stop`."""
         for index in range(self._request.n):
             if index not in self._ended:
-                self._ended[index] = self._cancelled(index)
+                self._ended[index] = self._unscored(index)
                 self._on_end(self._ended[index])
         return tuple(self._ended[index] for index in range(self._request.n))
 
@@ -182,12 +182,10 @@ class Candidates:
         """A candidate's next step. What fails it, a model or a bug, fails the request: nobody else would hear of it."""
         try:
             step(index, came)
-        except asyncio.CancelledError as failure:
+        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 -- see above
             self._fail(failure)
-            self._end(self._cancelled(index))
-        except Exception as failure:  # noqa: BLE001 -- see above
-            self._fail(failure)
-            self._end(self._failed(index, type(failure).__name__))
+            cancelled = isinstance(failure, asyncio.CancelledError)
+            self._end(self._unscored(index, None if cancelled else type(failure).__name__))
 
     def _sample_came(self, index: int, sample: asyncio.Future[Completion]) -> None:
         """Ends the candidate, or asks for its score."""
@@ -196,13 +194,13 @@ class Candidates:
         try:
             completion = sample.result()
         except SamplingFailed as failure:
-            self._end(self._failed(index, str(failure)))
+            self._end(self._unscored(index, str(failure)))
             return
         candidate = self._sampled[index] = self._with(index, completion)
         if completion.finish_reason is FinishReason.CANCELLED and index in self._pruning.pruned:
             self._end(candidate(status=CandidateStatus.PRUNED, finish_reason=FinishReason.PRUNED))
         elif completion.finish_reason is FinishReason.CANCELLED or self._stopped:
-            self._end(candidate(status=CandidateStatus.CANCELLED))
+            self._end(self._unscored(index))
         else:
             self._ask_for_score(index, completion.text)
 
@@ -296,16 +294,13 @@ class Candidates:
             sampled_ns=self._elapsed_ns() if whole else None,
         )
 
-    def _so_far(self, index: int, otherwise: FinishReason) -> Callable[..., Candidate]:
-        """With its sample; without one, that ended `otherwise`."""
-        blank = partial(Candidate, index=index, finish_reason=otherwise, policy_revision=self._policy.ref.revision)
-        return self._sampled.get(index, blank)
-
-    def _failed(self, index: int, error: str) -> Candidate:
-        return self._so_far(index, FinishReason.ERROR)(status=CandidateStatus.FAILED, error=error)
-
-    def _cancelled(self, index: int) -> Candidate:
-        return self._so_far(index, FinishReason.CANCELLED)(status=CandidateStatus.CANCELLED)
+    def _unscored(self, index: int, error: str | None = None) -> Candidate:
+        """FAILED with an error, else CANCELLED; with its sample, if it has one."""
+        failed = error is not None
+        finish_reason = FinishReason.ERROR if failed else FinishReason.CANCELLED
+        blank = partial(Candidate, index, finish_reason=finish_reason, policy_revision=self._policy.ref.revision)
+        unfinished = self._sampled.get(index, blank)
+        return unfinished(status=CandidateStatus.FAILED if failed else CandidateStatus.CANCELLED, error=error)
 
     def _sample_key(self, index: int) -> str:
         return f"{self._key}-{index}"
