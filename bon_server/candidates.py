@@ -116,10 +116,12 @@ class Candidates:
         self.waited_ns = waited_ns
         self._began_ns = time.monotonic_ns() - waited_ns
         self._samples: list[asyncio.Future[Completion]] = []
+        self._started = 0
         self._sampled: dict[int, Callable[..., Candidate]] = {}
         """Those with a sample: called with the other fields, gives the candidate."""
         self._ended: dict[int, Candidate] = {}
-        self._started = self._running = 0
+        self._running = 0
+        self._starting = False
         self._rewards: list[float] = []
         self._first_wave = range(self._wave())
         self._stopped = False
@@ -132,8 +134,15 @@ class Candidates:
         """Done when no more candidates are wanted: with the reason where fewer than n were, or with what failed."""
 
     def start(self) -> None:
-        """Starts the candidates, all or the first wave."""
-        self._start(len(self._first_wave))
+        """Starts what may run now, at first all or the first wave; settles the request when nothing runs."""
+        if self._starting:
+            return  # asked by a candidate that has ended at once: the loop below goes on
+        self._starting = True
+        while self._wants_one_more():
+            self._start_one()
+        self._starting = False
+        if self._running == 0 and not self.settled.done():
+            self.settled.set_result(early_reason(self._request.budget, self._started, self._request.n))
 
     def ends(self) -> tuple[Candidate, ...]:
         """What became of each of the n candidates, in index order. Call once, after `settled` or `stop`."""
@@ -162,19 +171,40 @@ class Candidates:
             one.add_done_callback(_mark_seen)
         await asyncio.wait(last, timeout=UNWIND_S)
 
-    def _start(self, count: int) -> None:
-        """Starts so many more; all are counted first, since what is there at once may end at once."""
-        indices = range(self._started, self._started + count)
-        self._started += count
-        self._running += count
-        for index in indices:
-            if self._request.sampling is None:
-                self._sampled[index] = partial(Candidate, index=index, text=self._request.given[index])
-                self._ask_for_score(index, self._request.given[index])
-            else:
-                sample = asked(self._sample, index, self._request.sampling)
-                self._samples.append(sample)
-                sample.add_done_callback(partial(self._step, self._sample_came, index))
+    def _wants_one_more(self) -> bool:
+        request, started = self._request, self._started
+        if started == request.n or self.settled.done():
+            return False
+        if started < len(self._first_wave):
+            return True
+        pruned = len(self._pruning.pruned)
+        room = self._running < self._wave()
+        return room and worth_one_more(request.budget, self._rewards, self._spread, self._running, pruned)
+
+    def _wave(self) -> int:
+        return wave(self._request.budget, self._request.n, self._share())
+
+    def _start_one(self) -> None:
+        index, sampling = self._started, self._request.sampling
+        self._started += 1
+        self._running += 1
+        if sampling is None:
+            text = self._request.given[index]
+            self._sampled[index] = partial(Candidate, index, text=text)
+            self._then(self._score_came, index, self.scores.of(text))
+        else:
+            sample = asked(self._sample, index, sampling)
+            self._samples.append(sample)
+            self._then(self._sample_came, index, sample)
+
+    def _then(
+        self, step: Callable[[int, asyncio.Future[Result]], None], index: int, awaited: asyncio.Future[Result]
+    ) -> None:
+        """The candidate's next step, once it has what it waits for."""
+        if awaited.done():
+            self._step(step, index, awaited)
+        else:
+            awaited.add_done_callback(partial(self._step, step, index))
 
     def _step(
         self, step: Callable[[int, asyncio.Future[Result]], None], index: int, came: asyncio.Future[Result]
@@ -202,14 +232,7 @@ class Candidates:
         elif completion.finish_reason is FinishReason.CANCELLED or self._stopped:
             self._end(self._unscored(index))
         else:
-            self._ask_for_score(index, completion.text)
-
-    def _ask_for_score(self, index: int, text: str) -> None:
-        score = self.scores.of(text)
-        if score.done():
-            self._step(self._score_came, index, score)
-        else:
-            score.add_done_callback(partial(self._step, self._score_came, index))
+            self._then(self._score_came, index, self.scores.of(completion.text))
 
     def _score_came(self, index: int, score: asyncio.Future[Score]) -> None:
         said = score.result()
@@ -225,7 +248,7 @@ class Candidates:
         )
 
     def _end(self, candidate: Candidate) -> None:
-        """Starts another candidate, or settles the request, or waits for the others."""
+        """Starts others, or settles the request, or waits for those that run."""
         if candidate.index in self._ended:
             return  # `ends` did not wait any longer
         self._ended[candidate.index] = candidate
@@ -239,21 +262,7 @@ class Candidates:
         if reached(request.budget, reward):
             self.settled.set_result(SelectionReason.THRESHOLD)
         else:
-            self._fill_the_wave()
-            if self._running == 0:
-                self.settled.set_result(early_reason(request.budget, self._started, request.n))
-
-    def _fill_the_wave(self) -> None:
-        """Starts what may take the places of those that have ended."""
-        while self._started < self._request.n and self._running < self._wave() and self._worth_one_more():
-            self._start(1)
-
-    def _wave(self) -> int:
-        return wave(self._request.budget, self._request.n, self._share())
-
-    def _worth_one_more(self) -> bool:
-        pruned = len(self._pruning.pruned)
-        return worth_one_more(self._request.budget, self._rewards, self._spread, self._running, pruned)
+            self.start()
 
     def _fail(self, failure: BaseException | None) -> None:
         if failure is not None and not self.settled.done() and not self._stopped:
