@@ -137,7 +137,7 @@ async def test_what_is_there_at_once_needs_no_task(monkeypatch: pytest.MonkeyPat
 
 
 async def test_what_ends_at_once_starts_the_next_without_growing_the_stack() -> None:
-    answer = await at_once(2_000, price_per_candidate=1e-12)
+    answer = await at_once(2_000, price_per_candidate=0.0)
     assert (statuses(answer), answer.outcome) == (["scored"] * 2_000, Outcome.OK)
 
 
