@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from msgspec import structs
 
 from benchmarks.log_records import DIFFERENT, START, records
 from bon_server.log.columns import to_batch
@@ -30,7 +31,7 @@ SMALL_TOKENS = 16
 def small(record: Record) -> Record:
     """About a fifteenth of a record, so that a million of them fit: two candidates of 16 tokens."""
     some = tuple(
-        replace(one, text=(one.text or "")[: 5 * SMALL_TOKENS], token_ids=(one.token_ids or ())[:SMALL_TOKENS])
+        structs.replace(one, text=(one.text or "")[: 5 * SMALL_TOKENS], token_ids=(one.token_ids or ())[:SMALL_TOKENS])
         for one in record.candidates[:SMALL_CANDIDATES]
     )
     return replace(record, candidates=some, n=SMALL_CANDIDATES, selected_index=0, prompt_token_ids=None)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from msgspec import structs
 
 from benchmarks.log_made import SEGMENT_BYTES
 from benchmarks.log_records import DIFFERENT, START, records
@@ -48,7 +49,7 @@ def make_log(
 
 def _small(record: Record, candidates: int, tokens: int) -> Record:
     some = tuple(
-        replace(one, text=" ".join((one.text or "").split()[:tokens]), token_ids=one.token_ids[:tokens])
+        structs.replace(one, text=" ".join((one.text or "").split()[:tokens]), token_ids=one.token_ids[:tokens])
         for one in record.candidates[:candidates]
     )
     return replace(record, candidates=some, n=candidates, selected_index=0)

@@ -83,7 +83,8 @@ async def best_of_n(
     """
     run = Candidates(request, policy, reward_model, on_end, waited_ns, spread, share or (lambda: policy.places))
     run.start()
-    await asyncio.wait((run.settled, stop), return_when=asyncio.FIRST_COMPLETED)
+    if not run.settled.done():
+        await asyncio.wait((run.settled, stop), return_when=asyncio.FIRST_COMPLETED)
     stopped = not run.settled.done()
     failure = _failure(stop if stopped else run.settled)
     early = run.settled.result() if run.settled.done() and failure is None else None
@@ -116,7 +117,7 @@ def _choose(
         sample_ns=last_ns - run.waited_ns,
         score_ns=score_ns,
         overlap_ratio=overlap_ratio,
-        reward_model_tokens=run.scores.tokens(),
+        reward_model_tokens=run.scores.tokens,
     )
 
 

@@ -116,10 +116,12 @@ class Candidates:
         self.waited_ns = waited_ns
         self._began_ns = time.monotonic_ns() - waited_ns
         self._samples: list[asyncio.Future[Completion]] = []
+        self._started = 0
         self._sampled: dict[int, Callable[..., Candidate]] = {}
         """Those with a sample: called with the other fields, gives the candidate."""
         self._ended: dict[int, Candidate] = {}
-        self._started = self._running = 0
+        self._running = 0
+        self._starting = False
         self._rewards: list[float] = []
         self._first_wave = range(self._wave())
         self._stopped = False
@@ -132,14 +134,21 @@ class Candidates:
         """Done when no more candidates are wanted: with the reason where fewer than n were, or with what failed."""
 
     def start(self) -> None:
-        """Starts the candidates, all or the first wave."""
-        self._start(len(self._first_wave))
+        """Starts what may run now, at first all or the first wave; settles the request when nothing runs."""
+        if self._starting:
+            return  # asked by a candidate that has ended at once: the loop below goes on
+        self._starting = True
+        while self._wants_one_more():
+            self._start_one()
+        self._starting = False
+        if self._running == 0 and not self.settled.done():
+            self.settled.set_result(early_reason(self._request.budget, self._started, self._request.n))
 
     def ends(self) -> tuple[Candidate, ...]:
         """What became of each of the n candidates, in index order. Call once, after `settled` or `stop`."""
         for index in range(self._request.n):
             if index not in self._ended:
-                self._ended[index] = self._cancelled(index)
+                self._ended[index] = self._unscored(index)
                 self._on_end(self._ended[index])
         return tuple(self._ended[index] for index in range(self._request.n))
 
@@ -162,19 +171,40 @@ class Candidates:
             one.add_done_callback(_mark_seen)
         await asyncio.wait(last, timeout=UNWIND_S)
 
-    def _start(self, count: int) -> None:
-        """Starts so many more; all are counted first, since what is there at once may end at once."""
-        indices = range(self._started, self._started + count)
-        self._started += count
-        self._running += count
-        for index in indices:
-            if self._request.sampling is None:
-                self._sampled[index] = partial(Candidate, index=index, text=self._request.given[index])
-                self._ask_for_score(index, self._request.given[index])
-            else:
-                sample = asked(self._sample, index, self._request.sampling)
-                self._samples.append(sample)
-                sample.add_done_callback(partial(self._step, self._sample_came, index))
+    def _wants_one_more(self) -> bool:
+        request, started = self._request, self._started
+        if started == request.n or self.settled.done():
+            return False
+        if started < len(self._first_wave):
+            return True
+        pruned = len(self._pruning.pruned)
+        room = self._running < self._wave()
+        return room and worth_one_more(request.budget, self._rewards, self._spread, self._running, pruned)
+
+    def _wave(self) -> int:
+        return wave(self._request.budget, self._request.n, self._share())
+
+    def _start_one(self) -> None:
+        index, sampling = self._started, self._request.sampling
+        self._started += 1
+        self._running += 1
+        if sampling is None:
+            text = self._request.given[index]
+            self._sampled[index] = partial(Candidate, index, text=text)
+            self._then(self._score_came, index, self.scores.of(text))
+        else:
+            sample = asked(self._sample, index, sampling)
+            self._samples.append(sample)
+            self._then(self._sample_came, index, sample)
+
+    def _then(
+        self, step: Callable[[int, asyncio.Future[Result]], None], index: int, awaited: asyncio.Future[Result]
+    ) -> None:
+        """The candidate's next step, once it has what it waits for."""
+        if awaited.done():
+            self._step(step, index, awaited)
+        else:
+            awaited.add_done_callback(partial(self._step, step, index))
 
     def _step(
         self, step: Callable[[int, asyncio.Future[Result]], None], index: int, came: asyncio.Future[Result]
@@ -182,12 +212,10 @@ class Candidates:
         """A candidate's next step. What fails it, a model or a bug, fails the request: nobody else would hear of it."""
         try:
             step(index, came)
-        except asyncio.CancelledError as failure:
+        except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 -- see above
             self._fail(failure)
-            self._end(self._cancelled(index))
-        except Exception as failure:  # noqa: BLE001 -- see above
-            self._fail(failure)
-            self._end(self._failed(index, type(failure).__name__))
+            cancelled = isinstance(failure, asyncio.CancelledError)
+            self._end(self._unscored(index, None if cancelled else type(failure).__name__))
 
     def _sample_came(self, index: int, sample: asyncio.Future[Completion]) -> None:
         """Ends the candidate, or asks for its score."""
@@ -196,22 +224,15 @@ class Candidates:
         try:
             completion = sample.result()
         except SamplingFailed as failure:
-            self._end(self._failed(index, str(failure)))
+            self._end(self._unscored(index, str(failure)))
             return
         candidate = self._sampled[index] = self._with(index, completion)
         if completion.finish_reason is FinishReason.CANCELLED and index in self._pruning.pruned:
             self._end(candidate(status=CandidateStatus.PRUNED, finish_reason=FinishReason.PRUNED))
         elif completion.finish_reason is FinishReason.CANCELLED or self._stopped:
-            self._end(candidate(status=CandidateStatus.CANCELLED))
+            self._end(self._unscored(index))
         else:
-            self._ask_for_score(index, completion.text)
-
-    def _ask_for_score(self, index: int, text: str) -> None:
-        score = self.scores.of(text)
-        if score.done():
-            self._step(self._score_came, index, score)
-        else:
-            score.add_done_callback(partial(self._step, self._score_came, index))
+            self._then(self._score_came, index, self.scores.of(completion.text))
 
     def _score_came(self, index: int, score: asyncio.Future[Score]) -> None:
         said = score.result()
@@ -227,7 +248,7 @@ class Candidates:
         )
 
     def _end(self, candidate: Candidate) -> None:
-        """Starts another candidate, or settles the request, or waits for the others."""
+        """Starts others, or settles the request, or waits for those that run."""
         if candidate.index in self._ended:
             return  # `ends` did not wait any longer
         self._ended[candidate.index] = candidate
@@ -241,21 +262,7 @@ class Candidates:
         if reached(request.budget, reward):
             self.settled.set_result(SelectionReason.THRESHOLD)
         else:
-            self._fill_the_wave()
-            if self._running == 0:
-                self.settled.set_result(early_reason(request.budget, self._started, request.n))
-
-    def _fill_the_wave(self) -> None:
-        """Starts what may take the places of those that have ended."""
-        while self._started < self._request.n and self._running < self._wave() and self._worth_one_more():
-            self._start(1)
-
-    def _wave(self) -> int:
-        return wave(self._request.budget, self._request.n, self._share())
-
-    def _worth_one_more(self) -> bool:
-        pruned = len(self._pruning.pruned)
-        return worth_one_more(self._request.budget, self._rewards, self._spread, self._running, pruned)
+            self.start()
 
     def _fail(self, failure: BaseException | None) -> None:
         if failure is not None and not self.settled.done() and not self._stopped:
@@ -296,16 +303,13 @@ class Candidates:
             sampled_ns=self._elapsed_ns() if whole else None,
         )
 
-    def _so_far(self, index: int, otherwise: FinishReason) -> Callable[..., Candidate]:
-        """With its sample; without one, that ended `otherwise`."""
-        blank = partial(Candidate, index=index, finish_reason=otherwise, policy_revision=self._policy.ref.revision)
-        return self._sampled.get(index, blank)
-
-    def _failed(self, index: int, error: str) -> Candidate:
-        return self._so_far(index, FinishReason.ERROR)(status=CandidateStatus.FAILED, error=error)
-
-    def _cancelled(self, index: int) -> Candidate:
-        return self._so_far(index, FinishReason.CANCELLED)(status=CandidateStatus.CANCELLED)
+    def _unscored(self, index: int, error: str | None = None) -> Candidate:
+        """FAILED with an error, else CANCELLED; with its sample, if it has one."""
+        failed = error is not None
+        finish_reason = FinishReason.ERROR if failed else FinishReason.CANCELLED
+        blank = partial(Candidate, index, finish_reason=finish_reason, policy_revision=self._policy.ref.revision)
+        unfinished = self._sampled.get(index, blank)
+        return unfinished(status=CandidateStatus.FAILED if failed else CandidateStatus.CANCELLED, error=error)
 
     def _sample_key(self, index: int) -> str:
         return f"{self._key}-{index}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from bon_server.types import Score
 
@@ -22,23 +22,20 @@ class Scores:
         self._of: dict[str, asyncio.Future[Score]] = {}
         self.spans_ns: list[tuple[int, int]] = []
         """Start and end of the wait for each score that arrived."""
+        self.tokens = 0
+        """What the reward model read for the scores that arrived."""
 
     def of(self, text: str) -> asyncio.Future[Score]:
         """Has what the reward model says or raises. Others may wait for it too: never cancel it."""
-        known = self._of.get(text)
-        if known is not None:
-            return known
-        began_ns = self._elapsed_ns()
-        score = self._of[text] = asked(self._score, text)
-        if score.done():
-            self._came(began_ns, score)
-        else:
-            score.add_done_callback(partial(self._came, began_ns))
+        score = self._of.get(text)
+        if score is None:
+            score = self._of[text] = asked(self._score, text)
+            came = partial(self._came, self._elapsed_ns())
+            if score.done():
+                came(score)
+            else:
+                score.add_done_callback(came)
         return score
-
-    def tokens(self) -> int:
-        """What the reward model read for the scores that arrived."""
-        return sum(each.result().tokens for each in self._of.values() if succeeded(each))
 
     def cancel(self) -> list[asyncio.Future[Score]]:
         """Drops those that have not arrived; returns all."""
@@ -47,8 +44,9 @@ class Scores:
         return list(self._of.values())
 
     def _came(self, began_ns: int, score: asyncio.Future[Score]) -> None:
-        if succeeded(score):
+        if not score.cancelled() and score.exception() is None:
             self.spans_ns.append((began_ns, self._elapsed_ns()))
+            self.tokens += score.result().tokens
 
 
 def asked(
@@ -56,13 +54,9 @@ def asked(
 ) -> asyncio.Future[Answer]:
     """What a model is going to answer; raises nothing, also where the call itself does."""
     try:
-        return asyncio.ensure_future(model(*what, **how))
+        answer = model(*what, **how)
+        return answer if isinstance(answer, asyncio.Future) else asyncio.ensure_future(answer)
     except Exception as failure:  # noqa: BLE001 -- kept for who waits
         refused: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         refused.set_exception(failure)
         return refused
-
-
-def succeeded(future: asyncio.Future[Any]) -> bool:
-    """Whether it has a result."""
-    return future.done() and not future.cancelled() and future.exception() is None

@@ -14,6 +14,8 @@ from bon_server.errors import (
     RewardFailed,
     Unavailable,
 )
+from bon_server.policy.synthetic import SyntheticPolicy
+from bon_server.reward.synthetic import SyntheticReward
 from bon_server.stopping import Spread
 from bon_server.types import (
     Candidate,
@@ -119,6 +121,32 @@ def test_an_adaptive_request_that_fails_leaves_nothing_running() -> None:
 
     answer = ask(on_a_budget(9, price_per_candidate=1e-9), ScriptedPolicy(script), ScriptedReward())
     assert isinstance(answer.error, Unavailable)
+
+
+async def at_once(n: int, **budget: float) -> Answer:
+    """Of models that have samples and scores ready when they are asked."""
+    policy, reward_model = SyntheticPolicy.from_spec("synthetic"), SyntheticReward.from_spec("synthetic")
+    stop: Stop = asyncio.get_running_loop().create_future()
+    return await best_of_n(on_a_budget(n, **budget), policy, reward_model, stop)
+
+
+async def test_what_is_there_at_once_needs_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "create_task", lambda coroutine, **_: pytest.fail(f"a task was made of {coroutine}"))
+    assert statuses(await at_once(16)) == ["scored"] * 16
+
+
+async def test_what_ends_at_once_starts_the_next_without_growing_the_stack() -> None:
+    answer = await at_once(2_000, price_per_candidate=0.0)
+    assert (statuses(answer), answer.outcome) == (["scored"] * 2_000, Outcome.OK)
+
+
+async def test_nothing_is_started_once_a_reward_is_high_enough() -> None:
+    answer = await at_once(64, stop_at_reward=0.5)
+    scored = statuses(answer).count("scored")
+    assert answer.reason is SelectionReason.THRESHOLD
+    assert answer.selected_index == scored - 1
+    assert statuses(answer)[scored:] == ["cancelled"] * (64 - scored)
 
 
 @pytest.mark.parametrize("stop_when", [None, DeadlinePassed("late")])

@@ -13,8 +13,38 @@ from vllm.v1.spec_decode.metrics import SpecDecodingProm
 from bon_server.engine.telemetry import Telemetry
 
 
-def stat_logger(telemetry: Telemetry) -> type[PrometheusStatLogger]:
-    """A class, as the engine's `stat_loggers` take it: it makes all its metrics in the registry of `telemetry`."""
+def stat_logger(telemetry: Telemetry, metrics: bool) -> type[PrometheusStatLogger]:
+    """A class, as the engine's `stat_loggers` take it: it tells `telemetry` of each step.
+
+    metrics: whether it also makes vLLM's metrics, in the registry of `telemetry`; else there are none.
+    """
+    return _with_metrics(telemetry) if metrics else _steps_only(telemetry)
+
+
+def _steps_only(telemetry: Telemetry) -> type[PrometheusStatLogger]:
+    class StepsOnly(PrometheusStatLogger):  # type: ignore[misc]
+        """Of this kind, because vLLM would otherwise add one of its own beside it."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            """Makes no metrics."""
+
+        def record(self, *arguments: Any, **options: Any) -> None:
+            """Called after each step."""
+            telemetry.stepped()
+
+        def record_admission_rejection(self, reason: str) -> None:
+            """Not kept."""
+
+        def record_sleep_state(self, *arguments: Any, **options: Any) -> None:
+            """Not kept."""
+
+        def log_engine_initialized(self) -> None:
+            """Not kept."""
+
+    return StepsOnly
+
+
+def _with_metrics(telemetry: Telemetry) -> type[PrometheusStatLogger]:
     gauge, counter, histogram = (
         staticmethod(partial(kind, registry=telemetry.registry)) for kind in (Gauge, Counter, Histogram)
     )

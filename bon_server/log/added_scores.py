@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import structs
 from numpy.typing import NDArray
 
 from bon_server.errors import LogError
@@ -155,7 +156,9 @@ class AddedScores:
         candidates = []
         for index, candidate in enumerate(record.candidates):
             more = {name: float(rewards[index]) for name, rewards in added.items() if np.isfinite(rewards[index])}
-            candidates.append(replace(candidate, rewards={**candidate.rewards, **more}) if more else candidate)
+            if more:
+                candidate = structs.replace(candidate, rewards={**candidate.rewards, **more})
+            candidates.append(candidate)
         return replace(record, candidates=tuple(candidates))
 
     def _leave_out(self, file: ScoreFile, error: LogError) -> None:

@@ -19,6 +19,8 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from msgspec import structs
+
 from bon_server.errors import LogError
 from bon_server.log.imported import ImportedLine, append, known
 from bon_server.log.record import Record, encode, prompt_hash
@@ -193,7 +195,7 @@ class _Import:
         line = group[0].line
         together = [candidate for arrival in group for candidate in arrival.line.candidates]
         candidates = tuple(
-            candidate if candidate.index == index else replace(candidate, index=index)
+            candidate if candidate.index == index else structs.replace(candidate, index=index)
             for index, candidate in enumerate(together)
         )
         scored = all(candidate.status is CandidateStatus.SCORED for candidate in candidates)

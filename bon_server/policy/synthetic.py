@@ -9,12 +9,12 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, structs
 
 from bon_server.config import PolicyConfig
 from bon_server.engine.telemetry import Telemetry
@@ -221,4 +221,6 @@ def _cut_at_stop(completion: Completion, stops: Sequence[str]) -> Completion:
     if not found:
         return completion
     position, stop = min(found)
-    return replace(completion, text=completion.text[:position], finish_reason=FinishReason.STOP, stop_reason=stop)
+    return structs.replace(
+        completion, text=completion.text[:position], finish_reason=FinishReason.STOP, stop_reason=stop
+    )

@@ -11,8 +11,9 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
+
+from msgspec import structs
 
 from bon_server.config import PolicyConfig
 from bon_server.engine.grammar import grammar_of
@@ -276,7 +277,7 @@ async def _in_pieces(outputs: AsyncGenerator[Any, None], sampling: Sampling, mil
         piece = output.outputs[0]
         text, token_ids = text + piece.text, (*token_ids, *piece.token_ids)
         if piece.finish_reason is not None:
-            return replace(_completion(piece, sampling), text=text, token_ids=token_ids)
+            return structs.replace(_completion(piece, sampling), text=text, token_ids=token_ids)
         if not told and len(token_ids) >= milestone.tokens:
             told = True
             milestone.passed(text)

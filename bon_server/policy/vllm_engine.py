@@ -62,10 +62,12 @@ def _start(config: PolicyConfig, files: ModelFiles, telemetry: Telemetry | None)
             room_tokens = engine_config.model_config.max_model_len + scheduler.max_num_seqs
             scheduler.max_num_batched_tokens = max(scheduler.max_num_batched_tokens, room_tokens)
         # True: no lines of statistics, and no metrics but ours, see `stat_logger`.
-        loggers = None if telemetry is None else [stat_logger(telemetry)]
+        loggers = None if telemetry is None else [stat_logger(telemetry, config.engine_metrics)]
         engine = AsyncLLM.from_vllm_config(engine_config, stat_loggers=loggers, disable_log_stats=True)
     except Exception as error:  # any library below the engine can raise anything here
         raise StartupError(f"policy {config.model}: vLLM cannot start it: {why(error)}") from error
+    if not config.engine_metrics:
+        engine.log_stats = False  # read when it is first used: else figures of each token are gathered for nobody
     # Constraints are checked before (`grammar_gate`). vLLM would check them for each candidate, on the event loop.
     engine.input_processor.structured_outputs_config = None
     return engine

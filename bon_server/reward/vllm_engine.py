@@ -44,10 +44,13 @@ def _start(config: RewardConfig, model: PoolingModel, name: str, telemetry: Tele
     try:
         engine_config = _engine_args(config, model, name).create_engine_config()
         # True: no lines of statistics, and no metrics but ours, see `stat_logger`.
-        loggers = [stat_logger(telemetry)]
-        return AsyncLLM.from_vllm_config(engine_config, stat_loggers=loggers, disable_log_stats=True)
+        loggers = [stat_logger(telemetry, config.engine_metrics)]
+        engine = AsyncLLM.from_vllm_config(engine_config, stat_loggers=loggers, disable_log_stats=True)
     except Exception as error:  # any library below the engine can raise anything here
         raise StartupError(f"reward model {model.files.id}: vLLM cannot start it: {why(error)}") from error
+    if not config.engine_metrics:
+        engine.log_stats = False  # as in `policy/vllm_engine.py`
+    return engine
 
 
 def _engine_args(config: RewardConfig, model: PoolingModel, name: str) -> Any:

@@ -147,7 +147,7 @@ class Attempts:
             raise RequestIdRunning("a request with this request_id is being answered")
         if key in self._unlogged:
             raise RequestIdReused("this request_id was answered and nothing of it logged, so it cannot be replayed")
-        prior = self._spool.latest(*key)
+        prior = None if request.new_id else self._spool.latest(*key)
         if prior is not None and _is_answer_to(prior, request):
             stored = prior.record
             if stored is None:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from msgspec import structs
+
 from bon_server.config import LogConfig
 from bon_server.errors import ConfigError, InternalError, StartupError, UnsupportedOption
 from bon_server.log.record import Record, prompt_hash
@@ -116,7 +118,7 @@ def without_content(record: Record) -> Record:
         prompt_token_ids=None,
         sampling=None if record.sampling is None else _without_texts(record.sampling),
         reward_context={},
-        candidates=tuple(replace(one, text="", token_ids=(), stop_reason=None) for one in record.candidates),
+        candidates=tuple(structs.replace(one, text="", token_ids=(), stop_reason=None) for one in record.candidates),
         content_logged=False,
     )
 
@@ -177,7 +179,7 @@ def _clean_candidate(candidate: Candidate, clean: Redact) -> Candidate:
     text = clean(candidate.text)
     stop_reason = None if candidate.stop_reason is None else clean(candidate.stop_reason)
     token_ids = candidate.token_ids if text == candidate.text else ()
-    return replace(candidate, text=text, token_ids=token_ids, stop_reason=stop_reason)
+    return structs.replace(candidate, text=text, token_ids=token_ids, stop_reason=stop_reason)
 
 
 def _clean_sampling(sampling: Sampling, clean: Redact) -> Sampling:

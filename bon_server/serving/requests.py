@@ -67,6 +67,7 @@ async def to_generate(
         reward_context=dict(message.reward_context),
         tags=dict(message.tags),
         log_policy=log_policy,
+        new_id=not message.request_id,
     )
 
 
@@ -93,6 +94,7 @@ async def to_score(
         reward_context=dict(message.reward_context),
         tags=dict(message.tags),
         log_policy=log_policy,
+        new_id=not message.request_id,
     )
 
 

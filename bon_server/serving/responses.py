@@ -81,12 +81,12 @@ def to_candidate(candidate: Candidate, include_token_ids: bool) -> pb.Candidate:
     return pb.Candidate(
         index=candidate.index,
         text=candidate.text,
-        token_ids=candidate.token_ids if include_token_ids else (),
+        token_ids=candidate.token_ids if include_token_ids else None,
         finish_reason=FINISH_REASON[candidate.finish_reason],
         completion_tokens=candidate.completion_tokens,
         logprob=candidate.logprob,
         reward=candidate.reward,
-        rewards=candidate.rewards,
+        rewards=candidate.rewards or None,  # an empty mapping is no cheaper than a full one
         status=STATUS[candidate.status],
         seed=candidate.seed,
         policy_revision=candidate.policy_revision,

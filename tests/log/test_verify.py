@@ -14,6 +14,7 @@ import apsw
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from msgspec import structs
 
 from bon_server.errors import LogError
 from bon_server.log.database import SPOOL_NAME
@@ -259,7 +260,7 @@ def _segment_folder(log: Path) -> Path:
 
 def test_candidates_without_rewards_are_fine(tmp_path: Path) -> None:
     plain = record("r")
-    pruned = replace(scored(1, 0.0), status=CandidateStatus.PRUNED, reward=None)
+    pruned = structs.replace(scored(1, 0.0), status=CandidateStatus.PRUNED, reward=None)
     with closing(Spool.open(tmp_path)) as spool:
         spool.append([replace(plain, candidates=(plain.candidates[0], pruned))])
     assert verify(tmp_path)["ok"]

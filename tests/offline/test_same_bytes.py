@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from bon_server.log.columns import to_batch
 from bon_server.log.record import Record
@@ -57,11 +58,12 @@ def records(count: int = 60) -> list[Record]:
             scored(i, draw.randrange(8) / 8, text=f"answer {draw.randrange(5)}") for i in range(draw.randrange(6))
         ]
         candidates = [
-            replace(one, status=CandidateStatus.NON_FINITE, reward=None) if draw.random() < 0.1 else one
+            structs.replace(one, status=CandidateStatus.NON_FINITE, reward=None) if draw.random() < 0.1 else one
             for one in candidates
         ]
         candidates = [
-            replace(one, finish_reason=FinishReason.LENGTH) if draw.random() < 0.1 else one for one in candidates
+            structs.replace(one, finish_reason=FinishReason.LENGTH) if draw.random() < 0.1 else one
+            for one in candidates
         ]
         name = f"prompt {draw.randrange(25)}"
         prompt: dict[str, Any] = {"prompt_messages": (Message("user", name),)}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from msgspec import structs
 
 from bon_server.errors import LogError
 from bon_server.log.reader import LogReader
@@ -149,7 +150,7 @@ def test_what_came_after_the_rescoring_is_counted(tmp_path: Path) -> None:
 
 
 def test_what_the_first_model_could_not_score_can_be_chosen(tmp_path: Path) -> None:
-    failed = replace(scored(0, 0.0, text="failed before"), status=CandidateStatus.FAILED, reward=None)
+    failed = structs.replace(scored(0, 0.0, text="failed before"), status=CandidateStatus.FAILED, reward=None)
     log = commit(tmp_path / "log", [record("r", candidates=(failed,))])
     rescored(log)
     assert run(log, tmp_path / "old", reward=None)["counts"]["selected"] == 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import REGISTRY
 
+from bon_server.config import PolicyConfig
 from bon_server.serving.state_metrics import of_engines
 from bon_server.types import Sampling
 from tests.deploy.expressions import panels, unknown
@@ -24,6 +26,23 @@ async def test_an_engine_tells_its_metrics_and_steps(policy: VllmPolicy) -> None
     assert generated(policy) == before + len(completion.token_ids)
     assert telemetry.stalled_s == 0 and telemetry._stepped_s > 0
     assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("vllm")]
+
+
+async def test_without_metrics_its_steps_are_still_seen(model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bon_server.policy.vllm import VllmPolicy
+
+    config = PolicyConfig(model=str(model_directory), dtype="float32", kv_cache_bytes=64 << 20, engine_metrics=False)
+    quiet = await VllmPolicy.start(config)
+    try:
+        (telemetry,) = quiet.engines
+        steps: list[None] = []
+        monkeypatch.setattr(telemetry, "stepped", lambda: steps.append(None))
+        await quiet.sample("steps", [9, 9], Sampling(temperature=1.0, max_tokens=7, stop_token_ids=()))
+        assert len(steps) >= 1
+        assert list(telemetry.registry.collect()) == []
+        assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("vllm")]
+    finally:
+        await quiet.close()
 
 
 async def test_the_dashboard_asks_for_what_there_is(policy: VllmPolicy) -> None:

@@ -55,6 +55,15 @@ async def test_also_after_a_restart(run: Run) -> None:
     assert without_call_times(first) == without_call_times(again)
 
 
+async def test_an_id_that_the_server_makes_is_not_looked_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await run()
+    looked_up: list[str] = []
+    monkeypatch.setattr(running.server.spool, "latest", lambda principal, request_id: looked_up.append(request_id))
+    made = (await running.ask()).request_id
+    await running.ask(request_id="a")
+    assert made and looked_up == ["a"]
+
+
 async def test_and_through_the_stream(run: Run) -> None:
     running = await run()
     first = await running.ask(request_id="a")
