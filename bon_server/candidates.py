@@ -164,7 +164,8 @@ class Candidates:
         self.scores.cancel()
         # Scores and samples that came in the same moment are taken while this waits.
         aborting = asyncio.create_task(self._abort(sampling))
-        await asyncio.wait((aborting, *(self._samples[index] for index in sampling)), timeout=STOP_GRACE_S)
+        stopped: list[asyncio.Future[Any]] = [aborting, *(self._samples[index] for index in sampling)]
+        await asyncio.wait(stopped, timeout=STOP_GRACE_S)
         last: list[asyncio.Future[Any]] = [aborting, *self._pruning.tasks, *self._samples, *self.scores.cancel()]
         for one in last:
             one.cancel()
