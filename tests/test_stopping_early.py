@@ -131,9 +131,10 @@ async def at_once(n: int, **budget: float) -> Answer:
 
 
 async def test_what_is_there_at_once_needs_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(loop, "create_task", lambda coroutine, **_: pytest.fail(f"a task was made of {coroutine}"))
-    assert statuses(await at_once(16)) == ["scored"] * 16
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio.get_running_loop(), "create_task", lambda made, **_: pytest.fail(f"a task: {made}"))
+        answer = await at_once(16)
+    assert statuses(answer) == ["scored"] * 16
 
 
 async def test_what_ends_at_once_starts_the_next_without_growing_the_stack() -> None:
