@@ -114,7 +114,7 @@ async def _serve(config: Config) -> int:
     server = await Server.start(config)
     gc.collect()
     gc.freeze()  # models and libraries stay: vLLM and transformers alone are 680,000 objects, 0.2 to 0.5 s at a time
-    gc.set_threshold(20_000)  # not every 700 objects: a request leaves few cycles, and looking for them took 6 % of the loop
+    gc.set_threshold(20_000)  # requests leave few cycles, and looking for them took 6 % of the event loop's time
     signals = catch_signals()
     print(banner(server), flush=True)  # noqa: T201
     write_ready_file(server)
