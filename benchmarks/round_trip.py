@@ -31,7 +31,7 @@ from benchmarks.arms.start import add_common, experiment_of, sizes_of
 from benchmarks.machine import machine, versions
 from benchmarks.round_trip_report import BASE, CONTROL, TUNED, report, table
 
-FULL = Sizes(train=300, held_out=300, n=16, samples=4, seeds=2, kl_questions=60)
+FULL = Sizes(train=300, held_out=300, n=16, samples=3, seeds=2, kl_questions=60)
 QUICK = Sizes(train=24, held_out=20, n=8, samples=2, seeds=2, kl_questions=10)
 RULE = "best-per-prompt"
 
