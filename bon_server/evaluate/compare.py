@@ -117,7 +117,8 @@ def _rows(shared: NDArray[np.uint64], pairs: list[Floats], options: CurveOptions
     by_k = sums.table.reshape(-1, size, 10)
     above = np.concatenate([by_k[..., :5], by_k[..., 1:4:2] - by_k[..., 0:3:2]], axis=2)
     below = np.concatenate([by_k[..., 5:], by_k[..., 5:8:2]], axis=2)
-    means, between = ratios(above.reshape(len(above), -1), below.reshape(len(below), -1), options.seed)
+    flat = above.reshape(len(above), -1), below.reshape(len(below), -1)
+    means, between = ratios(*flat, options.seed, sums.grouped)
     counts = by_k.sum(axis=0)
     return [
         _row(k, int(counts[k - 1, 5]), means.reshape(size, 7)[k - 1], between.reshape(2, size, 7)[:, k - 1], options)

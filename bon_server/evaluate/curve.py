@@ -28,6 +28,7 @@ from bon_server.evaluate.curve_sums import (
     CurveOptions,
     KlMethod,
     Sample,
+    SumsByK,
     extrapolated_ks,
     gains,
     gather,
@@ -43,7 +44,8 @@ def curve(options: CurveOptions) -> dict[str, Any]:
     evaluate.
     """
     seen, sample, stopped = gather(options)
-    rows = curve_rows(sample, options, stopped)
+    sums = sums_by_k(sample)
+    rows = _rows(sample, sums, options, stopped)
     return {
         "prompts": sample.requests,
         "rank_by": options.rank_by,
@@ -63,13 +65,13 @@ def curve(options: CurveOptions) -> dict[str, Any]:
         "intervals": _intervals(sample, options),
         "warnings": [_STOPPED] if stopped else [],
         "curve": rows,
-        "fit": None if stopped or options.value is None else _fit(sample, options, rows),
+        "fit": None if stopped or options.value is None else _fit(sample, sums, options, rows),
     }
 
 
-def _fit(sample: Sample, options: CurveOptions, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _fit(sample: Sample, sums: SumsByK, options: CurveOptions, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     kl = np.array([row["kl_nats"] if row["kl_nats"] is not None else np.nan for row in rows[: sample.largest_n]])
-    by_k, with_n_from_k = sums_by_k(sample)
+    by_k, with_n_from_k = sums
     gained = gains(by_k[..., VALUE], by_k[..., VALUE_LAST])
     return fit_of_curve(kl, gained, with_n_from_k[..., VALUED], options.seed)
 
@@ -86,10 +88,10 @@ _STOPPED = (
 )
 
 
-def curve_rows(sample: Sample, options: CurveOptions, stopped: bool) -> list[dict[str, Any]]:
+def _rows(sample: Sample, sums: SumsByK, options: CurveOptions, stopped: bool) -> list[dict[str, Any]]:
     """One row for each k."""
     size = sample.largest_n
-    by_k, with_n_from_k = sums_by_k(sample)
+    by_k, with_n_from_k = sums
     method = options.kl_method or (KlMethod.EXACT_PLUGIN if sample.tied else KlMethod.BOUND)
     kl, kl_count = (WINNER, WITH_LOGPROB) if method is KlMethod.WINNER_PROBABILITY else (KL, REQUESTS)
     above = [
@@ -154,7 +156,7 @@ def _extrapolated(sample: Sample, options: CurveOptions, stopped: bool) -> list[
         return []
     table = sample.beyond.table
     below = np.repeat(table[:, :1], table.shape[1] - 1, axis=1)
-    means, between = ratios(table[:, 1:], below, options.seed)
+    means, between = ratios(table[:, 1:], below, options.seed, sample.beyond.grouped)
     return [
         {
             "k": k,

@@ -36,6 +36,9 @@ REQUESTS, TOKENS, COUNTED, LAST, VALUED, VALUE_LAST, WITH_LOGPROB, REWARD, KL, V
 WIDTH = 11
 MOST_WAITING = 1 << 20
 """Ranks that wait to be added up: 8 MB."""
+ROUNDING = 1e-9
+"""Of the KL without ties. Where rewards are all equal, the sums that take it away leave about 1e-16 of it, or less than
+nothing, of which the fit would take the root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +215,25 @@ def extrapolated_ks(last: int) -> list[int]:
     return [1 << power for power in range(last.bit_length()) if 1 << power < last] + [last]
 
 
-def sums_by_k(sample: Sample) -> tuple[Floats, Floats]:
-    """(clusters, K, columns) sums at each k, and sums over that k and all above."""
+class SumsByK(NamedTuple):
+    """(clusters, K, columns) each."""
+
+    by_k: Floats
+    """Sums at each k."""
+    with_n_from_k: Floats
+    """Sums over that k and all above."""
+
+
+def sums_by_k(sample: Sample) -> SumsByK:
+    """The sums of a sample, to form figures of."""
     table = sample.sums.table.reshape(-1, WIDTH, sample.most_n)
     by_k = table[:, :, : sample.largest_n].transpose(0, 2, 1).copy()
+    untied = np.zeros(by_k.shape[:2])
     for last in np.flatnonzero(by_k[..., REQUESTS].any(axis=0)).tolist():
-        by_k[:, : last + 1, KL] += by_k[:, last, REQUESTS, None] * kl_untied(last + 1)
-    return by_k, np.cumsum(by_k[:, ::-1], axis=1)[:, ::-1]
+        untied[:, : last + 1] += by_k[:, last, REQUESTS, None] * kl_untied(last + 1)
+    kl = by_k[..., KL] + untied
+    by_k[..., KL] = np.where(kl < ROUNDING * untied, 0.0, kl)
+    return SumsByK(by_k, np.cumsum(by_k[:, ::-1], axis=1)[:, ::-1])
 
 
 def gains(at_k: Floats, at_n: Floats) -> Floats:

@@ -14,6 +14,7 @@ import pytest
 from bon_server.errors import ConfigError, LogError
 from bon_server.estimators import clusters, kl_bound, kl_winner_probability
 from bon_server.evaluate import fits
+from bon_server.evaluate.compare import compare
 from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions, KlMethod
 from bon_server.evaluate.reading import Source
@@ -200,6 +201,24 @@ def test_many_prompts_are_grouped_without_changing_a_mean(tmp_path: Path, monkey
         )
         width = one["value_ci"][1] - one["value_ci"][0]
         assert other["value_ci"][1] - other["value_ci"][0] == pytest.approx(width, rel=0.5)
+
+
+def test_groups_of_prompts_are_not_resampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = [imported(tmp_path, made_lines(300), name) for name in "ab"]
+    monkeypatch.setattr(clusters, "EXACT_CLUSTERS", 100)
+    monkeypatch.setattr(clusters, "GROUPS", 128)
+    monkeypatch.delattr(clusters, "bootstrap_totals")
+    rows = curve(options(logs[0], extrapolate=8))["curve"] + compare(options(), *logs)["curve"]
+    intervals = [row[name] for row in rows for name in ("reward_ci", "difference_ci") if name in row]
+    assert len(intervals) == 7 + 6 and None not in intervals
+
+
+def test_what_is_all_equal_has_no_kl_and_no_fit(tmp_path: Path) -> None:
+    """Not even the rounding of sums, above 0 or below: the fit takes roots."""
+    lines = [line(f"p{i % 5}", [1.0] * 8, scores={"gold": [0, 1, 0, 1, 1, 0, 0, i % 2]}) for i in range(101)]
+    document = curve(options(imported(tmp_path, lines), value="gold"))
+    assert [(row["kl_nats"], row["kl_ci"]) for row in document["curve"]] == [(0.0, [0.0, 0.0])] * 8
+    assert document["fit"] is None
 
 
 def test_points_alone_are_the_same_points(tmp_path: Path) -> None:
