@@ -1,4 +1,8 @@
-"""Which budgets are compared. They were chosen on the development split, before the test split was asked."""
+"""Which budgets are compared. They were chosen on the development split.
+
+The two in waves were chosen anew, there, after the test split had been asked with others: those that
+`results/early_stopping.json` names.
+"""
 
 from __future__ import annotations
 

@@ -83,6 +83,13 @@ def test_intervals_without_resampling_are_those_of_the_bootstrap(groups: int) ->
     assert without[:, 0] == pytest.approx(between[:, 0], abs=0.08 * np.ptp(between))
 
 
+def test_without_resampling_means_have_students_interval() -> None:
+    values = np.array([1.0, 2.0, 4.0, 5.0])
+    means, between = ratios(values[:, None], np.ones((4, 1)), analytic=True)
+    half = float(stdtrit(3, 0.975)) * values.std(ddof=1) / 2
+    assert [means[0], *between[:, 0]] == pytest.approx([3.0, 3.0 - half, 3.0 + half])
+
+
 def test_intervals_without_resampling_cover_the_truth() -> None:
     """2,000 data sets of 64 groups, the fewest there are: at a true 95 % the standard error is .5 points."""
     random = np.random.default_rng(11)

@@ -13,10 +13,10 @@ import pytest
 
 from bon_server.errors import ConfigError, LogError
 from bon_server.estimators import clusters, kl_bound, kl_winner_probability
-from bon_server.evaluate import fits
+from bon_server.evaluate import curve_sums, fits
 from bon_server.evaluate.compare import compare
 from bon_server.evaluate.curve import curve
-from bon_server.evaluate.curve_sums import CurveOptions, KlMethod
+from bon_server.evaluate.curve_sums import CurveOptions, KlMethod, Ranked, Sample
 from bon_server.evaluate.reading import Source
 from bon_server.types import Budget, LogprobKind, ModelRef, Outcome, SelectionReason, SelectionRule
 from tests.evaluate.independent import exact_kl, mean_at, scored
@@ -219,6 +219,21 @@ def test_what_is_all_equal_has_no_kl_and_no_fit(tmp_path: Path) -> None:
     document = curve(options(imported(tmp_path, lines), value="gold"))
     assert [(row["kl_nats"], row["kl_ci"]) for row in document["curve"]] == [(0.0, [0.0, 0.0])] * 8
     assert document["fit"] is None
+
+
+def test_what_waits_is_added_up_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = [imported(tmp_path, made_lines(20, seed=seed), str(seed)) for seed in range(2)]
+    rewards = [row["reward"] for row in curve(options(*logs))["curve"]]
+    added, right = [], curve_sums._add_ranks
+
+    def counted(sample: Sample, ranked: Ranked, of: CurveOptions) -> None:
+        added.append(len(ranked.prompt))
+        right(sample, ranked, of)
+
+    monkeypatch.setattr(curve_sums, "MOST_WAITING", 1)
+    monkeypatch.setattr(curve_sums, "_add_ranks", counted)
+    assert [row["reward"] for row in curve(options(*logs))["curve"]] == pytest.approx(rewards)
+    assert added == [20, 20]
 
 
 def test_points_alone_are_the_same_points(tmp_path: Path) -> None:
