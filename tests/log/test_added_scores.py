@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 from bon_server.cli import app
 from bon_server.config import RewardConfig
 from bon_server.errors import LogError
-from bon_server.log.added_scores import KEY, NOT_THERE, STATUSES, join
+from bon_server.log.added_scores import KEY, NOT_THERE, STATUSES, AddedScores, join
 from bon_server.log.erase import erase
 from bon_server.log.expire import Retention, expire
-from bon_server.log.reader import LogReader
+from bon_server.log.reader import LogReader, refuse_damage
 from bon_server.log.record import Record
 from bon_server.log.rewrite import Match
 from bon_server.log.score_files import FOLDER, ScoreFile, changing_scores, score_files, write_model, write_scores
@@ -232,6 +232,15 @@ def test_damaged_scores_stop_a_reader_unless_it_is_told_to_go_on(scores: Path) -
     with pytest.raises(LogError, match=r"scores/new/.*damaged"):
         log_stats(scores)
     assert log_stats(scores, damage.append)["scores"] == {"new": {"requests": 0, "scored": 0}} and len(damage) == 2
+
+
+def test_a_file_that_an_erasure_removes_meanwhile_is_no_damage(scores: Path) -> None:
+    added = AddedScores(scores, on_damage=refuse_damage)
+    with LogReader(scores) as reader:
+        position, one = next(reader.fields(Record))
+    (file,) = score_files(scores)
+    file.path.unlink()
+    assert [each.rewards for each in added.joined(reader.writers[position.writer], one).candidates] == [{}]
 
 
 @pytest.mark.parametrize("lost", [record("r1", attempt=2), record("other"), record("r1", principal="somebody")])

@@ -12,12 +12,14 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from bon_server.config import RewardConfig
+from bon_server.log.reader import LogReader
 from bon_server.log.record import Record
 from bon_server.log.score_files import score_files
 from bon_server.log.spool import Spool
 from bon_server.offline.rescore import Rescored, RescoreOptions, rescore
 from bon_server.types import Message
 from tests.log.records import record, scored
+from tests.log.test_sealing import seal
 
 
 def synthetic_reward(text: str) -> float:
@@ -58,3 +60,21 @@ def score_rows(log: Path, name: str = "new") -> list[dict[str, Any]]:
     """The rows of all files of a name, by ordinal."""
     rows = [row for file in score_files(log, name) for row in pq.read_table(file.path, partitioning=None).to_pylist()]
     return sorted(rows, key=lambda row: int(row["ordinal"]))
+
+
+def joined(log: Path, name: str = "new") -> list[tuple[str, float | None]]:
+    """Text and added score of every candidate, as a reader sees them."""
+    with LogReader(log) as reader:
+        return [(one.text, one.rewards.get(name)) for record in reader.records() for one in record.candidates]
+
+
+def expected(log: Path) -> list[tuple[str, float | None]]:
+    return [(text, synthetic_reward(text)) for text, _ in joined(log)]
+
+
+def half_sealed(log: Path) -> Path:
+    with closing(Spool.open(log)) as spool:
+        spool.append(sampled(30))
+        seal(spool)
+        spool.append(sampled(20, first=30))
+    return log

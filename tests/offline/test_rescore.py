@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +14,7 @@ from typer.testing import CliRunner
 
 from bon_server.cli import app
 from bon_server.config import RewardConfig
-from bon_server.errors import ConfigError, LogError, LogLocked, RewardFailed
+from bon_server.errors import ConfigError, LogError
 from bon_server.log.reader import LogReader
 from bon_server.log.score_files import FOLDER, score_files
 from bon_server.log.spool import Spool
@@ -32,25 +27,16 @@ from bon_server.types import CandidateStatus, FinishReason, Kind, Message, Score
 from tests.log.records import ODD_TEXT, record, scored
 from tests.log.test_sealing import seal
 from tests.offline.grouped_files import import_lines, line
-from tests.offline.rescoring import commit, rescored, sampled, score_bytes, score_rows, synthetic_reward
-
-
-def joined(log: Path, name: str = "new") -> list[tuple[str, float | None]]:
-    """Text and added score of every candidate, as a reader sees them."""
-    with LogReader(log) as reader:
-        return [(one.text, one.rewards.get(name)) for record in reader.records() for one in record.candidates]
-
-
-def expected(log: Path) -> list[tuple[str, float | None]]:
-    return [(text, synthetic_reward(text)) for text, _ in joined(log)]
-
-
-def half_sealed(log: Path) -> Path:
-    with closing(Spool.open(log)) as spool:
-        spool.append(sampled(30))
-        seal(spool)
-        spool.append(sampled(20, first=30))
-    return log
+from tests.offline.rescoring import (
+    commit,
+    expected,
+    half_sealed,
+    joined,
+    rescored,
+    sampled,
+    score_bytes,
+    score_rows,
+)
 
 
 def test_every_candidate_of_segments_and_spool_gets_its_score(tmp_path: Path) -> None:
@@ -245,43 +231,6 @@ def test_wrong_models_and_no_log_leave_nothing_behind(tmp_path: Path) -> None:
     assert score_bytes(tmp_path / "log") == {}
 
 
-def test_a_failing_model_ends_it_and_what_is_done_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_REQUESTS", 8)
-    log = commit(tmp_path / "log", sampled(20))
-    right, calls = SyntheticReward.score, 0
-
-    def failing(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > 30:
-            raise RewardFailed("out of memory")
-        return right(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SyntheticReward, "score", failing)
-        with pytest.raises(RewardFailed, match="memory"):
-            rescored(log)
-    assert 0 < len(score_rows(log)) < 20
-    rescored(log)
-    assert joined(log) == expected(log)
-
-
-def test_one_at_a_time_under_a_name(tmp_path: Path) -> None:
-    log = commit(tmp_path / "log", sampled(1))
-    script = "import sys; from bon_server.cli import main; sys.exit(main())"
-    words = ["rescore", "--log", str(log), "--name", "new", "--reward", "synthetic:seconds=30"]
-    with subprocess.Popen([sys.executable, "-c", script, *words], stderr=subprocess.DEVNULL) as other:
-        try:
-            deadline = time.monotonic() + 60
-            while not (log / FOLDER / "new" / "model.json").exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
-            with pytest.raises(LogLocked, match=f"pid {other.pid}"):
-                rescored(log)
-            rescored(log, name="another")
-        finally:
-            other.kill()
-
-
 def test_scores_of_another_log_are_not_taken_for_this_ones(tmp_path: Path) -> None:
     log = commit(tmp_path / "log", sampled(3))
     rescored(log)
@@ -293,52 +242,6 @@ def test_scores_of_another_log_are_not_taken_for_this_ones(tmp_path: Path) -> No
     folder.rename(folder.with_name(f"writer={writer}"))
     with pytest.raises(LogError, match="another record"):
         rescored(log)
-
-
-CHUNKS = """
-import sys
-from bon_server.cli import main
-from bon_server.offline import rescore
-rescore.CHUNK_REQUESTS = 16
-sys.exit(main())
-"""
-
-
-@pytest.mark.slow
-def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """kill −9 again and again, each time a little later, until the command comes to its end."""
-    log = half_sealed(tmp_path / "log")
-    commit(log, sampled(60, first=50))
-
-    def command(name: str, seconds: float) -> list[str]:
-        words = ["rescore", "--log", str(log), "--reward", f"synthetic:seconds={seconds}", "--name", name, "--json"]
-        return [sys.executable, "-c", CHUNKS, *words]
-
-    whole = subprocess.run(command("whole", 0.2), check=True, capture_output=True, timeout=120)
-    kills = 0
-    while True:
-        process = subprocess.Popen(command("killed", 0.2), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        known = len(score_files(log, "killed"))
-        deadline = time.monotonic() + 100
-        while process.poll() is None and time.monotonic() < deadline:
-            if len(score_files(log, "killed")) >= known + 2:
-                time.sleep(0.03 * kills)
-                os.kill(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.005)
-        out, _ = process.communicate(timeout=100)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-        kills += 1
-    assert kills >= 3
-    wanted = {name.replace("/whole/", "/"): data for name, data in score_bytes(log).items() if "/whole/" in name}
-    made = {name.replace("/killed/", "/"): data for name, data in score_bytes(log).items() if "/killed/" in name}
-    wanted.pop("scores/model.json"), made.pop("scores/model.json")
-    assert made == wanted and len(made) == 7
-    last, first = json.loads(out), json.loads(whole.stdout)
-    assert last["by_status"] == first["by_status"] and last["already"] + last["scored"] == first["scored"]
-    assert joined(log, "killed") == expected(log) and verify(log)["ok"]
 
 
 @pytest.mark.slow
