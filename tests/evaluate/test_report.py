@@ -109,6 +109,9 @@ def test_added_scores_are_shown_with_the_answers(tmp_path: Path) -> None:
         assert one.rewards["gold"] == synthetic_reward(one.text)
     reader, _ = page(log, value="gold")
     assert f"gold {number(shown[0].scored[0].rewards['gold'])}" in reader.text
+    commit(log, sampled(60, first=60))
+    later = [one for one in sample_requests(Source((log,)), scores=("gold",)) if int(one.request_id[1:]) >= 60]
+    assert later and not any("gold" in one.rewards for request in later for one in request.candidates)
 
 
 def test_names_from_a_log_are_not_markup_in_pictures(tmp_path: Path) -> None:
