@@ -126,7 +126,7 @@ class Candidates:
         self._first_wave = range(self._wave())
         self._stopped = False
         self.scores = Scores(
-            lambda text: reward_model.score(request.reward_prompt, text, request.reward_context), self._elapsed_ns
+            lambda text: reward_model.score(request.reward_prompt, text, request.reward_context), self._began_ns
         )
         fraction = request.budget.prune_fraction or 0.0  # without one nothing is watched, so nothing is compared
         self._pruning = Pruning(fraction, self._first_wave, self.scores.of, self._abort, self._fail)
@@ -150,6 +150,7 @@ class Candidates:
             if index not in self._ended:
                 self._ended[index] = self._unscored(index)
                 self._on_end(self._ended[index])
+        del self._pruning  # a cycle: all that was said would stay until the garbage collector looks
         return tuple(self._ended[index] for index in range(self._request.n))
 
     @property
@@ -222,11 +223,11 @@ class Candidates:
         """Ends the candidate, or asks for its score."""
         if not self._stopped:
             self._pruning.ended(index)
-        try:
-            completion = sample.result()
-        except SamplingFailed as failure:
+        failure = sample.exception()
+        if isinstance(failure, SamplingFailed):
             self._end(self._unscored(index, str(failure)))
             return
+        completion = sample.result()
         candidate = self._sampled[index] = self._with(index, completion)
         if completion.finish_reason is FinishReason.CANCELLED and index in self._pruning.pruned:
             self._end(candidate(status=CandidateStatus.PRUNED, finish_reason=FinishReason.PRUNED))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -16,9 +17,10 @@ Answer = TypeVar("Answer")
 class Scores:
     """Asked for and arrived."""
 
-    def __init__(self, score: Callable[[str], Awaitable[Score]], elapsed_ns: Callable[[], int]) -> None:
+    def __init__(self, score: Callable[[str], Awaitable[Score]], began_ns: int) -> None:
+        """began_ns: what times count from, on the clock of `time.monotonic_ns`."""
         self._score = score
-        self._elapsed_ns = elapsed_ns
+        self._began_ns = began_ns
         self._of: dict[str, asyncio.Future[Score]] = {}
         self.spans_ns: list[tuple[int, int]] = []
         """Start and end of the wait for each score that arrived."""
@@ -48,6 +50,9 @@ class Scores:
             self.spans_ns.append((began_ns, self._elapsed_ns()))
             self.tokens += score.result().tokens
 
+    def _elapsed_ns(self) -> int:
+        return time.monotonic_ns() - self._began_ns
+
 
 def asked(
     model: Callable[Question, Awaitable[Answer]], *what: Question.args, **how: Question.kwargs
@@ -56,7 +61,7 @@ def asked(
     try:
         answer = model(*what, **how)
         return answer if isinstance(answer, asyncio.Future) else asyncio.ensure_future(answer)
-    except Exception as failure:  # noqa: BLE001 -- kept for who waits
+    except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001 -- kept for who waits
         refused: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         refused.set_exception(failure)
         return refused

@@ -166,6 +166,7 @@ class Attempts:
             await asyncio.wait((task,))  # unlike awaiting it, this does not cancel it with the caller
         except asyncio.CancelledError:
             stop_with(stop, RequestCancelled("the caller cancelled"))
+            task.add_done_callback(_forget_frames)
             raise
         return task.result()
 
@@ -309,6 +310,12 @@ class Attempts:
             candidates=answer.candidates,
             error=None if answer.error is None else type(answer.error).__name__,
         )
+
+
+def _forget_frames(task: asyncio.Task[Finished]) -> None:
+    """Those that a failure nobody looks at came through: they hold it and the request until garbage is collected."""
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        failure.__traceback__ = None
 
 
 def _is_answer_to(prior: Logged, request: Request) -> bool:
