@@ -228,7 +228,7 @@ class Attempts:
             self._check_time(request, (times.stop_ns - permit_ns) / 1e9)
             queue_ns = permit_ns - times.began_ns
             # Not earlier: a request that waits for a permit must not keep replaced weights in memory.
-            with self._policies.use(stop) as policy:
+            with self._policies.use(stop, samples=request.sampling is not None) as policy:
                 spread = self._spreads.get(policy, NOTHING_KNOWN)
                 share = partial(self._policies.share, policy)
                 answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, spread, share)

@@ -7,9 +7,10 @@ the weights that they really came from.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from bon_server.best_of_n import Stop
 from bon_server.errors import RequestError, Unavailable
@@ -55,12 +56,16 @@ class Policies:
             raise Unavailable("the policy's engine is not running", LOST_RETRY_MS)
 
     @contextmanager
-    def use(self, stop: Stop) -> Iterator[RunningPolicy]:
+    def use(self, stop: Stop, samples: bool = True) -> Iterator[RunningPolicy]:
         """Holds the policy in use, which is not closed before this ends.
 
-        stop: completed with `Unavailable` where the policy was replaced and this takes too long to end.
+        stop: completed with `Unavailable` where the policy was given up, or replaced and this takes too long to end.
+        samples: whether it is needed for more than its name; else it is not held, and nothing is stopped with it.
         """
         mine = self._open[-1]
+        if not samples:
+            yield mine.policy
+            return
         mine.users.add(stop)
         mine.unused.clear()
         try:
@@ -75,13 +80,16 @@ class Policies:
         users = sum(len(each.users) for each in self._open if each.policy is policy)
         return policy.places // max(1, users)
 
-    async def replace(self, policy: RunningPolicy, drain_s: float) -> None:
-        """New requests get `policy` from now on; returns when the old one is unused and closed.
+    def replace(self, policy: RunningPolicy, drain_s: float) -> Coroutine[Any, Any, None]:
+        """New requests get `policy` from now on; what is returned waits until the old one is unused and closed.
 
         drain_s: seconds after which requests that still use the old one are stopped.
         """
         old = self._open[-1]
         self._open.append(_Open(policy))
+        return self._retire(old, drain_s)
+
+    async def _retire(self, old: _Open, drain_s: float) -> None:
         try:
             await asyncio.wait_for(_wait_unused(old), drain_s)
         except TimeoutError:

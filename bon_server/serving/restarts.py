@@ -125,6 +125,5 @@ class Restarts:
         retiring = asyncio.create_task(self._policies.replace(policy, LAST_SCORES_S))
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
-        await asyncio.sleep(0)  # with the first step of that task it is in use
         logger.warning("the policy's engine was started anew")
         return True

@@ -206,6 +206,48 @@ async def test_an_engine_that_hangs(mortal: Mortal) -> None:
     assert first.candidates[0].reward is not None, "what was scored is kept"
 
 
+async def test_what_only_has_to_be_scored_goes_on_when_an_engine_hangs(mortal: Mortal) -> None:
+    telemetry: Any = Hung()
+    go_on = asyncio.Event()
+
+    async def score(text: str) -> Any:
+        await go_on.wait()
+        return scored(1.0)
+
+    policy, reward_model = ScriptedPolicy(engines=(telemetry,)), ScriptedReward(score)
+    running, starter = await mortal(policy, reward_model, **{"limits.engine_stall_s": 7})
+    scoring = running.stub.Score(pb.ScoreRequest(text="q", completions=["given"]))
+    await until(lambda: reward_model.running == 1)
+    telemetry.stalled_s = 8.0
+    await until(lambda: starter.asked == [policy])
+    go_on.set()
+    assert (await scoring).candidates[0].reward == 1.0
+    telemetry.stalled_s = 0.0
+
+
+async def test_an_engine_that_starts_in_the_moment_of_a_shutdown_is_closed(
+    mortal: Mortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is cancelled before its first step does nothing at all."""
+    closed = list[object]()
+
+    async def close(policy: ScriptedPolicy) -> None:
+        closed.append(policy)
+
+    monkeypatch.setattr(ScriptedPolicy, "close", close)
+    first, second = ScriptedPolicy(), ScriptedPolicy()
+    running, starter = await mortal(first)
+    first.healthy = False
+    await until(lambda: starter.asked == [first])
+    starter.outcomes.put_nowait(second)
+    restarts: Any = running.server._replacing
+    while not restarts._retiring:  # noqa: ASYNC110 -- no turn of the event loop may be missed
+        await asyncio.sleep(0)
+    await restarts.close()
+    await running.server.policies.close()
+    assert set(closed) == {first, second}
+
+
 async def test_starts_that_fail_are_tried_again(mortal: Mortal, caplog: pytest.LogCaptureFixture) -> None:
     policy = ScriptedPolicy()
     running, starter = await mortal(policy)
