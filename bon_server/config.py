@@ -306,5 +306,15 @@ def _refuse_contradictions(config: Config) -> None:
             f"policy.restarts = {policy.restarts} with policy.watch = {policy.watch!r}: the weights in use may be gone "
             "from that folder when they are needed again; leave one of the two out"
         )
+    if len(config.reward.models) == 1:
+        _refuse_ensemble_settings(config.reward)
     if config.log.publish is None and not config.log.publish_keep_local:
         raise ConfigError("log.publish_keep_local = false without log.publish: segments would be nowhere")
+
+
+def _refuse_ensemble_settings(reward: RewardConfig) -> None:
+    unset = RewardConfig()
+    for key in ("combine", "weights", "std_factor"):
+        given = getattr(reward, key)
+        if given != getattr(unset, key):
+            raise ConfigError(f"reward.{key} = {given!r} is of several reward models, and reward.models has only one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,8 +75,12 @@ def _from_environment(environment: Mapping[str, str], sections: Sections) -> Tre
     tree: Tree = {}
     for name, value in environment.items():
         section, separator, key = name.removeprefix("BON_").lower().partition("_")
-        if name.startswith("BON_") and separator and section in sections:
+        if not (name.startswith("BON_") and separator):
+            continue
+        if section in sections:
             tree.setdefault(section, {})[key] = value
+        elif meant := get_close_matches(section, sections, n=1, cutoff=0.8):
+            raise ConfigError(f"{name} in the environment: unknown section {section!r}; did you mean {meant[0]!r}?")
     return tree
 
 

@@ -45,12 +45,23 @@ def test_flags_beat_environment_beats_file(file: Path) -> None:
         ({"limit.max_n": 1}, ("'limit'", "limits")),
         ({"limits.max_n": 600}, ("limits.max_n = 600", "512")),
         ({"defaults.n": 200}, ("defaults.n = 200", "128")),
+        ({"reward.models": ["r"], "reward.combine": "min"}, ("reward.combine = 'min'", "only one")),
+        ({"reward.models": ["r"], "reward.weights": {"r": 2.0}}, ("reward.weights = {'r': 2.0}", "only one")),
+        ({"reward.models": ["r"], "reward.std_factor": 2.0}, ("reward.std_factor = 2.0", "only one")),
     ],
 )
 def test_bad_values_are_named(flags: dict[str, object], named: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         load(None, {}, flags)
     assert all(part in str(caught.value) for part in named), str(caught.value)
+
+
+def test_a_variable_whose_section_is_misspelt_is_refused() -> None:
+    """Others may begin with BON_ too: keys of clients, what a cluster sets for a service called bon."""
+    with pytest.raises(ConfigError, match=r"BON_LIMIT_MAX_N in the environment: unknown section 'limit'.*'limits'"):
+        load(None, {"BON_LIMIT_MAX_N": "20"})
+    others = {"BON_API_KEY": "k", "BON_SERVICE_HOST": "h", "BON_PORT_50051_TCP": "p", "BON_TLS_CA": "c"}
+    assert load(None, others) == Config()
 
 
 @pytest.mark.parametrize("text", ["[limits\n", "limits = 3\n", "\xff"])
