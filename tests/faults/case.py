@@ -75,6 +75,24 @@ def in_log(outcome: str, *statuses: str, error: str | None = None) -> Check:
     return Check(f"in the log: {outcome}{f' ({error})' if error else ''}, {counts}", holds)
 
 
+def only_logged(words: str, *ids: str) -> Check:
+    """The log has the records of these requests and no others."""
+
+    def holds(place: Place, seen: Seen) -> None:
+        assert [row.request_id for row in place.rows()] == list(ids)
+
+    return Check(words, holds)
+
+
+def replayed(words: str) -> Check:
+    """The answer is an earlier one's."""
+
+    def holds(place: Place, seen: Seen) -> None:
+        assert seen.answer.replayed
+
+    return Check(words, holds)
+
+
 def _nothing_logged(place: Place, seen: Seen) -> None:
     assert place.rows() == []
 

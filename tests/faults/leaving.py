@@ -22,7 +22,7 @@ from tests.faults.asking import (
     scores,
     tokenises,
 )
-from tests.faults.case import NOTHING_LOGGED, NOTHING_SAMPLED, OK, Case, Check, in_log
+from tests.faults.case import NOTHING_LOGGED, NOTHING_SAMPLED, OK, Case, Check, in_log, only_logged
 from tests.faults.place import Kind, Place, Seen, see
 from tests.serving.running import open_files
 from tests.waiting import forever, until
@@ -66,10 +66,6 @@ async def in_the_queue(place: Place) -> Seen:
     released.set()
     await asyncio.gather(first, third)
     return await see(second)
-
-
-def _the_others_logged(place: Place, seen: Seen) -> None:
-    assert [row.request_id for row in place.rows()] == ["first", "third"]
 
 
 async def while_committing(place: Place) -> Seen:
@@ -264,7 +260,7 @@ CASES = [
         name="cancel in the queue",
         happens=in_the_queue,
         ends=CANCELLED,
-        checks=(Check("the others are answered and logged", _the_others_logged),),
+        checks=(only_logged("the others are answered and logged", "first", "third"),),
         kind=Kind(FOUR),
     ),
     Case(

@@ -18,7 +18,7 @@ from bon_server.types import Completion
 from tests.conftest import synthetic_config
 from tests.fakes import PARTIAL, ScriptedPolicy, says
 from tests.faults.asking import final
-from tests.faults.case import NOTHING_LOGGED, OK, PUSHBACK, Case, Check, in_log
+from tests.faults.case import NOTHING_LOGGED, OK, PUSHBACK, Case, Check, in_log, only_logged
 from tests.faults.leaving import FOUR
 from tests.faults.place import Kind, Place, Seen, see, see_start
 from tests.serving.running import Running
@@ -180,10 +180,7 @@ def _cut(place: Place, seen: Seen) -> None:
 
 
 def _only(*ids: str) -> Check:
-    def holds(place: Place, seen: Seen) -> None:
-        assert [row.request_id for row in place.rows()] == list(ids)
-
-    return Check("only what was under way is in the log", holds)
+    return only_logged("only what was under way is in the log", *ids)
 
 
 ANSWERED = Check("answered", _all_logged)

@@ -11,7 +11,7 @@ from bon.v1 import bon_pb2 as pb
 
 from bon_server.types import Completion, FinishReason
 from tests.fakes import ScriptedPolicy
-from tests.faults.case import OK, PUSHBACK, Case, Check
+from tests.faults.case import OK, PUSHBACK, Case, Check, replayed
 from tests.faults.leaving import FOUR
 from tests.faults.lifecycle import Gate
 from tests.faults.place import PROMPT, Kind, Place, Seen, see
@@ -191,10 +191,6 @@ def _all_events(place: Place, seen: Seen) -> None:
     assert (kinds.count("candidate"), kinds[-1]) == (4, "final")
 
 
-def _is_replayed(place: Place, seen: Seen) -> None:
-    assert seen.answer.replayed
-
-
 def _answered(place: Place, seen: Seen) -> None:
     assert seen.answer.n_scored == 4 and not seen.answer.replayed
 
@@ -227,7 +223,7 @@ CASES = [
     ],
     _crowded("full of small requests", many_small, UNAVAILABLE, PUSHBACK, says=IS_FULL),
     _crowded("full: nothing is tokenised for who is refused", tokenises_nothing, UNAVAILABLE, PUSHBACK, says=IS_FULL),
-    _crowded("full: a retry of what was answered", retry_of_an_answer, OK, Check("`replayed`", _is_replayed)),
+    _crowded("full: a retry of what was answered", retry_of_an_answer, OK, replayed("`replayed`")),
     Case(
         name="more than there ever is room for",
         happens=lambda place: see(place.generate(n=1_000_000)),

@@ -16,7 +16,7 @@ from bon.v1 import bon_pb2 as pb
 
 from bon_server.types import Completion, Outcome
 from tests.fakes import says
-from tests.faults.case import NOTHING_SAMPLED, OK, PUSHBACK, Case, Check
+from tests.faults.case import NOTHING_SAMPLED, OK, PUSHBACK, Case, Check, only_logged
 from tests.faults.lifecycle import Gate
 from tests.faults.place import PROMPT, Kind, Place, Seen, see
 from tests.log.broken_database import BrokenDatabase
@@ -105,10 +105,7 @@ def feedback(place: Place) -> Any:
 
 
 def _logged(*ids: str) -> Check:
-    def holds(place: Place, seen: Seen) -> None:
-        assert [row.request_id for row in place.rows()] == list(ids)
-
-    return Check("what was under way is logged", holds)
+    return only_logged("what was under way is logged", *ids)
 
 
 async def behind(place: Place) -> Seen:

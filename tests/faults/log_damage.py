@@ -12,7 +12,7 @@ import grpc
 
 from bon_server.log.sealing import seal
 from bon_server.serving import attempts
-from tests.faults.case import NOTHING_SAMPLED, OK, Case, Check
+from tests.faults.case import NOTHING_SAMPLED, OK, Case, Check, replayed
 from tests.faults.place import Kind, Place, Seen, opened, see
 
 # Damage, done beneath a running server
@@ -82,10 +82,6 @@ async def torn_tail(place: Place) -> Seen:
     return seen
 
 
-def _replayed(place: Place, seen: Seen) -> None:
-    assert seen.answer.replayed
-
-
 DAMAGE = [
     Case(
         name="damaged row of the spool, its request retried",
@@ -121,7 +117,7 @@ DAMAGE = [
         name="torn tail",
         happens=torn_tail,
         ends=OK,
-        checks=(Check("what was acknowledged before is replayed", _replayed),),
+        checks=(replayed("what was acknowledged before is replayed"),),
         kind=Kind(),
     ),
 ]

@@ -81,7 +81,7 @@ class Place(Running):
         self.reward_model.calls.clear()
         self.request_id = request_id
         with LogReader(self.log, lambda damage: None) as log:
-            self.rows_before = sum(1 for _ in log.records())
+            self.rows_before = log.last_ordinal
 
     def request(self, **fields: Any) -> pb.GenerateRequest:
         """A good question under the case's id, except for these fields."""
