@@ -1,10 +1,11 @@
-"""A process that commits and seals until it is killed. Run as `-m tests.log.storm FOLDER`."""
+"""A process that commits and seals until it is killed. Run as `-m tests.log.storm FOLDER PAUSE_S`."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -16,8 +17,11 @@ from tests.log.records import record
 GROUP = 20
 
 
-def write_and_seal(folder: Path) -> None:
-    """Request ids are `s-0`, `s-1`, … in commit order, spread over two dates; prints a dot for each sealing."""
+def write_and_seal(folder: Path, pause_s: float) -> None:
+    """Request ids are `s-0`, `s-1`, … in commit order, spread over two dates; prints a dot for each sealed file.
+
+    pause_s: after each group, or there is soon more than a short test has time to check.
+    """
     spool = Spool.open(folder)
     threading.Thread(target=_seal_for_ever, args=(spool,), daemon=True).start()
     for group in count():
@@ -29,6 +33,7 @@ def write_and_seal(folder: Path) -> None:
                 for number, day in zip(numbers, days, strict=True)
             ]
         )
+        time.sleep(pause_s)
 
 
 def _seal_for_ever(spool: Spool) -> None:
@@ -38,4 +43,4 @@ def _seal_for_ever(spool: Spool) -> None:
 
 
 if __name__ == "__main__":
-    write_and_seal(Path(sys.argv[1]))
+    write_and_seal(Path(sys.argv[1]), float(sys.argv[2]))
