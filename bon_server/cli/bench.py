@@ -25,7 +25,7 @@ def bench() -> None:
 
 @app.command()
 def soak(
-    minutes: Annotated[float, typer.Option(min=0.05, help="Of traffic; the first fifth, at most 3, warms up.")] = 30.0,
+    minutes: Annotated[float, typer.Option(min=0.02, help="Of traffic; the first fifth, at most 3, warms up.")] = 30.0,
     concurrency: Concurrency = 32,
     cancel_share: Annotated[float, typer.Option(min=0, max=1, help="Of the calls, those whose caller leaves.")] = 0.2,
     memory_limit: Annotated[float, typer.Option(help="Growth of the server's memory, in MB a minute.")] = 1.0,

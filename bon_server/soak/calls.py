@@ -24,6 +24,8 @@ Options = dict[str, Any]
 REMEMBERED = 500
 """Requests of a caller that it may come back to."""
 LONG_DEADLINE_S = 120.0
+REFUSED_S = 0.2
+"""Pause of a caller that a full server has refused."""
 LEAVES_AFTER_S = 0.25
 """Longest patience of those who cancel."""
 TOO_BIG_CHARS = 5_000_000
@@ -72,14 +74,19 @@ class Caller:
 
     async def count(self, kind: str, call: Awaitable[Answer]) -> Answer | None:
         """Awaits a call and notes how it ended; None: not OK."""
-        code = "OK"
         try:
-            return await call
+            answer = await call
         except grpc.RpcError as error:
-            code = error.code().name
+            await self.failed(kind, error)
             return None
-        finally:
-            self.ledger.codes[kind][code] += 1
+        self.ledger.codes[kind]["OK"] += 1
+        return answer
+
+    async def failed(self, kind: str, error: grpc.RpcError) -> None:
+        """Notes how a call ended that is not OK."""
+        self.ledger.codes[kind][error.code().name] += 1
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            await asyncio.sleep(REFUSED_S)
 
     async def ask(self, kind: str, question: Options, timeout_s: float = LONG_DEADLINE_S) -> pb.GenerateResponse | None:
         """A unary call."""
@@ -157,7 +164,6 @@ async def abandoned_stream(caller: Caller) -> None:
     """Reads some events, or waits for some, and leaves."""
     patience_s, events_read = caller.dice.uniform(0.0, LEAVES_AFTER_S), caller.dice.randrange(1, 4)
     stream = caller.client.generate_stream(timeout=LONG_DEADLINE_S, **caller.question())
-    code = "CANCELLED"
     try:
         async with aclosing(stream) as events:
             with suppress(TimeoutError):
@@ -165,8 +171,9 @@ async def abandoned_stream(caller: Caller) -> None:
                     for _ in range(events_read):
                         await anext(events, None)
     except grpc.RpcError as error:
-        code = error.code().name
-    caller.ledger.codes["abandoned stream"][code] += 1
+        await caller.failed("abandoned stream", error)
+    else:
+        caller.ledger.codes["abandoned stream"]["CANCELLED"] += 1
 
 
 async def score(caller: Caller) -> None:

@@ -51,10 +51,10 @@ def _thinned(samples: Sequence[tuple[float, int]]) -> list[tuple[int, float]]:
 def _checks_of_process(options: SoakOptions, seen: Seen) -> list[Check]:
     before, after = (rest.footprint if rest else None for rest in (seen.before, seen.after))
     limit = options.memory_limit_mb_per_min
-    if options.target is not None:
+    if options.target is not None and not seen.ended:
         return [checks.left_out("memory, descriptors, threads", "", "the target is no process of this command")]
-    if before is None or after is None:
-        return [Check("server", False, None, "lives to the end", "it has ended by itself, or there is no /proc")]
+    if seen.ended or before is None or after is None:
+        return [Check("server", False, None, "lives to the end", "it does not answer any more, or there is no /proc")]
     return [
         checks.memory(seen.memory, limit),
         checks.flat("descriptors", before.descriptors, after.descriptors, checks.SPARE_DESCRIPTORS),

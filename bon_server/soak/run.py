@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import bon
+import grpc
 
 from bon_server.server_process import serving
 from bon_server.soak.gauges import Gauges, scrape
@@ -82,8 +83,7 @@ class _Run:
     async def go(self) -> Seen:
         seen, seconds = self._seen, self._options.minutes * 60
         warm_up_s = min(WARM_UP_SHARE * seconds, WARM_UP_S)
-        async with bon.AsyncClient(self._place.address, attempts=1, **self._options.security) as client:
-            seen.version = (await client.server_info()).version
+        seen.version = await self._version()
         if self._place.metrics is not None:
             await asyncio.to_thread(scrape, self._place.metrics)
         began_s = time.monotonic()
@@ -96,7 +96,16 @@ class _Run:
         finally:
             looking.cancel()
         seen.after = await self._at_rest(seen.before)
+        try:
+            await self._version()
+        except grpc.RpcError:
+            seen.ended = True
         return seen
+
+    async def _version(self) -> str:
+        async with bon.AsyncClient(self._place.address, attempts=1, **self._options.security) as client:
+            version: str = (await client.server_info()).version
+            return version
 
     def _goes_on(self) -> bool:
         return not self._seen.ended

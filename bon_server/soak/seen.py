@@ -68,7 +68,7 @@ class Seen:
     memory: list[tuple[float, int]] = field(default_factory=list)
     """Seconds and resident bytes, after the warm-up."""
     ended: bool = False
-    """Whether the server was found to have ended in the middle."""
+    """Whether the server was found to have ended, or to answer no more."""
 
 
 def _flat(before: Footprint, after: Footprint) -> bool:

@@ -17,8 +17,6 @@ from bon_server.soak.ledger import Ledger
 CALLS_A_CONNECTION = 100
 UNEXPECTED = "unexpected"
 """What calls are counted as that end with no status; no promise is made of them, so each fails the run."""
-REFUSED_S = 0.2
-"""Pause of a caller that a full server has refused."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +54,11 @@ async def _caller(mix: Mix, dice: random.Random, ledger: Ledger, goes_on: Callab
 
 async def _call(caller: Caller, cancel_share: float) -> None:
     kinds = CANCELS if caller.dice.random() < cancel_share else CALLS
-    refused = _refusals(caller.ledger)
     kind = caller.dice.choices(kinds, [kind.share for kind in kinds])[0]
     try:
         await kind.do(caller)
     except Exception as error:  # noqa: BLE001 -- what is no status is a finding, and no reason to end a long run
         caller.ledger.codes[UNEXPECTED][type(error).__name__] += 1
-    if _refusals(caller.ledger) > refused:
-        await asyncio.sleep(REFUSED_S)
-
-
-def _refusals(ledger: Ledger) -> int:
-    return sum(codes["UNAVAILABLE"] for codes in ledger.codes.values())
 
 
 def _client(mix: Mix) -> bon.AsyncClient:

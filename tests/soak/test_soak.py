@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from bon_server.log.reader import LogReader
 from tests.conftest import StartServer
 from tests.serving.processes import environment
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 200.0
+SHORT = ("--minutes", "0.02", "--concurrency", "8")
 OFTEN = {"unary", "stream", "budget", "cancelled", "abandoned stream", "short deadline", "score", "repeated"}
 """Kinds of calls that a few hundred have among them, but for one run in thousands."""
 
@@ -46,8 +49,19 @@ def verdicts(document: dict[str, Any]) -> dict[str, bool | None]:
     return {check["name"]: check["passed"] for check in document["checks"]}
 
 
+def logged(log: Path) -> int:
+    """Records so far."""
+    with LogReader(log) as reader:
+        return reader.last_ordinal
+
+
+def left_out(document: dict[str, Any]) -> dict[str, str]:
+    """What was not judged, and why."""
+    return {check["name"]: check["detail"] for check in document["checks"] if check["passed"] is None}
+
+
 def test_a_sound_server_passes(tmp_path: Path) -> None:
-    document, said = told(soak(tmp_path, "--minutes", "0.17"))
+    document, said = told(soak(tmp_path, "--minutes", "0.06"))
     judged = verdicts(document)
     assert judged.pop("memory") is None, "too short for a slope"
     assert set(judged.values()) == {True}
@@ -64,10 +78,11 @@ def test_a_server_that_dies_is_a_failure(tmp_path: Path) -> None:
     while not (ready := list(tmp_path.glob("bon-soak-*/ready.json"))):
         assert command.poll() is None and time.monotonic() < give_up_s
         time.sleep(0.05)
-    time.sleep(2.0)
+    time.sleep(1.0)
     os.kill(json.loads(ready[0].read_bytes())["pid"], signal.SIGKILL)
     document, _ = told(command, code=1)
     judged = verdicts(document)
+    assert judged["acknowledged"], "it was killed before it had answered anything"
     assert judged["server"] is judged["codes"] is judged["tasks, permits, calls"] is False
     assert judged["missing from the log"] is judged["twice in the log"] is True, "it lost nothing all the same"
     assert document["folder"] == str(ready[0].parent), "kept for whoever looks for the reason"
@@ -75,24 +90,32 @@ def test_a_server_that_dies_is_a_failure(tmp_path: Path) -> None:
 
 async def test_a_server_that_runs_already(start_server: StartServer, tmp_path: Path) -> None:
     server = await start_server(**{"policy.model": "synthetic:tokens_per_s=400"})
-    words = ["--target", server.address, "--minutes", "0.05", "--concurrency", "8"]
+    words = ["--target", server.address, *SHORT, "--metrics", server.metrics_address, "--log", str(tmp_path / "log")]
     document, _ = await asyncio.to_thread(lambda: told(soak(tmp_path, *words)))
     judged = verdicts(document)
     assert judged["codes"] and judged["acknowledged"] and judged["same answer again"]
-    left_out = {check["name"]: check["detail"] for check in document["checks"] if check["passed"] is None}
-    assert left_out == {
-        "memory, descriptors, threads": "the target is no process of this command",
+    assert judged["tasks"] and judged["permits held"] and judged["missing from the log"] and judged["log verify"]
+    assert left_out(document) == {"memory, descriptors, threads": "the target is no process of this command"}
+
+
+async def test_a_target_that_goes_away_is_a_failure(start_server: StartServer, tmp_path: Path) -> None:
+    server = await start_server(**{"policy.model": "synthetic:tokens_per_s=400"})
+    command = soak(tmp_path, "--target", server.address, *SHORT)
+    await until(lambda: logged(tmp_path / "log") > 0)
+    await server.drain(0)
+    await server.stop()
+    document, _ = await asyncio.to_thread(told, command, 1)
+    judged = verdicts(document)
+    assert judged["server"] is False
+    assert judged["codes"], "others may keep a target busy: UNAVAILABLE alone says nothing"
+    assert left_out(document) == {
         "tasks, permits, calls": "give --metrics the target's",
         "log": "give --log the folder of the target's log",
     }
-    words += ["--metrics", server.metrics_address, "--log", str(tmp_path / "log")]
-    document, _ = await asyncio.to_thread(lambda: told(soak(tmp_path, *words)))
-    judged = verdicts(document)
-    assert judged["tasks"] and judged["permits held"] and judged["missing from the log"] and judged["log verify"]
 
 
 def test_nobody_there_is_told_in_a_sentence(tmp_path: Path) -> None:
-    command = soak(tmp_path, "--target", "127.0.0.1:1", "--minutes", "0.05")
+    command = soak(tmp_path, "--target", "127.0.0.1:1", *SHORT)
     document, said = command.communicate(timeout=LIMIT_S)
     assert (command.returncode, document) == (1, "")
     assert said.startswith("bon: UNAVAILABLE") and said.count("\n") == 1
