@@ -213,6 +213,7 @@ LOG_FAULTS = (
         "every acknowledged record is there once",
         (
             f"{LOG}test_spool_faults.py::test_kill_minus_nine_loses_nothing_that_was_acknowledged",
+            f"{SERVING}test_kill_server.py::test_killed_servers_lose_nothing_and_double_nothing",
             f"{SERVING}test_kill_harvest.py::test_what_was_acknowledged_is_logged_once_after_each_kill",
         ),
     ),

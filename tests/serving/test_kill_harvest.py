@@ -106,7 +106,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [5, pytest.param(40, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.long)])
 def test_what_was_acknowledged_is_logged_once_after_each_kill(processes: Processes, tmp_path: Path, kills: int) -> None:
     lines = kills * LINES_A_KILL
     prompts, result = tmp_path / "prompts.jsonl", tmp_path / "result.json"
