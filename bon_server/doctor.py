@@ -19,6 +19,8 @@ from bon_server.config import Config
 from bon_server.engine.memory import host_room
 from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
+from bon_server.log.lock import LOCK_NAME, holder
+from bon_server.log.store import Store, folder_of
 from bon_server.policy.synthetic import SyntheticPolicy
 from bon_server.reward.ensemble import check_ensemble
 from bon_server.reward.function import FunctionReward
@@ -56,6 +58,7 @@ def examine(config: Config) -> list[Finding]:
         _security,
         _settings,
         _log_folder,
+        _publish,
     )
     return [finding for check in checks for finding in check(config)]
 
@@ -207,16 +210,48 @@ def _log_folder(config: Config) -> Iterator[Finding]:
     if not config.log.directory:
         return
     folder = Path(config.log.directory).absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    writable = os.access(existing, os.W_OK)
-    if not existing.is_dir():
-        yield Finding("log folder", False, f"{folder}: {existing} is no folder")
-        return
-    free = shutil.disk_usage(existing).free
-    detail = f"{folder}: {'writable' if writable else 'not writable'}, {free / GIB:.1f} GiB free"
-    yield Finding("log folder", writable and free >= LITTLE_ROOM_BYTES, detail)
-    if existing == folder:
+    yield _room("log folder", folder)
+    if (folder / LOCK_NAME).exists():
+        yield _writer(folder)
+    if folder.is_dir():
         mode = stat.S_IMODE(folder.stat().st_mode)
         private = not mode & (stat.S_IRWXO | stat.S_IWGRP)
         said = "what was asked and answered is in it" if private else "others can get at what was asked and answered"
         yield Finding("log permissions", private, f"{mode:04o}: {said}")
+
+
+def _writer(folder: Path) -> Finding:
+    try:
+        held = holder(folder)
+    except OSError as error:
+        return Finding("log writer", False, f"{folder / LOCK_NAME}: {error.strerror}")
+    return Finding("log writer", held is None, "nobody" if held is None else f"another process writes it: {held}")
+
+
+def _publish(config: Config) -> Iterator[Finding]:
+    """Whether it can be set up; no store is asked for anything, and no folder made."""
+    uri = config.log.publish
+    if uri is None:
+        return
+    try:
+        folder = folder_of(uri)
+        if folder is None:
+            Store(uri, config.log.publish_options, config.log.publish_timeout_s)
+    except BonError as error:
+        yield Finding("publish", False, str(error))
+        return
+    yield (
+        Finding("publish", True, f"{uri}: not asked whether it lets us in")
+        if folder is None
+        else _room("publish", folder)
+    )
+
+
+def _room(check: str, folder: Path) -> Finding:
+    """Of a folder that need not be there yet."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir():
+        return Finding(check, False, f"{folder}: {existing} is no folder")
+    writable, free = os.access(existing, os.W_OK), shutil.disk_usage(existing).free
+    detail = f"{folder}: {'writable' if writable else 'not writable'}, {free / GIB:.1f} GiB free"
+    return Finding(check, writable and free >= LITTLE_ROOM_BYTES, detail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bon_server.cli import app
 from bon_server.config import load
 from bon_server.doctor import Finding, examine
 from bon_server.engine.memory import Room
+from bon_server.log.lock import WriterLock
 from bon_server.serving import memory_plan
 from bon_server.serving.key_file import add_key
 from bon_server.serving.keys import Quota
@@ -117,6 +119,40 @@ def test_a_log_that_others_can_read(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (finding,) = found("log folder", **{"log.directory": str(tmp_path / "file" / "log")})
     assert not finding.ok and finding.detail.endswith("file is no folder")
+
+
+def test_a_log_that_is_being_written(tmp_path: Path) -> None:
+    settings = {"log.directory": str(tmp_path)}
+    assert not found("log writer", **settings), "it was never written"
+    lock = WriterLock(tmp_path)
+    (finding,) = found("log writer", **settings)
+    assert not finding.ok and f"pid {os.getpid()}" in finding.detail
+    lock.release()
+    assert found("log writer", **settings) == [Finding("log writer", True, "nobody")]
+    WriterLock(tmp_path).release()
+
+
+def test_where_segments_are_published(tmp_path: Path) -> None:
+    assert not found("publish")
+    place = tmp_path / "made later"
+    (finding,) = found("publish", **{"log.publish": place.as_uri()})
+    assert finding.ok and "writable" in finding.detail and not place.exists()
+    (tmp_path / "file").touch()
+    (finding,) = found("publish", **{"log.publish": (tmp_path / "file").as_uri()})
+    assert not finding.ok and finding.detail.endswith("file is no folder")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("", None), ("x", "is not TOML"), ("x = 1", "'x' is not valid"), (None, "cannot be read")],
+)
+def test_how_a_bucket_is_reached(options: str | None, said: str | None, tmp_path: Path) -> None:
+    pytest.importorskip("obstore")
+    file = tmp_path / "options.toml"
+    if options is not None:
+        file.write_text(options, encoding="utf-8")
+    (finding,) = found("publish", **{"log.publish": "s3://bucket/logs", "log.publish_options": str(file)})
+    assert finding.ok is (said is None) and (said or "not asked") in finding.detail
 
 
 def test_the_verb_prints_and_exits_as_it_found(tmp_path: Path) -> None:

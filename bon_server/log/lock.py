@@ -39,9 +39,9 @@ class WriterLock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._descriptor, 512, 0).decode(errors="replace").strip()
+            named = _named_in(self._descriptor)
             os.close(self._descriptor)
-            raise LogLocked(f"{directory} is being written by another process: {holder or 'not yet named'}") from None
+            raise LogLocked(f"{directory} is being written by another process: {named}") from None
         _held.add(self._descriptor)
         since = datetime.now(UTC).isoformat(timespec="seconds")
         os.ftruncate(self._descriptor, 0)
@@ -52,3 +52,20 @@ class WriterLock:
         if self._descriptor in _held:
             _held.remove(self._descriptor)
             os.close(self._descriptor)
+
+
+def holder(directory: Path) -> str | None:
+    """Who writes this log, which has been written before; None: nobody. Changes nothing. Raises OSError."""
+    descriptor = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _named_in(descriptor)
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _named_in(descriptor: int) -> str:
+    return os.pread(descriptor, 512, 0).decode(errors="replace").strip() or "not yet named"

@@ -75,10 +75,9 @@ class Store:
             from obstore.store import LocalStore, from_url
         except ImportError as error:
             raise StartupError("publishing needs the package obstore: pip install 'bon-server[publish]'") from error
-        check_uri(uri)
+        self._folder = folder_of(uri)
         self.uri = uri.rstrip("/")
         self._api: Any = obstore
-        self._folder = Path(unquote(urlsplit(uri).path)) if uri.startswith("file:") else None
         self._store: Any
         if self._folder is not None:
             with self._naming(""):
@@ -162,6 +161,12 @@ def check_uri(uri: str) -> None:
     if parts.scheme not in SCHEMES or not usable:
         allowed = "file:///folder, s3://bucket/prefix, gs://bucket/prefix and az://account/container/prefix"
         raise ConfigError(f"log.publish = {uri!r}: allowed are {allowed}")
+
+
+def folder_of(uri: str) -> Path | None:
+    """None: it is no folder of this machine. Raises `ConfigError` as `check_uri` does."""
+    check_uri(uri)
+    return Path(unquote(urlsplit(uri).path)) if uri.startswith("file:") else None
 
 
 def _options(file: str | None, timeout_s: float) -> dict[str, Any]:
