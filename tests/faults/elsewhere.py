@@ -6,6 +6,7 @@ from tests.faults.case import Elsewhere
 
 SERVING, LOG, POLICY, REWARD = "tests/serving/", "tests/log/", "tests/policy/", "tests/reward/"
 PROCESS, SCAN = f"{SERVING}test_process.py::", f"{SERVING}test_scan.py::"
+PORTS = f"{SERVING}test_scan_ports.py::"
 
 BAD_INPUT = (
     Elsewhere(
@@ -75,15 +76,15 @@ TRANSPORT = (
         (
             f"{PROCESS}test_wrong_starts_are_told_in_one_sentence",
             f"{PROCESS}test_a_taken_port_is_told_in_one_sentence",
-            f"{SCAN}test_files_that_cannot_be_used_are_no_start",
+            f"{SERVING}test_open_starts.py::test_files_that_cannot_be_used_are_no_start",
         ),
     ),
     Elsewhere(
         "plain bytes to the TLS port, TLS 1.0 and 1.1",
         "the connection is cut",
         (
-            f"{SCAN}test_plain_text_is_not_answered_on_the_tls_port",
-            f"{SCAN}test_old_versions_of_tls_are_refused",
+            f"{PORTS}test_plain_text_is_not_answered_on_the_tls_port",
+            f"{PORTS}test_old_versions_of_tls_are_refused",
         ),
     ),
     Elsewhere(

@@ -13,8 +13,10 @@ import grpc
 import pytest
 
 from bon_server.serving import server as server_module
+from bon_server.serving import watched
 from tests.conftest import StartServer
 from tests.fakes import ScriptedPolicy, ScriptedReward
+from tests.serving.guarded import Guard
 from tests.serving.running import Running
 
 
@@ -51,6 +53,18 @@ async def run(start_server: StartServer, tmp_path: Path, monkeypatch: pytest.Mon
             return running
 
         yield start
+
+
+@pytest.fixture
+def guard(tmp_path: Path) -> Guard:
+    """Files of a server with TLS and keys."""
+    return Guard.of(tmp_path)
+
+
+@pytest.fixture
+def looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are watched are."""
+    monkeypatch.setattr(watched, "LOOK_S", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@ from tests.serving.certificates import Authority, Files
 from tests.serving.running import Refused, refusal
 from tests.waiting import SOON_S
 
+ANYWHERE = "0.0.0.0"
+"""All addresses of this machine, which is more than loopback."""
 RIGHTS = ("generate", "score", "feedback", "admin")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -58,11 +57,6 @@ def test_no_stretch_of_time_has_more_than_a_full_bucket_and_what_flows_in(
             took = sum(amount for _, amount in spent[first : last + 1])
             seconds = spent[last][0] - spent[first][0]
             assert took <= per_period * (1 + seconds / PERIOD_S) + 1e-6
-
-
-@pytest.fixture
-def guard(tmp_path: Path) -> Guard:
-    return Guard.of(tmp_path)
 
 
 def of_anna(guard: Guard, **limits: int) -> Quotas:
