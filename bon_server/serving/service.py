@@ -23,6 +23,7 @@ from bon_server.serving import audit, feedback, log_lines, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
 from bon_server.serving.auth import principal
 from bon_server.serving.content import Redact
+from bon_server.serving.deadlines import surely_left_s
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.policies import Policies
 from bon_server.serving.status import Metadata, to_status
@@ -225,7 +226,7 @@ class Service:
     def _deadline_s(self, context: Context) -> float:
         """Seconds left to the call."""
         remaining: float | None = context.time_remaining()  # the stubs do not know that it may be None
-        return self._config.limits.default_deadline_s if remaining is None else remaining
+        return self._config.limits.default_deadline_s if remaining is None else surely_left_s(remaining)
 
 
 def _caller(context: Context) -> str:
