@@ -32,6 +32,8 @@ CPU_ARGUMENTS = [
     "--enforce-eager",
 ]
 TIMEOUT = aiohttp.ClientTimeout(total=600.0)
+KEEP_IDLE_S = 2.0
+"""Connections idle for longer are not used again: servers close theirs after five seconds, just when one may send."""
 
 
 class HttpStack:
@@ -92,7 +94,9 @@ async def http_stack(models: Models, sampling: Sampling, folder: Path) -> AsyncI
     reward_command = [sys.executable, "-m", reward_process.__name__, str(reward_port), models.reward]
     environment = _environment()
     async with (
-        aiohttp.ClientSession(timeout=TIMEOUT) as session,
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(keepalive_timeout=KEEP_IDLE_S), timeout=TIMEOUT
+        ) as session,
         running(command, folder / "vllm.log", _answers(session, f"{policy_url}/health"), environment),
         running(reward_command, folder / "reward.log", _answers(session, reward_url), environment),
     ):
