@@ -3,7 +3,8 @@
 Headline keys, each the median over paired repetitions; `null` for what was not measured, with a note that says why:
 
 - `best_of_n_time_ratio` {concurrency: x}: wall time, server ÷ bare engine (the faster form of it).
-- `answers_rate_ratio`: answers a second at concurrency 8, server ÷ vLLM's HTTP server with a reward process and argmax.
+- `answers_rate_ratio`: answers a second with eight questions in flight, server ÷ vLLM's HTTP server with a reward
+  process and argmax. `details` has it for the other numbers too.
 - `answers_rate_ratio_early_stop`: the same for requests that may stop early, with the settings that `early_stopping.py`
   chose; null unless their answers' mean reward is as good as that of the HTTP stack's (the interval of the paired
   difference includes 0 or lies above).
@@ -83,18 +84,19 @@ def _add_stacks(headline: dict[str, Any], details: dict[str, Any], stacks: SideB
     measured = {name for name, _ in passes}
     details["stacks"] = _all_figures(passes)
     if {"server", *BASELINES} <= measured:
-        against_engine = {c: _against_engine(passes, c) for c in stacks.concurrencies}
+        against_engine = {c: _against_engine(passes, c) for c in stacks.concurrencies if (BASELINES[0], c) in passes}
         details["server_over_engine"] = _by_concurrency(against_engine)
         headline["best_of_n_time_ratio"] = {str(c): each["time_ratio"]["median"] for c, each in against_engine.items()}
     if {"server", "http"} <= measured:
         against_http = {c: _against_http(passes, c) for c in stacks.concurrencies}
         details["server_over_http"] = _by_concurrency(against_http)
-        headline["answers_rate_ratio"] = against_http[RATE_CONCURRENCY]["answers_rate_ratio"]["median"]
+        if RATE_CONCURRENCY in against_http:
+            headline["answers_rate_ratio"] = against_http[RATE_CONCURRENCY]["answers_rate_ratio"]["median"]
     if {EARLY, "http"} <= measured:
         early = {c: _early_against_http(passes, c) for c in stacks.concurrencies}
         details["server_early_stop_over_http"] = _by_concurrency(early)
-        chosen = early[RATE_CONCURRENCY]
-        if chosen["reward_difference"]["ci95"][1] >= 0:
+        chosen = early.get(RATE_CONCURRENCY)
+        if chosen is not None and chosen["reward_difference"]["ci95"][1] >= 0:
             headline["answers_rate_ratio_early_stop"] = chosen["answers_rate_ratio"]["median"]
 
 

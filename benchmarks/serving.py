@@ -22,7 +22,7 @@ import asyncio
 import json
 import signal
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks.machine import machine, quiet, versions
@@ -45,6 +45,7 @@ def main() -> None:
     """Measures and prints."""
     options = _options()
     sizes = QUICK if options.quick else FULL
+    sizes = replace(sizes, questions={each: sizes.questions[each] for each in options.in_flight or sizes.questions})
     with tempfile.TemporaryDirectory(prefix="bon-serving-", dir=options.work) as folder:
         for part in (SYNTHETIC_FOLDER, STACKS_FOLDER, OVERLAP_FOLDER):
             (Path(folder) / part).mkdir()
@@ -56,8 +57,9 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer questions: 10 minutes instead of 30")
+    parser.add_argument("--quick", action="store_true", help="fewer questions: 10 minutes instead of 45")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
+    parser.add_argument("--in-flight", type=int, nargs="+", choices=FULL.questions, help="questions (default: all)")
     parser.add_argument("--policy", help="directory or hub id (default: the demo's, built when missing)")
     parser.add_argument("--reward", help="directory or hub id (default: the demo's, built when missing)")
     parser.add_argument("--models", type=Path, default=Path(".demo/models"), help="where the demo's models are kept")
@@ -67,6 +69,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write the document here as well")
     options = parser.parse_args()
     options.parts = options.parts.split(",")
+    if options.quick and set(options.in_flight or ()) - set(QUICK.questions):
+        parser.error(
+            f"--in-flight {max(options.in_flight)} with --quick: allowed are {', '.join(map(str, QUICK.questions))}"
+        )
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"--parts {','.join(sorted(unknown))}: allowed are {', '.join(PARTS)}")
     return options

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,10 @@ from benchmarks.machine import Quiet, quiet
 from benchmarks.models import Models
 from benchmarks.server_stack import ServerStack, whole_server
 from benchmarks.sizes import Sizes
-from benchmarks.workload import Questions, Sampling
+from benchmarks.workload import Question, Questions, Sampling
 
-CONCURRENCIES = (1, 8)
+ENGINE_UP_TO = 8
+"""Questions in flight, beyond which the bare engine is not asked: those show what a full engine answers a second."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,15 @@ class SideBySide:
 
 async def measure(models: Models, sampling: Sampling, sizes: Sizes, parts: list[str], folder: Path) -> SideBySide:
     """Starts the stacks in `parts` (`engine`, `server`, `http`), measures, ends them. `folder` is for their output."""
-    questions = Questions(sizes.questions)
+    questions = Questions(sizes.all_questions)
     async with AsyncExitStack() as started:
         stacks = await _start(started, models, sampling, parts, folder)
-        await _warm_up(stacks, questions)
+        await _warm_up(stacks, questions.take(max(sizes.questions)))
         before = await _quiet()
         passes = await _passes(stacks, questions, sizes)
         after = await _quiet()
         difference = await _reward_difference(stacks, questions)
-    return SideBySide(CONCURRENCIES, passes, before, after, difference)
+    return SideBySide(tuple(sizes.questions), passes, before, after, difference)
 
 
 async def _start(
@@ -64,20 +67,21 @@ async def _start(
     return stacks
 
 
-async def _warm_up(stacks: list[Stack], questions: Questions) -> None:
+async def _warm_up(stacks: list[Stack], asked: Sequence[Question]) -> None:
     """The first requests of a shape are slow, and threads and connections are made on demand."""
-    asked = questions.take(max(CONCURRENCIES))
     for stack in stacks:
         await drive(stack, asked, len(asked))
 
 
 async def _passes(stacks: list[Stack], questions: Questions, sizes: Sizes) -> Passes:
-    passes: dict[tuple[str, int], list[Pass]] = {(stack.name, c): [] for stack in stacks for c in CONCURRENCIES}
+    passes: defaultdict[tuple[str, int], list[Pass]] = defaultdict(list)
     for repetition in range(sizes.repetitions):
         turn = repetition % len(stacks)  # another one goes first each time: drift of the machine favours none
-        for concurrency in CONCURRENCIES:
-            asked = questions.take(sizes.at(concurrency))
+        for concurrency, count in sizes.questions.items():
+            asked = questions.take(count)
             for stack in (*stacks[turn:], *stacks[:turn]):
+                if concurrency > ENGINE_UP_TO and stack.name.startswith("engine"):
+                    continue
                 one = await drive(stack, asked, concurrency)
                 passes[stack.name, concurrency].append(one)
                 _say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -11,24 +12,18 @@ class Sizes:
 
     repetitions: int
     """Each asks all stacks the same questions, and the next one others."""
-    questions_at_1: int
-    """Questions of a pass with one in flight."""
-    questions_at_8: int
-    """Questions of a pass with eight in flight."""
+    questions: Mapping[int, int]
+    """Questions of a pass, by how many are in flight."""
     synthetic_s: float
     """Length of a pass with synthetic models."""
     overlap_repetitions: int
     """Questions that are asked with scoring beside sampling and after it."""
 
-    def at(self, concurrency: int) -> int:
-        """Questions of a pass."""
-        return self.questions_at_1 if concurrency == 1 else self.questions_at_8
-
     @property
-    def questions(self) -> int:
-        """All that are needed: the measured ones, eight to warm up, one to compare rewards."""
-        return self.repetitions * (self.questions_at_1 + self.questions_at_8) + 9
+    def all_questions(self) -> int:
+        """All that are needed: the measured ones, those to warm up, one to compare rewards."""
+        return self.repetitions * sum(self.questions.values()) + max(self.questions) + 1
 
 
-FULL = Sizes(repetitions=5, questions_at_1=5, questions_at_8=16, synthetic_s=6.0, overlap_repetitions=12)
-QUICK = Sizes(repetitions=3, questions_at_1=2, questions_at_8=8, synthetic_s=2.0, overlap_repetitions=6)
+FULL = Sizes(repetitions=3, questions={1: 5, 8: 16, 20: 60}, synthetic_s=6.0, overlap_repetitions=12)
+QUICK = Sizes(repetitions=3, questions={1: 2, 8: 8}, synthetic_s=2.0, overlap_repetitions=6)
