@@ -1,6 +1,6 @@
 """Tokens against reward: a fixed number of candidates, and every way to stop earlier, on the same questions and seeds.
 
-    python benchmarks/early_stopping.py [--split test] [--problems N] [--quick] [--out FILE] [--plot FILE.svg]
+    python benchmarks/early_stopping.py [--split test] [--problems N] [--skip N] [--quick] [--out FILE]
 
 The settings were chosen on the development split; the test split is for the figures. Candidate i of a question is
 sampled with the same seed in every arm, so that the arms differ in what they stop, not in luck. Every answer comes from
@@ -35,7 +35,7 @@ from benchmarks.machine import machine, versions
 from benchmarks.models import demo_models
 from benchmarks.server_stack import TIMEOUT_S, bon_serve
 from benchmarks.workload import SEED_STRIDE, Sampling
-from bon_server.demo.problems import Problem, is_right, problems
+from bon_server.demo.problems import Problem, Split, is_right, problems
 
 CONCURRENCY = 8
 SHARES = {"chain_sum": 0.5, "basic_arithmetic": 0.4, "products": 0.1}
@@ -58,6 +58,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=("test", "development"), default="test")
     parser.add_argument("--problems", type=int, default=200, help="about so many questions")
+    parser.add_argument("--skip", type=int, default=0, help="so many questions first, which were asked before")
     parser.add_argument("--quick", action="store_true", help="40 questions, and one arm of each kind")
     parser.add_argument("--models", type=Path, default=Path(".demo/models"), help="where the demo's models are kept")
     parser.add_argument("--out", type=Path, help="write the document here as well")
@@ -68,7 +69,7 @@ def _options() -> argparse.Namespace:
 async def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     policy, reward = demo_models(options.models)
     count = 40 if options.quick else options.problems
-    asked = problems(options.split, {task: round(share * count) for task, share in SHARES.items()})
+    asked = _problems(options.split, options.skip, count)
     arms = [arm for arm in ARMS if not options.quick or arm.name in QUICK]
     arguments = ["--policy", policy, "--reward", reward, "--log", str(folder / "log")]
     measured: dict[str, Measured] = {}
@@ -78,8 +79,22 @@ async def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             measured[arm.name] = await _ask_all(client, asked, arm)
             one = measured[arm.name]
             _say(f"{arm.name}: reward {one.best.mean():.3f}, {one.tokens.mean():.0f} tokens a question")
-    about = {"split": options.split, "problems": len(asked), "sampling": {"temperature": 0.8, "max_tokens": 48}}
+    about = {
+        "split": options.split,
+        "problems": len(asked),
+        "skipped": options.skip,
+        "sampling": {"temperature": 0.8, "max_tokens": 48},
+    }
     return {**report(arms, measured), **about, "machine": machine(folder), "versions": versions()}
+
+
+def _problems(split: Split, skip: int, count: int) -> list[Problem]:
+    """`count` problems of each task together, after the first `skip`."""
+    skipped, all_of_them = (
+        problems(split, {task: round(share * number) for task, share in SHARES.items()})
+        for number in (skip, skip + count)
+    )
+    return [problem for problem in all_of_them if problem not in skipped]
 
 
 async def _ask_all(client: bon.AsyncClient, asked: list[Problem], arm: Arm) -> Measured:
