@@ -38,7 +38,7 @@ from benchmarks.machine import machine, versions
 
 SIZES = {
     "quick": Sizes(train=24, held_out=20, n=8, samples=2, seeds=2, kl_questions=10),
-    "small": Sizes(train=200, held_out=200, n=16, samples=2, seeds=2, kl_questions=60),
+    "small": Sizes(train=112, held_out=120, n=16, samples=2, seeds=2, kl_questions=40),
     "full": Sizes(train=600, held_out=400, n=16, samples=8, seeds=4, kl_questions=400),
 }
 QUICK_RECIPE = ["rl_stops=1,2,3", "rl_batch=8", "rl_group=4"]

@@ -35,7 +35,7 @@ class Recipe:
     """Answers of a step."""
     rl_group: int = 8
     """Answers of a step to one question."""
-    rl_stops: tuple[int, ...] = (10, 20, 40)
+    rl_stops: tuple[int, ...] = (8, 16, 32)
     """Steps after which the policy is measured."""
 
 
