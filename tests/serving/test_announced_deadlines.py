@@ -1,15 +1,20 @@
-"""What a call announces of its deadline is longer than its caller waits."""
+"""What a call announces of its deadline is longer than its caller waits, and the server knows."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
+from bon.v1 import bon_pb2 as pb
 
+from bon_server.serving.attempts import Attempts
 from bon_server.serving.deadlines import surely_left_s
+from tests.serving.conftest import Run
+from tests.serving.running import question
 
 METHOD = "/test/Deadlines"
 
@@ -50,3 +55,21 @@ async def test_it_is_not_believed(channel: grpc.aio.Channel) -> None:
         assert surely_left_s(announced_s) > 0.94 * (timeout_s - waited_s)
         too_long.append(announced_s / timeout_s - 1)
     assert max(too_long) > 0.02, "were it exact, nothing would have to be taken off"
+
+
+async def test_the_server_does_not_believe_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each method, with a deadline that no answer needs."""
+    given = list[float]()
+    original: Any = Attempts.run
+
+    async def noting(self: Attempts, request: Any, caller: str, deadline_s: float, *rest: Any) -> Any:
+        given.append(deadline_s)
+        return await original(self, request, caller, deadline_s, *rest)
+
+    monkeypatch.setattr(Attempts, "run", noting)
+    stub = (await run()).stub
+    await stub.Generate(question(), timeout=1000)
+    await stub.Score(pb.ScoreRequest(text="q", completions=["a"]), timeout=1000)
+    async for _ in stub.GenerateStream(pb.GenerateStreamRequest(request=question()), timeout=1000):
+        pass
+    assert len(given) == 3 and max(given) < 975, "1,000 s are announced as up to 1,010"
