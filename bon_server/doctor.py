@@ -211,8 +211,7 @@ def _log_folder(config: Config) -> Iterator[Finding]:
         return
     folder = Path(config.log.directory).absolute()
     yield _room("log folder", folder)
-    if (folder / LOCK_NAME).exists():
-        yield _writer(folder)
+    yield from _writer(folder)
     if folder.is_dir():
         mode = stat.S_IMODE(folder.stat().st_mode)
         private = not mode & (stat.S_IRWXO | stat.S_IWGRP)
@@ -220,12 +219,15 @@ def _log_folder(config: Config) -> Iterator[Finding]:
         yield Finding("log permissions", private, f"{mode:04o}: {said}")
 
 
-def _writer(folder: Path) -> Finding:
+def _writer(folder: Path) -> Iterator[Finding]:
     try:
         held = holder(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # it was never written
     except OSError as error:
-        return Finding("log writer", False, f"{folder / LOCK_NAME}: {error.strerror}")
-    return Finding("log writer", held is None, "nobody" if held is None else f"another process writes it: {held}")
+        yield Finding("log writer", False, f"{folder / LOCK_NAME}: {error.strerror}")
+        return
+    yield Finding("log writer", held is None, "nobody" if held is None else f"another process writes it: {held}")
 
 
 def _publish(config: Config) -> Iterator[Finding]:
@@ -235,16 +237,14 @@ def _publish(config: Config) -> Iterator[Finding]:
         return
     try:
         folder = folder_of(uri)
-        if folder is None:
-            Store(uri, config.log.publish_options, config.log.publish_timeout_s)
+        if folder is not None:
+            yield _room("publish", folder)
+            return
+        Store(uri, config.log.publish_options, config.log.publish_timeout_s)
     except BonError as error:
         yield Finding("publish", False, str(error))
-        return
-    yield (
-        Finding("publish", True, f"{uri}: not asked whether it lets us in")
-        if folder is None
-        else _room("publish", folder)
-    )
+    else:
+        yield Finding("publish", True, f"{uri}: not asked whether it lets us in")
 
 
 def _room(check: str, folder: Path) -> Finding:

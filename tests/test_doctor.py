@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from bon_server import doctor
 from bon_server.cli import app
 from bon_server.config import load
 from bon_server.doctor import Finding, examine
@@ -130,6 +132,15 @@ def test_a_log_that_is_being_written(tmp_path: Path) -> None:
     lock.release()
     assert found("log writer", **settings) == [Finding("log writer", True, "nobody")]
     WriterLock(tmp_path).release()
+
+
+def test_a_log_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(directory: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(directory))
+
+    monkeypatch.setattr(doctor, "holder", refuse)
+    (finding,) = found("log writer", **{"log.directory": str(tmp_path)})
+    assert not finding.ok and finding.detail.endswith("writer.lock: Permission denied")
 
 
 def test_where_segments_are_published(tmp_path: Path) -> None:

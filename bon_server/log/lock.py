@@ -55,7 +55,10 @@ class WriterLock:
 
 
 def holder(directory: Path) -> str | None:
-    """Who writes this log, which has been written before; None: nobody. Changes nothing. Raises OSError."""
+    """Who writes this log, which has been written before; None: nobody. Raises OSError.
+
+    Changes nothing, but a writer that starts in this very moment may find the lock taken.
+    """
     descriptor = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
