@@ -103,11 +103,16 @@ def check_score(message: pb.ScoreRequest, limits: LimitsConfig) -> None:
 
 
 def check_id(found: Violations, field: str, value: str) -> None:
-    """An id of a caller's, or none."""
+    """An id of a caller's, or none.
+
+    One that cannot be printed is not shown: a message of another type, a GenerateStreamRequest say, is read as an id
+    with the prompt in it.
+    """
     found.unless(
         not value or REQUEST_ID.fullmatch(value) is not None,
         field,
-        f"{_shown(value)} ({len(value)} characters) is not 1 to 128 characters of A-Z a-z 0-9 . _ : -",
+        f"{_shown(value) if value.isprintable() else 'what cannot be printed'} ({len(value)} characters) is not "
+        "1 to 128 characters of A-Z a-z 0-9 . _ : -",
     )
 
 

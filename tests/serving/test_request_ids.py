@@ -82,6 +82,14 @@ async def test_unknown_fields_make_no_other_request(run: Run) -> None:
     assert again.replayed and again.best == first.best
 
 
+async def test_a_stream_s_message_as_a_unary_one_is_refused_without_its_prompt(run: Run) -> None:
+    running = await run()
+    wrapped = pb.GenerateStreamRequest(request=question(text="what nobody may read"))
+    refused = await running.refused_bytes(GENERATE, wrapped.SerializeToString())
+    assert "request_id" in refused.violations
+    assert "nobody" not in refused.everything_said
+
+
 CHANGES: dict[str, Callable[[pb.GenerateRequest], object]] = {
     "prompt": lambda request: setattr(request, "text", "another"),
     "form of the prompt": lambda request: request.chat.messages.add(role="user", content="question"),
