@@ -24,7 +24,7 @@ from bon_server.errors import (
     Unavailable,
 )
 from bon_server.log.logged import Logged
-from bon_server.log.record import Record, StageTimes, prompt_hash
+from bon_server.log.record import Record
 from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
 from bon_server.serving.content import Redact, UsedIds, to_log
@@ -32,17 +32,9 @@ from bon_server.serving.deadlines import Deadlines
 from bon_server.serving.models import RunningPolicy
 from bon_server.serving.policies import Policies, stop_with
 from bon_server.serving.quotas import Quotas, Reservation
+from bon_server.serving.records import record_of
 from bon_server.stopping import NOTHING_KNOWN, Spread
-from bon_server.types import (
-    Budget,
-    Candidate,
-    CandidateStatus,
-    Kind,
-    Outcome,
-    PolicyRef,
-    Request,
-    SelectionReason,
-)
+from bon_server.types import Candidate, CandidateStatus, Outcome, Request, SelectionReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +225,8 @@ class Attempts:
                 share = partial(self._policies.share, policy)
                 answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, spread, share)
             reserved.used(answer.candidates)
-            record = self._to_record(request, answer, policy.ref, prior, created_at, queue_ns)
+            attempt = 1 if prior is None else prior.attempt + 1
+            record = record_of(request, answer, policy.ref, self._reward_model.refs, attempt, created_at, queue_ns)
             log_began_ns = time.monotonic_ns()
             logged = await to_log(record, request, self._redact)
             if logged is not None:
@@ -270,46 +263,6 @@ class Attempts:
         if request.sampling is not None and scored:
             first = min(scored, key=lambda one: one.scored_ns or 0)
             self._deadlines.first_scored(((first.scored_ns or 0) - queue_ns) / 1e9, first.completion_tokens)
-
-    def _to_record(
-        self,
-        request: Request,
-        answer: Answer,
-        policy: PolicyRef,
-        prior: Logged | None,
-        created_at: datetime,
-        queue_ns: int,
-    ) -> Record:
-        sampled = request.sampling is not None
-        return Record(
-            request_id=request.request_id,
-            request_digest=request.digest,
-            attempt=1 if prior is None else prior.attempt + 1,
-            principal=request.principal,
-            kind=Kind.GENERATE if sampled else Kind.SCORE,
-            outcome=answer.outcome,
-            created_at=created_at,
-            prompt_hash=prompt_hash(request.prompt, request.reward_context),
-            prompt_text=request.prompt.text,
-            prompt_messages=request.prompt.messages,
-            prompt_token_ids=request.prompt_token_ids or None,
-            policy=policy if sampled else None,
-            reward_models=self._reward_model.refs,
-            sampling=request.sampling,
-            n=request.n,
-            budget=None if request.budget == Budget() else request.budget,
-            rule=request.rule if sampled else None,
-            selection_temperature=request.selection_temperature,
-            selection_seed=request.selection_seed,
-            selection_reason=answer.reason,
-            selected_index=answer.selected_index,
-            reward_context=request.reward_context,
-            tags=request.tags,
-            timings=StageTimes(queue_ns, answer.sample_ns, answer.score_ns, answer.overlap_ratio),
-            reward_model_tokens=answer.reward_model_tokens,
-            candidates=answer.candidates,
-            error=None if answer.error is None else type(answer.error).__name__,
-        )
 
 
 def _forget_frames(task: asyncio.Task[Finished]) -> None:
