@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from bon_server.candidates import STOP_GRACE_S as STOP_GRACE_S
 from bon_server.candidates import UNWIND_S as UNWIND_S
 from bon_server.candidates import Candidates
-from bon_server.candidates import Policy as Policy
-from bon_server.candidates import RewardModel as RewardModel
 from bon_server.errors import (
     DeadlinePassed,
     InternalError,
@@ -25,6 +23,8 @@ from bon_server.errors import (
     RewardFailed,
     SamplingFailed,
 )
+from bon_server.protocols import Policy as Policy
+from bon_server.protocols import RewardModel as RewardModel
 from bon_server.selection import argmax, soft
 from bon_server.stopping import NOTHING_KNOWN, Spread
 from bon_server.types import (

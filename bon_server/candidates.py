@@ -1,19 +1,17 @@
-"""The candidates of one request: started, sampled, scored, pruned, ended.
-
-The Protocols `Policy` and `RewardModel` are defined here because here is where they are used.
-"""
+"""The candidates of one request: started, sampled, scored, pruned, ended."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from bon_server.errors import SamplingFailed
+from bon_server.protocols import Policy, RewardModel
 from bon_server.pruning import Pruning
 from bon_server.scores import Scores, asked
 from bon_server.stopping import Spread, early_reason, reached, wave, worth_one_more
@@ -21,12 +19,8 @@ from bon_server.types import (
     Candidate,
     CandidateStatus,
     Completion,
-    EncodedPrompt,
     FinishReason,
     Milestone,
-    ModelRef,
-    PolicyRef,
-    Prompt,
     Request,
     Sampling,
     Score,
@@ -39,55 +33,6 @@ STOP_GRACE_S = 0.05
 UNWIND_S = 0.02
 """How long cancelled samples and scores may take to release what they hold; a reward function might never."""
 Result = TypeVar("Result")
-
-
-class Policy(Protocol):
-    """A language model that is sampled."""
-
-    @property
-    def ref(self) -> PolicyRef:
-        """Which model this is."""
-
-    @property
-    def context_tokens(self) -> int:
-        """Longest prompt plus completion, in tokens."""
-
-    @property
-    def places(self) -> int:
-        """Samples that run at once; more wait their turn."""
-
-    async def encode(self, prompt: Prompt) -> EncodedPrompt:
-        """Tokenises off the event loop. Raises `InvalidRequest` for what cannot be a prompt here."""
-
-    async def check(self, sampling: Sampling) -> None:
-        """Raises `UnsupportedOption` or `InvalidRequest` for parameters that this policy must not be given."""
-
-    def sample(
-        self, key: str, prompt_token_ids: Sequence[int], sampling: Sampling, milestone: Milestone | None = None
-    ) -> Awaitable[Completion]:
-        """One sample. `key` is unique; `sampling.seed` is this candidate's own; a `milestone` is told when passed.
-
-        Returns early with finish reason CANCELLED and the partial text after `abort(key)`; cancelling the task frees
-        the engine as well. Raises `SamplingFailed` when this sample failed and `Unavailable` when the engine is dead.
-        """
-
-    async def abort(self, keys: Sequence[str]) -> None:
-        """Ends the samples with these keys; unknown keys are ignored."""
-
-
-class RewardModel(Protocol):
-    """A model or function that scores completions."""
-
-    @property
-    def refs(self) -> tuple[ModelRef, ...]:
-        """Which models score, in order."""
-
-    def score(self, prompt: Prompt, completion: str, context: Mapping[str, str]) -> Awaitable[Score]:
-        """The reward of one completion. `prompt` is text or messages, never token ids.
-
-        What concerns this completion alone (too long, not finite, its reward function raised) is a `Score` with that
-        status; a failure of the model itself raises `RewardFailed`, and `Unavailable` when its engine is dead.
-        """
 
 
 class Candidates:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from bon_server.candidates import RewardModel
 from bon_server.config import RewardConfig
 from bon_server.errors import LogError
 from bon_server.log.lock import WriterLock
@@ -40,6 +39,7 @@ from bon_server.log.where import Ordinals, Where
 from bon_server.log.whole_file import make_folder
 from bon_server.offline.rescorable import Key, Request, as_row
 from bon_server.offline.scoring import score_all
+from bon_server.protocols import RewardModel
 from bon_server.reward import ensemble
 from bon_server.reward.starting import check_reward, start_reward
 from bon_server.specs import model_of, split_name

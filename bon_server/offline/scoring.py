@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bon_server.candidates import RewardModel
+from bon_server.protocols import RewardModel
 from bon_server.reward.pairs import prompt_text
 from bon_server.types import Prompt, Score
 
