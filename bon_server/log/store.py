@@ -74,7 +74,7 @@ class Store:
             import obstore
             from obstore.store import LocalStore, from_url
         except ImportError as error:
-            raise StartupError("publishing needs the package obstore: pip install 'bon-server[publish]'") from error
+            raise StartupError("publishing needs obstore: install bon-server with its extra [publish]") from error
         self._folder = folder_of(uri)
         self.uri = uri.rstrip("/")
         self._api: Any = obstore

@@ -54,7 +54,7 @@ class Executor:
         try:
             import ray
         except ImportError as error:
-            raise ConfigError("engine: 'ray' given; it needs the extra: pip install 'bon-server[ray]'") from error
+            raise ConfigError("engine: 'ray' given; it needs Ray: install bon-server with its extra [ray]") from error
         if not numbers:
             return
         if not ray.is_initialized():

@@ -241,7 +241,7 @@ def _trace(attempts: Attempts, resources: AsyncExitStack) -> grpc.aio.ServerInte
             Tracing,
         )
     except ImportError:
-        raise StartupError("tracing needs OpenTelemetry: pip install 'bon-server[tracing]'") from None
+        raise StartupError("tracing needs OpenTelemetry: install bon-server with its extra [tracing]") from None
     tracing = Tracing.from_environment()
     resources.push_async_callback(asyncio.to_thread, tracing.close)
     attempts.on_stages = tracing.stages

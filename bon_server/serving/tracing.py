@@ -54,7 +54,7 @@ class Tracing:
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         except ImportError:
-            raise StartupError("tracing needs an exporter: pip install 'bon-server[tracing]'") from None
+            raise StartupError("tracing needs an exporter: install bon-server with its extra [tracing]") from None
         ours = Resource({"service.name": "bon", "service.version": __version__})
         provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()))
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

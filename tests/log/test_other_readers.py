@@ -14,16 +14,18 @@ import pytest
 
 from bon_server.log.snapshot import make_snapshot
 from bon_server.log.spool import Spool
+from bon_server.types import Candidate, CandidateStatus, FinishReason
 from tests.log.records import ODD_TEXT, record
 from tests.log.test_sealing import seal
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading-the-log.md"
 REQUESTS = 12
+UNSCORED = Candidate(0, text="…", status=CandidateStatus.CANCELLED, finish_reason=FinishReason.CANCELLED)
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """Sealed records of two dates, the best rewards of which are 0.5, 1.5, 2.5, …; one more in the spool."""
+    """Sealed records of two dates, with best rewards of 0.5, 1.5, 2.5, … and one without; one more in the spool."""
     day = datetime(2026, 11, 22, tzinfo=UTC)
     with closing(Spool.open(tmp_path / "log")) as spool:
         for i in range(REQUESTS):
@@ -32,6 +34,7 @@ def log(tmp_path: Path) -> Path:
             spool.append(
                 [record(f"r{i}", rewards, created_at=day + timedelta(days=i % 2), tags={"team": ODD_TEXT}, **prompt)]
             )
+        spool.append([record("without", tags={"team": ODD_TEXT}, created_at=day, candidates=(UNSCORED,))])
         seal(spool)
         spool.append([record("unsealed")])
     return tmp_path / "log"
@@ -47,7 +50,7 @@ def _run(title: str, log: Path) -> dict[str, Any]:
     return variables
 
 
-BEST = {f"r{i}": i + 0.5 for i in range(REQUESTS)}
+BEST = {f"r{i}": i + 0.5 for i in range(REQUESTS)} | {"without": None}
 
 
 def test_duckdb(log: Path) -> None:
@@ -65,7 +68,7 @@ def test_polars(log: Path) -> None:
     shown = _run("Polars", log)
     assert dict(shown["best"].iter_rows()) == BEST
     tags = shown["log"].collect()["tags"].to_list()
-    assert tags == [[{"key": "team", "value": ODD_TEXT}]] * REQUESTS
+    assert tags == [[{"key": "team", "value": ODD_TEXT}]] * len(BEST)
 
 
 def test_datasets(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +81,7 @@ def test_datasets(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_our_own_reader_sees_the_spool_too(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _run("From Python, with what is not sealed yet", log)
-    assert sum(map(int, capsys.readouterr().out.split())) == REQUESTS + 1
+    assert sum(map(int, capsys.readouterr().out.split())) == len(BEST) + 1
 
 
 def test_what_a_snapshot_pins(log: Path) -> None:

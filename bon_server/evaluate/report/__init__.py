@@ -37,7 +37,7 @@ def report(options: CurveOptions, out: Path, with_texts: bool = True) -> Documen
     Raises `ConfigError` without matplotlib, and as `curve` does.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("bon report draws with matplotlib, which is not installed: pip install 'bon-server[report]'")
+        raise ConfigError("bon report draws with matplotlib: install bon-server with its extra [report]")
     at_k, room = curve(options), headroom(options)
     requests = sample_requests(options.source, stopped=at_k["sample"] == "stopped", scores=tuple(at_k["scores"]))
     models = ", ".join(_shortened(name) for name in at_k["reward_models"]) or "(none)"

@@ -91,7 +91,7 @@ def _processes() -> Any:
         from accelerate import PartialState
     except ImportError as error:
         raise StartupError(
-            f"training needs the package {error.name}: install bon-server[train] beside [cpu] or [cuda]"
+            f"training needs {error.name}: install bon-server with its extra [train], beside [cpu] or [cuda]"
         ) from error
     # On CPUs processes only find each other when it is said that they are to use them, as the trainer does later.
     state = PartialState(cpu=not torch.cuda.is_available())
