@@ -51,13 +51,15 @@ class PolicyConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub id; for a directory, the digest that its weights must have. None: any."""
     dtype: str = "auto"
-    """`bfloat16`, `float16`, `float32`, or `auto`: the model's own; float32 on CPUs without bf16 instructions."""
+    """`bfloat16`, `float16`, `float32`, or `auto`: the model's own; but float32 on CPUs without bf16 instructions, and
+    half precision on GPUs for models in float32 (vLLM's rule)."""
     context_tokens: Positive | None = None
     """Longest prompt plus completion. None: the model's own. Less needs less memory."""
     running_samples: Positive = 128
     """Candidates decoded at the same time; more wait their turn in the engine."""
     kv_cache_bytes: Positive | None = None
-    """Memory for attention keys and values. None: on a CPU 1 GiB, on a GPU what `gpu_memory_share` leaves."""
+    """Memory for attention keys and values. None: on a CPU 1 GiB, on a GPU what `gpu_memory_share` leaves. On a GPU the
+    share has to be free all the same, and a larger cache goes beyond it."""
     gpu_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.7
     """Share of a GPU's memory that the engine may take; the reward model needs the rest. Not used on a CPU."""
     gpus: Positive = 1

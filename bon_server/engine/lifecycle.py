@@ -29,6 +29,7 @@ for _name, _value in {
     "PYTHONWARNINGS": "ignore",  # of the engine's process; this one has read it already
     "OMP_WAIT_POLICY": "PASSIVE",  # what else computes on the same cores must not wait for threads that spin idly
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, which a fork would not survive
+    "TRITON_F32_DEFAULT": "ieee",  # or attention in float32 would have the 10 bits of TF32 on a GPU, and say float32
     "VLLM_HOST_IP": "127.0.0.1",  # or it would ask the routing table which of our addresses others reach
 }.items():
     os.environ.setdefault(_name, _value)
@@ -41,6 +42,7 @@ atexit.register(mute_the_end)
 logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)  # warns on every CPU before its level is set
 
 from vllm.platforms import current_platform  # noqa: E402
+from vllm.utils.system_utils import kill_process_tree  # noqa: E402
 
 CPU_BLOCK_TOKENS = 32
 """Prompts share whole blocks only; the default of 128 tokens would leave most prompts unshared."""
@@ -74,8 +76,10 @@ async def start_process(start: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _kill_but(earlier: set[BaseProcess]) -> None:
+    """With their workers: those look for their parent only once they have loaded the model."""
     for process in set(multiprocessing.active_children()) - earlier:
-        process.kill()
+        if process.pid is not None:
+            kill_process_tree(process.pid)
 
 
 async def end_engine(engine: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bon_server.engine.memory import PROCESS_BYTES, host_room
+from bon_server.engine.memory import PROCESS_BYTES, gpu_room, host_room
 from bon_server.errors import StartupError
 from bon_server.weights import ModelFiles
 
@@ -26,4 +26,18 @@ def refuse_without_room(files: ModelFiles, dtype: str, kv_cache_bytes: int) -> N
         raise StartupError(
             f"model {files.directory}: beside the policy in use it needs {needed_bytes >> 20} MiB of memory, "
             f"and {room.free_bytes >> 20} MiB of the {room.where}'s are free"
+        )
+
+
+def refuse_without_gpu_room(files: ModelFiles, share: float) -> None:
+    """Compares the share of a GPU that an engine wants free with what is free now.
+
+    The one that serves holds its own share and some more, so two halves never fit. Raises StartupError with both
+    numbers.
+    """
+    room = gpu_room()
+    if room is not None and share * room.total_bytes > room.free_bytes:
+        raise StartupError(
+            f"model {files.directory}: beside the policy in use it needs {int(share * room.total_bytes) >> 20} MiB of "
+            f"the GPU (policy.gpu_memory_share = {share}), and {room.free_bytes >> 20} MiB are free"
         )

@@ -19,9 +19,10 @@ from bon_server.policy.adapter import check_adapter, is_adapter, merge
 from bon_server.policy.checkpoints import Checkpoint, look_at
 from bon_server.policy.in_child import in_child
 from bon_server.policy.reference import expected_logprobs
-from bon_server.policy.room import refuse_without_room
+from bon_server.policy.room import refuse_without_gpu_room, refuse_without_room
 from bon_server.policy.same_kind import check_same_kind
 from bon_server.policy.vllm import VllmPolicy
+from bon_server.policy.vllm_engine import on_cpu
 from bon_server.tokenizer import load_tokenizer, tokenizer_digest
 from bon_server.types import Sampling
 from bon_server.weights import ModelFiles, find_model
@@ -64,7 +65,7 @@ async def _start(config: PolicyConfig, serving: VllmPolicy, directory: Path, bef
     files = await asyncio.to_thread(find_model, str(directory))
     if files.revision == serving.ref.revision:
         return None
-    token_ids = await asyncio.to_thread(_examine, serving, files)
+    token_ids = await asyncio.to_thread(_examine, config, serving, files)
     expected = await in_child(expected_logprobs, files.directory, token_ids)
     policy = await VllmPolicy.start(
         # As the one in use came out, so that nothing but the weights changes.
@@ -86,7 +87,7 @@ async def _start(config: PolicyConfig, serving: VllmPolicy, directory: Path, bef
     return policy
 
 
-def _examine(serving: VllmPolicy, files: ModelFiles) -> tuple[int, ...]:
+def _examine(config: PolicyConfig, serving: VllmPolicy, files: ModelFiles) -> tuple[int, ...]:
     """All that can be found out without loading weights. Returns the tokens to test with."""
     check_same_kind(serving.files, files)
     tokenizer = load_tokenizer(files.directory)
@@ -96,6 +97,8 @@ def _examine(serving: VllmPolicy, files: ModelFiles) -> tuple[int, ...]:
             "another one needs a server of its own"
         )
     refuse_without_room(files, serving.dtype, serving.cpu_cache_bytes)
+    if not on_cpu():
+        refuse_without_gpu_room(files, config.gpu_memory_share)
     return tuple(tokenizer(TEXT)["input_ids"][: min(LONGEST_TEST_TOKENS, serving.context_tokens - 1)])
 
 

@@ -100,6 +100,14 @@ class Classifier:
         """Whether it computes where the rest of the server does."""
         return bool(self._model.device.type == "cpu")
 
+    def device_works(self) -> bool:
+        """Whether its device still computes. A GPU refuses everything after some errors, until the process is new."""
+        try:
+            torch.ones(1, device=self._model.device).item()
+        except Exception:  # noqa: BLE001 - whatever torch raises
+            return False
+        return True
+
     def rewards(self, pairs: Sequence[TokenPair]) -> list[float]:
         """Raw logits, one for each pair; on lack of memory tries again with halves. Raises what torch raises."""
         try:
@@ -211,7 +219,11 @@ def _dtype(config: RewardConfig) -> torch.dtype:
 def _device(config: RewardConfig) -> torch.device:
     if config.device != "auto":
         return torch.device(config.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.version.cuda is not None:
+        logger.warning("torch was built for CUDA but finds no GPU that it can use: scoring on the CPU")
+    return torch.device("cpu")
 
 
 def _context_tokens(files: ModelFiles, model: Any, tokenizer: Any) -> int:

@@ -173,6 +173,8 @@ class TransformersReward:
         except Exception as error:  # the forward pass of an unknown model
             kind = "out of memory" if is_out_of_memory(error) else type(error).__name__
             logger.exception("scoring a batch of %d failed", len(pairs))
+            if not self._classifier.device_works():
+                self._failure = "its device computes no more"
             return [RewardFailed(f"the forward pass failed: {kind}") for _ in pairs]
         return [scored(reward, len(pair.ids)) for reward, pair in zip(rewards, pairs, strict=True)]
 

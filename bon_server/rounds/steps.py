@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from bon_server.log.lock import WriterLock
 from bon_server.offline.manifest import MANIFEST_NAME
 from bon_server.offline.output_folder import WORK_NAME
 from bon_server.offline.select import select
+from bon_server.offline.training.options import TrainOptions
 from bon_server.offline.training.train import Progress, train
 from bon_server.rounds import evaluation
 from bon_server.rounds.child import in_child
@@ -76,8 +78,15 @@ def train_step(options: RoundsOptions, this: Round, policy: str, status: Status)
             status(f"round {this.number}: training, step {progress.step} of {progress.steps}{loss}")
 
         # Its warnings are in `training.json`.
-        there = in_child(train, options.train_options(this.selected, policy, this.policy), tell=tell)
+        there = in_child(train_on_one_gpu, options.train_options(this.selected, policy, this.policy), tell=tell)
     return there
+
+
+def train_on_one_gpu(options: TrainOptions, tell: Callable[[Progress], None]) -> dict[str, Any]:
+    """In a process of its own, which it shows the first GPU only: `train` refuses several without a launcher."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices.split(",")[0]
+    return train(options, tell)
 
 
 def evaluate_step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bon_server.config import Config, PolicyConfig, RewardConfig
 from bon_server.engine.memory import PROCESS_BYTES, Room, gpu_room, host_room
@@ -16,6 +16,8 @@ from bon_server.weights import ModelFiles, find_model
 GIB = 1 << 30
 CPU_CACHE_BYTES = GIB
 """Attention keys and values of an engine on a CPU, unless set."""
+CONTEXT_BYTES = 3 * GIB // 10
+"""What a process takes of a GPU beside its models: CUDA's context and kernels. An estimate: it differs by GPU."""
 KEPT_PROMPTS_BYTES = GIB // 4
 """Attention keys and values that the transformers backend keeps of prompts."""
 
@@ -60,13 +62,17 @@ class MemoryPlan:
         verdict = f"spare {_gib(self.room.free_bytes - self.needed_bytes)}" if self.fits else "that is too little"
         return f"{needs}; together {_gib(self.needed_bytes)}, and {_free(self.room)}: {verdict}"
 
+    @property
+    def _smaller(self) -> str:
+        return "gpu_memory_share" if self.room.where == "GPU" else "kv_cache_bytes or context_tokens"
+
     def check(self) -> None:
         """Raises StartupError when they cannot."""
         if not self.fits:
             raise StartupError(
                 f"the models need {_gib(self.needed_bytes)} GiB of memory, and {_free(self.room)}: "
-                f"{'; '.join(map(str, self.needs))}. Less is needed with smaller policy.kv_cache_bytes, "
-                "reward.kv_cache_bytes, gpu_memory_share or context_tokens of either, or half precision"
+                f"{'; '.join(map(str, self.needs))}. Less is needed with a smaller {self._smaller} of either, "
+                "or half precision"
             )
 
 
@@ -110,13 +116,17 @@ def _on_gpu(config: Config, gpu_bytes: int) -> Iterator[Need]:
     policy, reward = config.policy, config.reward
     if is_model(policy.model):
         weights_bytes = _weights_bytes(_files(policy), policy.dtype) // policy.gpus
-        yield _share("policy", "policy", policy.gpu_memory_share, weights_bytes, gpu_bytes)
+        need = _share("policy", "policy", policy, weights_bytes, gpu_bytes)
+        yield need
+        if policy.watch is not None:
+            yield replace(need, who="policy's next weights beside it (policy.watch)")
     for name, spec, files in _reward_models(reward):
         weights_bytes = _weights_bytes(files, reward.dtype)
         if is_kind(spec, "vllm"):
-            yield _share(f"reward model {name}", "reward", reward.gpu_memory_share, weights_bytes, gpu_bytes)
+            yield _share(f"reward model {name}", "reward", reward, weights_bytes, gpu_bytes)
         elif reward.device in ("auto", "cuda", "cuda:0"):
             yield Need(f"reward model {name}", {"weights": weights_bytes, "prompts": KEPT_PROMPTS_BYTES})
+    yield Need("server", {"process": CONTEXT_BYTES})
 
 
 def _engine(who: str, weights_bytes: int, cache_bytes: int) -> Need:
@@ -124,14 +134,17 @@ def _engine(who: str, weights_bytes: int, cache_bytes: int) -> Need:
     return Need(who, {name: size for name, size in parts.items() if size})
 
 
-def _share(who: str, section: str, share: float, weights_bytes: int, gpu_bytes: int) -> Need:
+def _share(who: str, section: str, config: PolicyConfig | RewardConfig, weights_bytes: int, gpu_bytes: int) -> Need:
+    """vLLM takes the whole share, and wants it free, unless a cache of a given size makes it more."""
+    share = config.gpu_memory_share
     taken_bytes = int(share * gpu_bytes)
     if weights_bytes >= taken_bytes:
         raise StartupError(
             f"{section}.gpu_memory_share = {share} is {_gib(taken_bytes)} GiB of a GPU, and the weights of the {who} "
             f"alone take {_gib(weights_bytes)} GiB"
         )
-    return Need(who, {"weights": weights_bytes, "key-value cache and work": taken_bytes - weights_bytes})
+    cache_bytes = max(taken_bytes - weights_bytes, config.kv_cache_bytes or 0)
+    return Need(who, {"weights": weights_bytes, "key-value cache and work": cache_bytes, "process": CONTEXT_BYTES})
 
 
 def _weights_bytes(files: ModelFiles, dtype: str) -> int:

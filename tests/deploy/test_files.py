@@ -126,7 +126,7 @@ def test_no_root_and_nothing_to_write_but_the_log() -> None:
     security = CONTAINER["securityContext"]
     assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
     writable = {one["mountPath"] for one in CONTAINER["volumeMounts"] if not one.get("readOnly")}
-    assert writable == {"/var/lib/bon", "/tmp"}
+    assert writable == {"/var/lib/bon", "/tmp", "/dev/shm"}
 
 
 def test_mounts_and_secrets_are_there() -> None:

@@ -19,18 +19,25 @@ PARENT = """
 import multiprocessing, time
 from bon_server.engine.child_process import live_and_die_with_parent
 
-def child(ready):
+def grandchild():
+    time.sleep(60)
+
+def child(ready, worker):
     live_and_die_with_parent()
+    process = multiprocessing.Process(target=grandchild)
+    process.start()
+    worker.value = process.pid
     ready.set()
     time.sleep(60)
 
 if __name__ == "__main__":
     spawn = multiprocessing.get_context("spawn")
     ready = spawn.Event()
-    process = spawn.Process(target=child, args=(ready,))
+    worker = spawn.Value("i", 0)
+    process = spawn.Process(target=child, args=(ready, worker))
     process.start()
     ready.wait()
-    print(process.pid, flush=True)
+    print(process.pid, worker.value, flush=True)
     time.sleep(60)
 """
 
@@ -50,7 +57,7 @@ def script(tmp_path: Path) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_it_dies_with_a_parent_that_is_killed_and_not_of_an_interrupt(script: str) -> None:
+def test_it_dies_with_a_parent_that_is_killed_its_own_children_too_and_not_of_an_interrupt(script: str) -> None:
     parent = subprocess.Popen(
         [sys.executable, script],
         cwd=ROOT,
@@ -60,20 +67,21 @@ def test_it_dies_with_a_parent_that_is_killed_and_not_of_an_interrupt(script: st
         start_new_session=True,
     )
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
+    child, worker = map(int, parent.stdout.readline().split())
     try:
         assert os.getpgid(child) == child  # an interrupt from the terminal goes to the parent's group
         assert not is_gone(child)
         parent.kill()
         parent.wait(10)
         deadline = time.monotonic() + 10
-        while not is_gone(child) and time.monotonic() < deadline:
+        while not (is_gone(child) and is_gone(worker)) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert is_gone(child)
+        assert is_gone(child) and is_gone(worker)
     finally:
         parent.stdout.close()
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+        for process in (child, worker):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 def test_it_does_nothing_in_a_process_that_nobody_spawned() -> None:

@@ -9,7 +9,7 @@ import pytest
 from bon_server.engine.memory import Room
 from bon_server.errors import StartupError
 from bon_server.policy import room
-from bon_server.policy.room import refuse_without_room
+from bon_server.policy.room import refuse_without_gpu_room, refuse_without_room
 from bon_server.weights import ModelFiles
 
 GIB = 1 << 30
@@ -30,3 +30,13 @@ def test_the_larger_of_test_and_engine_has_to_fit(
     with_free(needed_gib)
     with pytest.raises(StartupError, match=rf"{needed_gib * 1024} MiB .* {(needed_gib - 1) * 1024} MiB of the machine"):
         with_free(needed_gib - 1)
+
+
+def test_an_engine_wants_its_share_of_a_gpu_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_free(free_gib: float) -> None:
+        monkeypatch.setattr(room, "gpu_room", lambda: Room("GPU", 40 * GIB, int(free_gib * GIB)))
+        refuse_without_gpu_room(FILES, 0.4)
+
+    with_free(16)
+    with pytest.raises(StartupError, match=r"16384 MiB of the GPU \(policy.gpu_memory_share = 0.4\), and 15872 MiB"):
+        with_free(15.5)

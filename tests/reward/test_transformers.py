@@ -158,8 +158,23 @@ async def test_a_failing_forward_pass_fails_its_requests_and_no_others(
         patch.setattr(reward._classifier, "_forward", failing)
         with pytest.raises(RewardFailed, match="out of memory" if "memory" in message else "RuntimeError"):
             await reward.score(CHAT, "a", {})
-    assert reward.healthy
+    assert reward.healthy and reward._classifier.device_works()
     assert (await reward.score(CHAT, "a", {})).status is CandidateStatus.SCORED
+
+
+async def test_a_device_that_computes_no_more_is_said_to_be_broken(
+    reward: TransformersReward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(pairs: Sequence[TokenPair]) -> list[float]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(reward._classifier, "_forward", failing)
+    monkeypatch.setattr(reward._classifier, "device_works", lambda: False)
+    with pytest.raises(RewardFailed, match="RuntimeError"):
+        await reward.score(CHAT, "a", {})
+    assert not reward.healthy
+    with pytest.raises(RewardFailed, match="its device computes no more"):
+        await reward.score(CHAT, "a", {})
 
 
 class Gate:

@@ -15,6 +15,7 @@ import pytest
 from bon_server.errors import RoundFailed, StartupError
 from bon_server.offline.training.options import TrainOptions
 from bon_server.offline.training.train import train
+from bon_server.rounds import steps
 from bon_server.rounds.child import in_child
 from bon_server.rounds.held_out import Text
 from bon_server.rounds.kl import kl_of_texts
@@ -84,3 +85,15 @@ def test_a_tiny_policy_is_trained_and_measured(tmp_path: Path) -> None:
     first, second = in_child(kl_of_texts, str(tmp_path / "tuned"), str(base), texts, tell=done.append)
     assert first == second > 0.01
     assert done == [1, 2]
+
+
+@pytest.mark.parametrize(("before", "seen"), [(None, "0"), ("2,3", "2"), ("", "")])
+def test_training_sees_the_first_gpu_only(before: str | None, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "whatever it was")  # restored afterwards
+    if before is None:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = before
+    monkeypatch.setattr(steps, "train", lambda options, tell: {"gpus": os.environ["CUDA_VISIBLE_DEVICES"]})
+    options = TrainOptions(data=Path("data"), policy="policy", out=Path("out"))
+    assert steps.train_on_one_gpu(options, lambda progress: None) == {"gpus": seen}

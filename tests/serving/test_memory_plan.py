@@ -137,16 +137,36 @@ def test_what_does_not_fit_is_refused_with_both_numbers(
 
 def test_shares_of_a_gpu(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"policy.model": models["policy"], "reward.models": [f"vllm:{models['decoder']}"]}
-    host, gpu = Room("machine", GIB, GIB), Room("GPU", 10 * GIB, 9 * GIB + GIB // 2)
+    host, gpu = Room("machine", GIB, GIB), Room("GPU", 10 * GIB, 10 * GIB)
     plan = made(config(**settings), monkeypatch, host, gpu)
-    assert [need.total_bytes for need in plan.needs] == [int(0.7 * 10 * GIB), int(0.2 * 10 * GIB)]
+    context_bytes = planning.CONTEXT_BYTES
+    shares_bytes = [int(0.7 * 10 * GIB), int(0.2 * 10 * GIB), 0]
+    assert [need.total_bytes for need in plan.needs] == [share + context_bytes for share in shares_bytes]
     assert plan.room == gpu
     plan.check()
     too_much = made(config(**settings, **{"reward.gpu_memory_share": 0.4}), monkeypatch, host, gpu)
-    with pytest.raises(StartupError, match=r"need 11\.00 GiB .* 9\.50 of the GPU's 10\.00 GiB"):
+    with pytest.raises(
+        StartupError, match=r"need 11\.90 GiB .* 10\.00 of the GPU's 10\.00 GiB.* smaller gpu_memory_share"
+    ):
         too_much.check()
     with pytest.raises(StartupError, match=r"reward\.gpu_memory_share = 0\.001"):
         made(config(**settings, **{"reward.gpu_memory_share": 0.001}), monkeypatch, host, gpu)
+
+
+def test_a_gpu_has_to_hold_the_next_weights_too(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"policy.model": models["policy"], "policy.watch": "checkpoints"}
+    host, gpu = Room("machine", GIB, GIB), Room("GPU", 10 * GIB, 10 * GIB)
+    made(config(**settings, **{"policy.gpu_memory_share": 0.4}), monkeypatch, host, gpu).check()
+    with pytest.raises(StartupError, match=r"policy's next weights beside it \(policy\.watch\) 5\.30"):
+        made(config(**settings, **{"policy.gpu_memory_share": 0.5}), monkeypatch, host, gpu).check()
+
+
+def test_a_cache_larger_than_the_share_counts(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    host, gpu = Room("machine", GIB, GIB), Room("GPU", 10 * GIB, 10 * GIB)
+    for cache_gib, expected_gib in ((1, 7), (9, 9)):
+        settings = config(**{"policy.model": models["policy"], "policy.kv_cache_bytes": cache_gib * GIB})
+        parts = made(settings, monkeypatch, host, gpu).needs[0].parts
+        assert parts["key-value cache and work"] == expected_gib * GIB - (parts["weights"] if cache_gib == 1 else 0)
 
 
 async def test_a_server_that_cannot_fit_its_models_does_not_start(

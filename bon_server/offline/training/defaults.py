@@ -93,7 +93,7 @@ def _dtype(asked: str) -> str:
         return asked
     if _on_cpu():
         return "float32" if dtype_for("auto", on_cpu=True) == "float32" else "bfloat16"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
 
 def _on_cpu() -> bool:
