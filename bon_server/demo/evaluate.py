@@ -33,7 +33,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Returns accuracies, pair accuracy and best-of-n over one sample, overall and for each task, ready for JSON.
 
-    Every figure is {"value", "ci95": [low, high]}, a percentile bootstrap over problems. Pair accuracy is over all
+    Every figure is {"value", "ci95": [low, high]}, a bootstrap over problems. Pair accuracy is over all
     pairs of a right and a wrong completion of one problem, pooled (`pair_accuracy`) or averaged over problems; a tie
     counts half.
 

@@ -6,22 +6,20 @@ Everywhere P problems with N candidates each: `rewards` (P, N) float64, `right` 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bon_server.estimators.clusters import ratios
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Indices = NDArray[np.int64]
-Measure = Callable[[Indices], float]
 Figure = dict[str, float | list[float] | None]
-
-RESAMPLES = 10_000
 
 
 def figures(rewards: Floats, right: Bools, answers: Sequence[Sequence[str | None]], seed: int) -> dict[str, Figure]:
-    """Returns each measure with its 95 % percentile-bootstrap interval over problems, the same resamples for all.
+    """Returns each measure with its 95 % bootstrap interval over problems, the same resamples for all.
 
     Args:
         answers: (P, N) the number that each candidate gives, for the majority vote; None where it gives none.
@@ -32,26 +30,30 @@ def figures(rewards: Floats, right: Bools, answers: Sequence[Sequence[str | None
     """
     if not np.isfinite(rewards).all():
         raise ValueError(f"rewards: {int((~np.isfinite(rewards)).sum())} of {rewards.size} are not finite")
-    random = np.random.default_rng(seed)
     problems, n = right.shape
-    rows = np.arange(problems)
+    rows, each = np.arange(problems), np.ones(problems)
     single = right.mean(axis=1)
-    best = right[rows, rewards.argmax(axis=1)].astype(float)  # argmax takes the lowest index of a tie
+    best = right[rows, rewards.argmax(axis=1)]  # argmax takes the lowest index of a tie
     won, pairs = pair_counts(rewards, right)
-    both = pairs > 0
-    macro = np.where(both, won / np.maximum(pairs, 1), 0.0)
-    choose: dict[str, Measure] = {
-        "single_sample_accuracy": lambda i: float(single[i].mean()),
-        "best_of_n_accuracy": lambda i: float(best[i].mean()),
-        "best_of_n_over_single_sample": lambda i: _ratio(float(best[i].sum()), float(single[i].sum())),
-        "pair_accuracy": lambda i: _ratio(float(won[i].sum()), float(pairs[i].sum())),
-        "pair_accuracy_mean_over_problems": lambda i: _ratio(float(macro[i].sum()), float(both[i].sum())),
-        "pass_at_n": _mean_of(np.any(right, axis=1)),
-        "majority_vote_accuracy": _mean_of(_majority(answers, right)),
-        "random_choice_accuracy": _mean_of(right[rows, random.integers(n, size=problems)]),
+    at_random = np.random.default_rng(seed).integers(n, size=problems)
+    above_and_below = {
+        "single_sample_accuracy": (single, each),
+        "best_of_n_accuracy": (best, each),
+        "best_of_n_over_single_sample": (best, single),
+        "pair_accuracy": (won, pairs),
+        "pair_accuracy_mean_over_problems": (won / np.maximum(pairs, 1), pairs > 0),
+        "pass_at_n": (np.any(right, axis=1), each),
+        "majority_vote_accuracy": (_majority(answers, right), each),
+        "random_choice_accuracy": (right[rows, at_random], each),
     }
-    resamples = random.integers(problems, size=(RESAMPLES, problems))
-    return {name: _with_interval(measure, rows, resamples) for name, measure in choose.items()}
+    above, below = (
+        np.stack(list(columns), axis=1).astype(np.float64) for columns in zip(*above_and_below.values(), strict=True)
+    )
+    values, between = ratios(above, below, seed)
+    return {
+        name: {"value": _rounded(values[index]), "ci95": _bounds(between[:, index])}
+        for index, name in enumerate(above_and_below)
+    }
 
 
 def pair_counts(rewards: Floats, right: Bools) -> tuple[Floats, Floats]:
@@ -71,18 +73,10 @@ def _majority(answers: Sequence[Sequence[str | None]], right: Bools) -> Bools:
     return verdicts
 
 
-def _mean_of(verdicts: Bools) -> Measure:
-    return lambda indices: float(verdicts[indices].mean())
-
-
-def _ratio(above: float, below: float) -> float:
-    return above / below if below else float("nan")
-
-
-def _with_interval(measure: Measure, rows: Indices, resamples: Indices) -> Figure:
+def _rounded(value: float) -> float | None:
     """What is undefined (nothing right at all, hence no pairs) is None, in JSON null."""
-    value = measure(rows)
-    spread = np.array([measure(indices) for indices in resamples])
-    spread = spread[np.isfinite(spread)]
-    interval = [round(float(q), 4) for q in np.quantile(spread, [0.025, 0.975])] if spread.size else None
-    return {"value": round(value, 4) if np.isfinite(value) else None, "ci95": interval}
+    return round(float(value), 4) if np.isfinite(value) else None
+
+
+def _bounds(between: Floats) -> list[float] | None:
+    return [round(float(bound), 4) for bound in between] if np.isfinite(between).all() else None
