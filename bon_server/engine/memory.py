@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from bon_server.errors import StartupError
 
 PROCESS_BYTES = 1 << 30
 """Of a process with torch and vLLM in it, and of what a forward pass holds for a moment."""
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
+ASK_THE_GPU = "import torch; print(*torch.cuda.mem_get_info(0))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +35,20 @@ def host_room(proc: Path = PROC, cgroups: Path = CGROUPS) -> Room:
 
 
 def gpu_room() -> Room | None:
-    """Memory of the first GPU; None where torch sees none. Imports torch."""
+    """Memory of the first GPU; None where torch sees none. Imports torch. Raises StartupError where the GPU fails.
+
+    A process of its own asks, for seconds: asking makes a CUDA context, some hundred MiB that this one would keep, and a
+    GPU in exclusive mode then takes no engine.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return None
-    free_bytes, total_bytes = torch.cuda.mem_get_info(0)
+    done = subprocess.run([sys.executable, "-c", ASK_THE_GPU], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise StartupError(f"the GPU cannot be used: {said}")
+    free_bytes, total_bytes = map(int, done.stdout.split())
     return Room("GPU", total_bytes, free_bytes)
 
 

@@ -125,8 +125,8 @@ def _on_gpu(config: Config, gpu_bytes: int) -> Iterator[Need]:
         if is_kind(spec, "vllm"):
             yield _share(f"reward model {name}", "reward", reward, weights_bytes, gpu_bytes)
         elif reward.device in ("auto", "cuda", "cuda:0"):
-            yield Need(f"reward model {name}", {"weights": weights_bytes, "prompts": KEPT_PROMPTS_BYTES})
-    yield Need("server", {"process": CONTEXT_BYTES})
+            parts = {"weights": weights_bytes, "prompts": KEPT_PROMPTS_BYTES, "process": CONTEXT_BYTES}
+            yield Need(f"reward model {name}", parts)
 
 
 def _engine(who: str, weights_bytes: int, cache_bytes: int) -> Need:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bon_server.config import Config, load
-from bon_server.engine.memory import PROCESS_BYTES, Room, host_room
+from bon_server.engine import memory
+from bon_server.engine.memory import PROCESS_BYTES, Room, gpu_room, host_room
 from bon_server.errors import StartupError
 from bon_server.serving import memory_plan as planning
 from bon_server.serving.memory_plan import MemoryPlan, memory_plan
@@ -49,6 +50,18 @@ def written(root: Path, files: dict[str, str]) -> Path:
 def test_the_room(groups: str, limits: dict[str, str], expected: Room, tmp_path: Path) -> None:
     proc = written(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": groups})
     assert host_room(proc, written(tmp_path / "groups", limits)) == expected
+
+
+def test_the_room_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(memory, "ASK_THE_GPU", "print(3, 5)")
+    assert gpu_room() == Room("GPU", 5, 3)
+    monkeypatch.setattr(memory, "ASK_THE_GPU", "print(1); raise RuntimeError('all CUDA-capable devices are busy')")
+    with pytest.raises(StartupError, match="the GPU cannot be used: RuntimeError: all CUDA-capable devices are busy"):
+        gpu_room()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_room() is None
 
 
 def test_this_machine_has_some() -> None:
@@ -140,13 +153,13 @@ def test_shares_of_a_gpu(models: dict[str, str], monkeypatch: pytest.MonkeyPatch
     host, gpu = Room("machine", GIB, GIB), Room("GPU", 10 * GIB, 10 * GIB)
     plan = made(config(**settings), monkeypatch, host, gpu)
     context_bytes = planning.CONTEXT_BYTES
-    shares_bytes = [int(0.7 * 10 * GIB), int(0.2 * 10 * GIB), 0]
+    shares_bytes = [int(0.7 * 10 * GIB), int(0.2 * 10 * GIB)]
     assert [need.total_bytes for need in plan.needs] == [share + context_bytes for share in shares_bytes]
     assert plan.room == gpu
     plan.check()
     too_much = made(config(**settings, **{"reward.gpu_memory_share": 0.4}), monkeypatch, host, gpu)
     with pytest.raises(
-        StartupError, match=r"need 11\.90 GiB .* 10\.00 of the GPU's 10\.00 GiB.* smaller gpu_memory_share"
+        StartupError, match=r"need 11\.60 GiB .* 10\.00 of the GPU's 10\.00 GiB.* smaller gpu_memory_share"
     ):
         too_much.check()
     with pytest.raises(StartupError, match=r"reward\.gpu_memory_share = 0\.001"):
