@@ -37,8 +37,8 @@ def host_room(proc: Path = PROC, cgroups: Path = CGROUPS) -> Room:
 def gpu_room() -> Room | None:
     """Memory of the first GPU; None where torch sees none. Imports torch. Raises StartupError where the GPU fails.
 
-    A process of its own asks, for seconds: asking makes a CUDA context, some hundred MiB that this one would keep, and a
-    GPU in exclusive mode then takes no engine.
+    A process of its own asks, for seconds: asking makes a CUDA context, some hundred MiB that this one would keep, with
+    which a GPU in exclusive mode takes no engine.
     """
     import torch
 
