@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +16,8 @@ from bon_server.rounds import steps
 from bon_server.rounds.child import in_child
 from bon_server.rounds.held_out import Text
 from bon_server.rounds.kl import kl_of_texts
+from tests.rounds.child_functions import counted, dying, failing, with_semaphore
 from tests.tiny_models import save_policy
-
-_HELD: list[Any] = []
-
-
-def counted(up_to: int, tell: Callable[[Any], None]) -> tuple[int, int]:
-    """Tells each number; returns its process and the last."""
-    for number in range(up_to):
-        tell(number)
-    return os.getpid(), up_to
-
-
-def failing(message: str, tell: Callable[[Any], None]) -> None:
-    """Raises what a command shows in one sentence."""
-    raise RoundFailed(message)
-
-
-def with_semaphore(tell: Callable[[Any], None]) -> str:
-    """The name of a semaphore that is there until the process ends."""
-    lock = multiprocessing.Lock()
-    _HELD.append(lock)
-    return str(lock._semlock.name)  # type: ignore[attr-defined]
-
-
-def dying(tell: Callable[[Any], None]) -> None:
-    """Ends as the kernel ends what has no memory left."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_results_and_progress_come_back() -> None:
