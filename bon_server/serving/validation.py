@@ -105,14 +105,13 @@ def check_score(message: pb.ScoreRequest, limits: LimitsConfig) -> None:
 def check_id(found: Violations, field: str, value: str) -> None:
     """An id of a caller's, or none.
 
-    One that cannot be printed is not shown: a message of another type, a GenerateStreamRequest say, is read as an id
-    with the prompt in it.
+    One that begins with a control character is not shown: so a GenerateStreamRequest reads here, prompt and all.
     """
+    shown = "what begins with a control character" if value[:1] < " " else _shown(value)
     found.unless(
         not value or REQUEST_ID.fullmatch(value) is not None,
         field,
-        f"{_shown(value) if value.isprintable() else 'what cannot be printed'} ({len(value)} characters) is not "
-        "1 to 128 characters of A-Z a-z 0-9 . _ : -",
+        f"{shown} ({len(value)} characters) is not 1 to 128 characters of A-Z a-z 0-9 . _ : -",
     )
 
 

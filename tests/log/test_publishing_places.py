@@ -68,7 +68,7 @@ def test_unknown_options_are_refused(tmp_path: Path, spool: Spool) -> None:
 
 def test_a_missing_package_is_named(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(StartupError, match=r"bon-server\[publish\]"):
+    with pytest.raises(StartupError, match=r"bon-server with its extra \[publish\]"):
         Publisher(spool, LogConfig(publish="s3://bucket/prefix"))
 
 
