@@ -15,6 +15,8 @@ PROCESS_BYTES = 1 << 30
 """Of a process with torch and vLLM in it, and of what a forward pass holds for a moment."""
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
+GPU_ANSWERS_S = 120.0
+"""Importing torch is most of it."""
 ASK_THE_GPU = "import torch; print(*torch.cuda.mem_get_info(0))"
 
 
@@ -44,7 +46,11 @@ def gpu_room() -> Room | None:
 
     if not torch.cuda.is_available():
         return None
-    done = subprocess.run([sys.executable, "-c", ASK_THE_GPU], capture_output=True, text=True, check=False)
+    asking = [sys.executable, "-c", ASK_THE_GPU]
+    try:
+        done = subprocess.run(asking, capture_output=True, text=True, check=False, timeout=GPU_ANSWERS_S)
+    except subprocess.TimeoutExpired:
+        raise StartupError(f"the GPU cannot be used: it says nothing for {GPU_ANSWERS_S:g} s") from None
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise StartupError(f"the GPU cannot be used: {said}")

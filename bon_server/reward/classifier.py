@@ -101,11 +101,14 @@ class Classifier:
         return bool(self._model.device.type == "cpu")
 
     def device_works(self) -> bool:
-        """Whether its device still computes. A GPU refuses everything after some errors, until the process is new."""
+        """Whether its device still computes. A GPU refuses everything after some errors, until the process is new.
+
+        One that has no memory left for a number will have some again.
+        """
         try:
             torch.ones(1, device=self._model.device).item()
-        except Exception:  # noqa: BLE001 - whatever torch raises
-            return False
+        except Exception as error:  # noqa: BLE001 - whatever torch raises
+            return is_out_of_memory(error)
         return True
 
     def rewards(self, pairs: Sequence[TokenPair]) -> list[float]:

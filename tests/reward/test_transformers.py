@@ -177,6 +177,23 @@ async def test_a_device_that_computes_no_more_is_said_to_be_broken(
         await reward.score(CHAT, "a", {})
 
 
+@pytest.mark.parametrize(
+    ("error", "works"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: unspecified launch failure"), False),
+    ],
+)
+async def test_lack_of_memory_is_no_broken_device(
+    error: Exception, works: bool, reward: TransformersReward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torch, "ones", refuse)
+    assert reward._classifier.device_works() is works
+
+
 class Gate:
     """Holds forward passes back until opened, and notes how many sequences each has."""
 
