@@ -18,6 +18,7 @@ from tests.conftest import StartServer
 from tests.fakes import ScriptedPolicy, ScriptedReward
 from tests.serving.guarded import Guard
 from tests.serving.running import Running
+from tests.serving.watching import Loader, Watch, Watching
 
 
 class Run(Protocol):
@@ -53,6 +54,22 @@ async def run(start_server: StartServer, tmp_path: Path, monkeypatch: pytest.Mon
             return running
 
         yield start
+
+
+@pytest.fixture
+def watch(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """`await watch(first policy, settings)`."""
+
+    async def start(first: ScriptedPolicy, **settings: Any) -> Watching:
+        folder = tmp_path / "checkpoints"
+        folder.mkdir()
+        loader = Loader()
+        monkeypatch.setattr(server_module, "start_successor", loader)
+        monkeypatch.setattr(server_module, "memory_plan", lambda config: None)  # its policy has no files
+        watched = {"policy.model": "scripted", "policy.watch": str(folder), "policy.watch_poll_s": 0.01}
+        return Watching(await run(first, settings=watched | settings), folder, loader)
+
+    return start
 
 
 @pytest.fixture
