@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from bon_server.config import RewardConfig
+from bon_server.offline.training.freed_memory import keep_freed_memory
 from bon_server.types import Message, Prompt
+
+CPU_MICRO_BATCH = 8
+"""Answers whose gradients are computed at once on a CPU: as fast as 24, in half the memory."""
 
 
 def main() -> None:
@@ -60,9 +64,13 @@ def _trainer(options: argparse.Namespace) -> Any:
     from trl import GRPOConfig, GRPOTrainer
 
     on_gpu = torch.cuda.is_available()
+    micro_batch = options.batch if on_gpu else math.gcd(options.batch, CPU_MICRO_BATCH)
+    if not on_gpu:
+        keep_freed_memory()
     config = GRPOConfig(
         output_dir=str(options.out / "checkpoints"),
-        per_device_train_batch_size=options.batch,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=options.batch // micro_batch,
         num_generations=options.group,
         max_completion_length=options.max_tokens,
         temperature=options.temperature,

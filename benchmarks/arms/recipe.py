@@ -36,7 +36,7 @@ class Recipe:
     """Answers of a step."""
     rl_group: int = 8
     """Answers of a step to one question."""
-    rl_stops: tuple[int, ...] = (8, 16, 32)
+    rl_stops: tuple[int, ...] = (8, 16, 24)
     """Steps after which the policy is measured."""
 
 

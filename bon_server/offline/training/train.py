@@ -18,6 +18,7 @@ from bon_server.errors import BonError, ConfigError, StartupError, TrainingError
 from bon_server.offline.training import curve
 from bon_server.offline.training.defaults import checkpoint_steps
 from bon_server.offline.training.examples import Audit
+from bon_server.offline.training.freed_memory import keep_freed_memory
 from bon_server.offline.training.model_directory import write_model
 from bon_server.offline.training.options import TrainOptions, check
 from bon_server.offline.training.plan import Plan, Rows, make_plan, read_rows, warnings_of
@@ -63,6 +64,8 @@ def train(
     """
     check(options)
     state = _processes()
+    if state.device.type == "cpu":
+        keep_freed_memory()
     plan = make_plan(options, state.num_processes)
     work = WorkFolder(options.out)
     there = finished(work.out)
