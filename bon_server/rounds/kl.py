@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,17 +50,26 @@ def _kl(models: Sequence[Any], text: Text) -> float:
     import torch
 
     ids = [*text.prompt_ids, *text.completion_ids]
-    first, last = len(text.prompt_ids) - 1, len(ids) - 1
+    sampled = len(text.completion_ids)
     with torch.inference_mode():
-        logits = [model(torch.tensor([ids], device=model.device)).logits[0, first:last].float() for model in models]
+        # Those of the last token come too, which predict what nobody sampled.
+        logits = [_last_logits(model, ids, sampled + 1)[:-1].float() for model in models]
         total = 0.0
-        for start in range(0, last - first, POSITIONS_AT_ONCE):
+        for start in range(0, sampled, POSITIONS_AT_ONCE):
             tuned, base = (
                 sampled_logprobs(of[start : start + POSITIONS_AT_ONCE], text.temperature, text.top_p) for of in logits
             )
             mask = np.ones((1, len(tuned)), dtype=np.bool_)
             total += float(kl_full_vocabulary(tuned[None].numpy(), base[None].numpy(), mask)[0])
     return total
+
+
+def _last_logits(model: Any, ids: Sequence[int], count: int) -> Any:
+    """(count, vocabulary) at the last positions. A long prompt's would be gigabytes; most models can leave them out."""
+    import torch
+
+    only = {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    return model(torch.tensor([ids], device=model.device), **only).logits[0, -count:]
 
 
 def sampled_logprobs(logits: Any, temperature: float, top_p: float) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from bon_server.rounds.held_out import Text
 from bon_server.rounds.kl import kl_of_texts, sampled_logprobs
@@ -52,6 +53,28 @@ def test_long_texts_are_summed_in_pieces(policies: tuple[str, str]) -> None:
     (whole,) = kl_of_texts(*policies, [Text(PROMPT, completion, 1.0, 1.0)], lambda _: None)
     parts = [Text(PROMPT + completion[:end], completion[end : end + 1], 1.0, 1.0) for end in range(75)]
     assert whole == pytest.approx(sum(kl_of_texts(*policies, parts, lambda _: None)), rel=1e-4)
+
+
+def test_logits_of_the_prompt_are_left_out_where_the_model_can(
+    policies: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those of a model that always computes all give the same KL."""
+    texts = [Text(PROMPT, (4, 5), 0.8, 1.0), Text(PROMPT, (4,), 0.8, 1.0)]
+    forward, rows = LlamaForCausalLM.forward, []
+
+    def watched(self: LlamaForCausalLM, input_ids: torch.Tensor, logits_to_keep: int = 0) -> Any:
+        output = forward(self, input_ids, logits_to_keep=logits_to_keep)
+        rows.append(output.logits.shape[1])
+        return output
+
+    def always_all(self: LlamaForCausalLM, input_ids: torch.Tensor) -> Any:
+        return forward(self, input_ids)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    values = kl_of_texts(*policies, texts, lambda _: None)
+    assert rows == [3, 3, 2, 2]  # of the completion, and one that predicts what comes after it
+    monkeypatch.setattr(LlamaForCausalLM, "forward", always_all)
+    assert kl_of_texts(*policies, texts, lambda _: None) == pytest.approx(values, rel=1e-5)
 
 
 def test_a_policy_is_no_distance_from_itself(policies: tuple[str, str]) -> None:
