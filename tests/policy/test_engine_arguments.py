@@ -14,7 +14,11 @@ from bon_server.weights import ModelFiles
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
-FILES = ModelFiles("m", Path("/m"), "r", 0, {}, {}, {})
+
+@pytest.fixture
+def files(tmp_path: Path) -> ModelFiles:
+    """Of a model whose directory is there: with HF_HUB_OFFLINE=1 vLLM takes any other path for a hub id."""
+    return ModelFiles("m", tmp_path, "r", 0, {}, {}, {})
 
 
 @pytest.fixture
@@ -27,15 +31,15 @@ def vllm_engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return vllm_engine
 
 
-def test_parallel_sizes(vllm_engine: Any) -> None:
-    one = vllm_engine._engine_args(PolicyConfig(), FILES)
+def test_parallel_sizes(vllm_engine: Any, files: ModelFiles) -> None:
+    one = vllm_engine._engine_args(PolicyConfig(), files)
     assert (one.tensor_parallel_size, one.data_parallel_size) == (1, 1)
     assert one.distributed_executor_backend is vllm_engine.OneProcessExecutor
-    many = vllm_engine._engine_args(PolicyConfig(gpus=2, data_parallel=3), FILES)
+    many = vllm_engine._engine_args(PolicyConfig(gpus=2, data_parallel=3), files)
     assert (many.tensor_parallel_size, many.data_parallel_size) == (2, 3)
     assert many.distributed_executor_backend is vllm_engine.ProcessPerGpuExecutor
 
 
-def test_watching_needs_room_for_two(vllm_engine: Any) -> None:
+def test_watching_needs_room_for_two(vllm_engine: Any, files: ModelFiles) -> None:
     with pytest.raises(StartupError, match=r"gpu_memory_share = 0\.7 .* at most 0\.5"):
-        vllm_engine._start(PolicyConfig(watch="/checkpoints"), FILES, None)
+        vllm_engine._start(PolicyConfig(watch="/checkpoints"), files, None)
