@@ -28,6 +28,7 @@ from dataclasses import replace
 
 from benchmarks.arms.commands import end_at_sigterm
 from benchmarks.arms.experiment import Experiment, Sizes
+from benchmarks.arms.lanes import usual_lanes
 from benchmarks.arms.setting import STRONG, WEAK, told
 from benchmarks.arms.start import add_common, experiment_of, sizes_of
 from benchmarks.arms.weak_reward import weak_reward
@@ -49,7 +50,7 @@ def main() -> None:
     options = _options()
     end_at_sigterm()
     experiment = _with_weak_reward(experiment_of(options, options.sizes), options)
-    arms = all_arms(experiment, range(options.rl_seeds))
+    arms = all_arms(experiment, range(options.rl_seeds), options.lanes)
     work = experiment.work
     document = {
         **report(arms),
@@ -57,7 +58,8 @@ def main() -> None:
         "size": options.size,
         "reward_models": {name: told(model) for name, model in experiment.rewards.items()},
         "about": json.loads((work.folder / "about.json").read_text(encoding="utf-8")),
-        "seconds": {**work.seconds, "all": round(sum(work.seconds.values()), 1)},
+        "lanes": options.lanes,
+        "seconds": {**work.seconds, "all": work.elapsed_s()},
         "machine": machine(work.folder),
         "versions": versions(),
     }
@@ -74,6 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--size", choices=tuple(SIZES), default="small", help="quick: minutes; full: a day or a GPU")
     parser.add_argument("--quick", action="store_true", help="as --size quick")
     parser.add_argument("--rl-seeds", type=int, help="of online RL (default: 1, with --size full all)")
+    parser.add_argument("--lanes", type=int, help="parts at a time, each on its CPUs (default: 2; on a GPU 1)")
     parser.add_argument("--weak-reward", help="a weaker reward model (default: the demo's, trained on few labels)")
     parser.add_argument("--plot", type=Path, help="draw the figure into this file (.svg or .png)")
     add_common(parser)
@@ -81,6 +84,8 @@ def _options() -> argparse.Namespace:
     if options.quick or options.size == "quick":
         options.size, options.recipe = "quick", [*QUICK_RECIPE, *options.recipe]
     options.sizes = sizes_of(options, SIZES[options.size])
+    if options.lanes is None:
+        options.lanes = usual_lanes()
     if options.rl_seeds is None:
         options.rl_seeds = options.sizes.seeds if options.size == "full" else 1
     return options

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.arms.answers import Answers
 from benchmarks.arms.commands import Run
 from benchmarks.arms.experiment import Experiment
+from benchmarks.arms.lanes import in_lanes
 from benchmarks.arms.setting import STRONG
 from bon_server.estimators.kl_best_of_n import kl_exact_plugin
 from bon_server.estimators.order_statistics import reward_at_k
@@ -55,17 +56,28 @@ class Arm:
     """Name of the arm that differs in the choice alone."""
 
 
-def all_arms(experiment: Experiment, rl_seeds: Sequence[int]) -> list[Arm]:
-    """Does what is missing of all parts. Arms with the proxy `strong` first."""
+def all_arms(experiment: Experiment, rl_seeds: Sequence[int], lanes: int) -> list[Arm]:
+    """Does what is missing of all parts, those of tuned policies in `lanes`. Arms with the proxy `strong` first."""
     base = experiment.measure(BASE, experiment.setting.policy, (_run(experiment, experiment.sizes.n),), 0)
     answers = base[experiment.setting.temperature]
+    in_lanes(lanes, _lane, experiment, rl_seeds)
     arms: list[Arm] = []
     for proxy in experiment.rewards:
         arms += best_of_n(answers, proxy)
         if proxy == STRONG:
-            arms += [_tuned(experiment, name) for name in RULES]
+            arms += [_tuned(experiment, name, range(experiment.sizes.seeds)) for name in RULES]
         arms += _online(experiment, proxy, rl_seeds)
     return arms
+
+
+def _lane(experiment: Experiment, rl_seeds: Sequence[int], lane: int, lanes: int) -> None:
+    """Does the parts of every `lanes`-th seed, and those of every `lanes`-th run of online reinforcement learning."""
+    for name in RULES:
+        for seed in range(experiment.sizes.seeds)[lane::lanes]:
+            _tuned(experiment, name, [seed])
+    runs = [(proxy, seed) for proxy in experiment.rewards for seed in rl_seeds]
+    for proxy, seed in runs[lane::lanes]:
+        list(_online(experiment, proxy, [seed]))
 
 
 def best_of_n(answers: Answers, proxy: str) -> Iterator[Arm]:
@@ -91,9 +103,9 @@ def _run(experiment: Experiment, n: int) -> Run:
     return Run(n, experiment.setting.temperature)
 
 
-def _tuned(experiment: Experiment, name: str) -> Arm:
+def _tuned(experiment: Experiment, name: str, seeds: Sequence[int]) -> Arm:
     """A policy of each seed, tuned on what a rule chose."""
-    rule, seeds = RULES[name], range(experiment.sizes.seeds)
+    rule = RULES[name]
     policies = [(f"seed-{seed}/{rule}", experiment.tuned(rule, seed), seed) for seed in seeds]
     tokens = [
         sampled_tokens(experiment.harvest(seed))

@@ -82,7 +82,7 @@ def measure(experiment: Experiment) -> dict[str, Any]:
             for seed in seeds
             for rule in (RULE, f"random-{RULE}")
         },
-        "seconds": {**work.seconds, "all": round(sum(work.seconds.values()), 1)},
+        "seconds": {**work.seconds, "all": work.elapsed_s()},
         "machine": machine(work.folder),
         "versions": versions(),
     }

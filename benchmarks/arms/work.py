@@ -48,12 +48,21 @@ class Work:
         if not done.exists():
             folder.mkdir(parents=True, exist_ok=True)
             _say(f"{name} …")
-            began = time.monotonic()
+            began_at, began = time.time(), time.monotonic()
             result = do(folder)
-            _write(done, {**result, "seconds": round(time.monotonic() - began, 1)})
+            _write(done, {**result, "began_at": began_at, "seconds": round(time.monotonic() - began, 1)})
         self.seconds[name] = self.read(name)["seconds"]
         _say(f"{name}: {self.seconds[name]:.0f} s")
         return folder
+
+    def elapsed_s(self) -> float:
+        """Seconds in which a part that was asked for was being done: those of two at a time count once."""
+        spans = sorted((told["began_at"], told["began_at"] + told["seconds"]) for told in map(self.read, self.seconds))
+        total, until = 0.0, float("-inf")
+        for begin, end in spans:
+            total += max(0.0, end - max(begin, until))
+            until = max(until, end)
+        return round(total, 1)
 
     def read(self, name: str) -> Document:
         """What a finished part returned, and its `seconds`."""
