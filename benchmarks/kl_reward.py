@@ -6,7 +6,7 @@
 
 The proxy is the reward model that selects and trains, gold the exact judge. All arms answer the same held-out questions
 at the same temperature; KL is to the base policy at that temperature. Then best-of-n and online RL again with a
-deliberately weak proxy, trained on few labels, to see over-optimisation (Gao et al. 2022). Small: some 90 minutes on
+deliberately weak proxy, trained on few labels, to see over-optimisation (Gao et al. 2022). Small: some 85 minutes on
 two cores. What an interrupted run did lies in DIR, and the same command goes on there. `kl_reward_report.py` says what
 is in the document, the last line of stdout; docs/kl-reward.md how to read it, and how to run it on a GPU.
 """
