@@ -7,6 +7,8 @@ Progress goes to stderr; the last line of stdout is one JSON document:
 - `points_time_ratio`: seconds of `bon evaluate curve --no-intervals --json`, the whole process from its start to its
   end, ÷ those of pyarrow reading the column of rewards of the same files with two threads, in a process that is
   running; `curve_time_ratio`: the same with intervals. Of the larger log; by kind of reward and size in `runs`.
+- `points_time_ratio_of_processes`, `curve_time_ratio_of_processes`: the same ÷ the whole process of a script that does
+  nothing but import pyarrow and read that column.
 - `memory_growth`: peak resident memory of the process with intervals and 1 M requests ÷ that with 0.1 M, less 1.
 
 Logs have 16 candidates a request, see `select_made.py`. Rewards are `tied`, of two digits, with ties in nearly every
@@ -43,6 +45,14 @@ DIGITS = {"tied": 2, "continuous": 16}
 REWARDS = ["candidates.list.element.reward"]
 THREADS = 2
 KINDS = {"points": ["--no-intervals"], "curve": []}
+READ_IN_A_PROCESS = f"""
+import glob, sys
+import pyarrow as pa
+import pyarrow.parquet as pq
+pa.set_cpu_count({THREADS})
+print(sum(pq.ParquetFile(file).read(columns={REWARDS}).num_rows for file in glob.glob(sys.argv[1])))
+"""
+FILES = "segments/*/*/*.parquet"
 
 
 def main() -> None:
@@ -78,11 +88,13 @@ def _measure(folder: Path, sizes: tuple[int, int], repetitions: int) -> dict[str
         runs[rewards] = {str(size): _times(folder / f"{rewards}-{size}", size, repetitions) for size in sizes}
     small, large = map(str, sizes)
     growths = [by_size[large]["curve"]["peak_kib"] / by_size[small]["curve"]["peak_kib"] for by_size in runs.values()]
+    ratios = {
+        f"{kind}_time_{ratio}": {rewards: by_size[large][kind][ratio]["median"] for rewards, by_size in runs.items()}
+        for ratio in ("ratio", "ratio_of_processes")
+        for kind in KINDS
+    }
     return {
-        "points_time_ratio": {
-            rewards: by_size[large]["points"]["ratio"]["median"] for rewards, by_size in runs.items()
-        },
-        "curve_time_ratio": {rewards: by_size[large]["curve"]["ratio"]["median"] for rewards, by_size in runs.items()},
+        **ratios,
         "memory_growth": round(max(growths) - 1, 3),
         "requests": sizes,
         "candidates": CANDIDATES,
@@ -98,17 +110,21 @@ def _measure(folder: Path, sizes: tuple[int, int], repetitions: int) -> dict[str
 def _times(log: Path, size: int, repetitions: int) -> dict[str, Any]:
     """Of pyarrow and of ours, one after the other in each repetition; the first warms up and does not count."""
     pyarrow: list[float] = []
+    processes: list[float] = []
     ours: dict[str, list[tuple[float, int]]] = {kind: [] for kind in KINDS}
     for _ in range(1 + repetitions):
         pyarrow.append(_read(log, size))
+        processes.append(_read_in_a_process(log, size))
         for kind, flags in KINDS.items():
             ours[kind].append(_evaluate(log, size, flags))
     return {
         "pyarrow_s": spread(pyarrow[1:]),
+        "pyarrow_process_s": spread(processes[1:]),
         **{
             kind: {
                 "seconds": spread([seconds for seconds, _ in times[1:]]),
-                "ratio": spread([seconds / one for (seconds, _), one in zip(times[1:], pyarrow[1:], strict=True)]),
+                "ratio": _ratios(times[1:], pyarrow[1:]),
+                "ratio_of_processes": _ratios(times[1:], processes[1:]),
                 "peak_kib": max(peak for _, peak in times),
             }
             for kind, times in ours.items()
@@ -116,15 +132,33 @@ def _times(log: Path, size: int, repetitions: int) -> dict[str, Any]:
     }
 
 
+def _ratios(ours: list[tuple[float, int]], theirs: list[float]) -> dict[str, float]:
+    return spread([seconds / one for (seconds, _), one in zip(ours, theirs, strict=True)])
+
+
 def _read(log: Path, size: int) -> float:
     """Seconds of pyarrow for the rewards alone."""
     began = time.perf_counter()
-    files = sorted(log.glob("segments/*/*/*.parquet"))
+    files = sorted(log.glob(FILES))
     rows = sum(pq.ParquetFile(file).read(columns=REWARDS).num_rows for file in files)
     seconds = time.perf_counter() - began
+    _check(rows, size)
+    return seconds
+
+
+def _read_in_a_process(log: Path, size: int) -> float:
+    """The same from the start of a Python to its end."""
+    words = [sys.executable, "-c", READ_IN_A_PROCESS, str(log / FILES)]
+    began = time.perf_counter()
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    _check(int(done.stdout), size)
+    return seconds
+
+
+def _check(rows: int, size: int) -> None:
     if rows != size:
         raise RuntimeError(f"pyarrow read {rows} requests of {size}")
-    return seconds
 
 
 def _evaluate(log: Path, size: int, flags: list[str]) -> tuple[float, int]:
