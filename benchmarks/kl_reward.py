@@ -28,7 +28,7 @@ from dataclasses import replace
 
 from benchmarks.arms.commands import end_at_sigterm
 from benchmarks.arms.experiment import Experiment, Sizes
-from benchmarks.arms.lanes import usual_lanes
+from benchmarks.arms.lanes import check_lanes, usual_lanes
 from benchmarks.arms.setting import STRONG, WEAK, told
 from benchmarks.arms.start import add_common, experiment_of, sizes_of
 from benchmarks.arms.weak_reward import weak_reward
@@ -86,6 +86,7 @@ def _options() -> argparse.Namespace:
     options.sizes = sizes_of(options, SIZES[options.size])
     if options.lanes is None:
         options.lanes = usual_lanes()
+    check_lanes(options.lanes)
     if options.rl_seeds is None:
         options.rl_seeds = options.sizes.seeds if options.size == "full" else 1
     return options

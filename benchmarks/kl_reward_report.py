@@ -4,6 +4,7 @@ The document: `arms`, a list of `{"name", "kind", "proxy_model", "kl_nats", "kl_
 "proxy", "proxy_ci", "gold", "gold_ci", "gold_gain", "gold_gain_ci", "proxy_gain", "proxy_gain_ci", "train_tokens",
 "answer_tokens", "seeds", "by_seed", "control"?, "gold_minus_control"?, "gold_minus_control_ci"?, …}`. Gains are paired
 differences to the base. Intervals: 95 %, over questions, with seeds averaged; `by_seed` has the means of each seed.
+`seconds` has those of each part, and as `all` those in which any was being done: `lanes` are done at a time.
 `fits` has the curves of Gao et al. 2022 for best-of-n, `R(d) = d (alpha - beta d)` with d = sqrt(KL), for each proxy.
 """
 

@@ -21,19 +21,24 @@ def usual_lanes() -> int:
     """Two where nothing but CPUs computes; one beside a GPU, which a second lane would have to share."""
     import torch
 
-    return 1 if torch.cuda.is_available() or not hasattr(os, "sched_getaffinity") else min(2, len(_cpus()))
+    return 1 if torch.cuda.is_available() else min(2, len(_cpus()))
+
+
+def check_lanes(lanes: int) -> None:
+    """Raises ConfigError: there are more lanes than CPUs, or none."""
+    most = len(_cpus())
+    if not 1 <= lanes <= most:
+        raise ConfigError(f"lanes: {lanes} given; allowed are 1 to {most}, the CPUs that a process can be held to")
 
 
 def in_lanes(lanes: int, do: Callable[..., None], *arguments: Any) -> None:
     """Calls `do(*arguments, lane, lanes)` in a process for each lane, and returns when all have returned.
 
     A single lane is done in this process. When one fails, or this is interrupted, the others are ended too: what they
-    had finished stays. Raises ConfigError: more lanes than CPUs; RuntimeError: a lane failed, for the reason that it
+    had finished stays. Raises ConfigError as `check_lanes` does; RuntimeError: a lane failed, for the reason that it
     has printed.
     """
-    cpus = _cpus() if lanes > 1 else [0]
-    if not 1 <= lanes <= len(cpus):
-        raise ConfigError(f"lanes: {lanes} given; allowed are 1 to {len(cpus)}, the CPUs that there are")
+    check_lanes(lanes)
     if lanes == 1:
         do(*arguments, 0, 1)
         return
@@ -42,7 +47,7 @@ def in_lanes(lanes: int, do: Callable[..., None], *arguments: Any) -> None:
         spawn.Process(target=_lane, args=(do, arguments, lane, lanes), name=f"lane-{lane}") for lane in range(lanes)
     ]
     try:
-        _start(processes, cpus)
+        _start(processes)
         running = processes
         while running:
             wait([process.sentinel for process in running])
@@ -59,8 +64,9 @@ def in_lanes(lanes: int, do: Callable[..., None], *arguments: Any) -> None:
                 process.join()
 
 
-def _start(processes: list[Any], cpus: list[int]) -> None:
+def _start(processes: list[Any]) -> None:
     """Each inherits its CPUs from this thread: libraries count them as early as they are loaded."""
+    cpus = _cpus()
     try:
         for lane, process in enumerate(processes):
             os.sched_setaffinity(0, cpus[lane :: len(processes)])
@@ -76,4 +82,5 @@ def _lane(do: Callable[..., None], arguments: tuple[Any, ...], lane: int, lanes:
 
 
 def _cpus() -> list[int]:
-    return sorted(os.sched_getaffinity(0))
+    """That this process may use; one where a process cannot be held to some of them."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
