@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from bon_server.offline.options import Engine
 from bon_server.offline.select import SelectOptions, select
 from bon_server.selection import OfflineRule
 
@@ -61,7 +62,7 @@ QUERIES = {
 }
 
 
-def ours(engine: str, rule: OfflineRule, log: Path, out: Path, k: int) -> tuple[float, int]:
+def ours(engine: Engine, rule: OfflineRule, log: Path, out: Path, k: int) -> tuple[float, int]:
     """Seconds and rows written. The first output has the data, so a selection of one shard's size stays one file."""
     began = time.perf_counter()
     options = SelectOptions(

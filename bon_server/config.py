@@ -31,15 +31,15 @@ class ListenConfig:
     """Where the server listens."""
 
     host: str = "127.0.0.1"
-    """Address of the gRPC port. Loopback unless you say otherwise."""
+    """Listen for gRPC at this address; another than loopback needs TLS and API keys."""
     port: Port = 50051
-    """gRPC port; 0 takes a free one (see `ready_file`)."""
+    """Listen for gRPC on this port; 0 takes a free one, which the ready file names."""
     metrics_host: str = "127.0.0.1"
-    """Address of the metrics endpoint. On another than loopback it wants TLS, and a key with the right `admin`."""
+    """Serve metrics at this address; another than loopback needs TLS, and keys with the right `admin`."""
     metrics_port: Port = 9464
-    """Port of the metrics endpoint; 0 takes a free one."""
+    """Serve metrics on this port; 0 takes a free one."""
     ready_file: str | None = None
-    """Written, with the addresses as JSON, once the server answers. None: no file."""
+    """Write the addresses to this JSON file once the server answers. Default: no file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class PolicyConfig:
     """The language model that is sampled."""
 
     model: str = ""
-    """Directory, hub id, or `synthetic[:key=value,...]`."""
+    """Sample from this policy: a directory, a hub id, or `synthetic[:key=value,...]`. There is no default."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; for a directory, the digest that its weights must have. None: any."""
     dtype: str = "auto"
@@ -77,8 +77,8 @@ class PolicyConfig:
     seed: int | None = None
     """Seed of the engine for candidates without one. None: random, so that a restart samples anew."""
     watch: str | None = None
-    """Folder whose newest checkpoint is loaded while serving; the old weights stay until the new ones are tested, so
-    there must be memory for both. None: the weights of the start."""
+    """Load the newest checkpoint of this folder while serving; the old weights stay until the new ones are tested, so
+    there must be memory for both. Default: keep the weights of the start."""
     watch_poll_s: PositiveSeconds = 2.0
     """How often that folder is looked at; a checkpoint is taken once it is the same at two looks."""
     watch_drain_s: PositiveSeconds = 600.0
@@ -93,8 +93,9 @@ class RewardConfig:
     """The model or function that scores."""
 
     models: tuple[str, ...] = ()
-    """Directory or hub id (transformers), `vllm:` and one of these (a vLLM engine of its own),
-    `function:module:name` or `synthetic[:key=value,...]`; `name=` in front names it."""
+    """Score with this reward model: a directory or hub id (transformers), `vllm:` and one of these (a vLLM engine of
+    its own), `function:module:name` or `synthetic[:key=value,...]`; `name=` in front names it. May be repeated: several
+    models score together. There is no default."""
     revision: str | None = None
     """Hub revision; None: the hub's default branch."""
     dtype: str = "float32"
@@ -197,7 +198,7 @@ class LogConfig:
     """Where and how records are kept."""
 
     directory: str = ""
-    """Folder of the log; made when missing."""
+    """Keep the log in this folder, which is made when missing. There is no default."""
     durability: Durability = Durability.FSYNC
     """What OK promises. `fsync`: the record was synced to disk before the answer left; each sync takes along what came
     during the one before. `group`: the same promise, and a record waits `linger_ms` for others to share its sync.
@@ -231,9 +232,9 @@ class LogConfig:
     """How long after its sealing a record still answers retries of its request id, at least, unless it is removed
     before by one of the next two."""
     publish: str | None = None
-    """Where sealed segments are copied to: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix`
-    or `file:///folder`. Any number of servers may share one place. What is not sealed yet is on this disk only, see
-    `seal_age_s`. None: nowhere."""
+    """Copy sealed segments to `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix` or
+    `file:///folder`, which any number of servers may share. Records that are not sealed yet are on this disk only, see
+    `log.seal_age_s`. Default: copy nothing."""
     publish_options: str | None = None
     """TOML file with options of the store, named as the package obstore names them: `endpoint`, `region`,
     `access_key_id`, ...; `[client_options]` are those of its client, for example `allow_http`. Read again after each
@@ -265,9 +266,9 @@ class TelemetryConfig:
     """What the server tells of itself beside its metrics."""
 
     log_format: LogFormat = LogFormat.HUMAN
-    """Lines on stderr for people, or one JSON object each."""
+    """Write lines on stderr for people, or one JSON object each."""
     tracing: bool = False
-    """Whether each call is traced by OpenTelemetry; where to, its own OTEL_ variables say."""
+    """Trace each call with OpenTelemetry; its own OTEL_ variables say where the traces go."""
 
 
 @dataclass(frozen=True, kw_only=True)

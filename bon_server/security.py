@@ -17,16 +17,16 @@ class SecurityConfig:
     """Who may call, and how the way there is protected. All of these files are read again when they change."""
 
     tls_cert: str | None = None
-    """PEM file with the server's certificate, followed by those that lead to its authority. None: plain text."""
+    """Use TLS with the certificate chain in this PEM file, the server's first. Default: plain text."""
     tls_key: str | None = None
-    """PEM file with the certificate's private key, not encrypted."""
+    """Take the certificate's private key from this PEM file, which is not encrypted. Default: none."""
     tls_client_ca: str | None = None
-    """PEM file with the authorities of which callers must show a certificate (mutual TLS). None: none is asked for."""
+    """Ask callers for a certificate of the authorities in this PEM file (mutual TLS). Default: ask for none."""
     api_keys: str | None = None
-    """TOML file of API keys, see `bon keys new`. None: whoever reaches the port may call."""
+    """Let in callers with an API key of this TOML file only, see `bon keys new`. Default: whoever reaches the port."""
     allow_insecure: bool = False
-    """Whether an address that other machines reach may be open without TLS or without keys, where something in front of
-    it does their work; warns at the start."""
+    """Open an address that other machines reach without TLS or keys, with a warning at the start, where something in
+    front of it does their work."""
 
 
 def check_exposure(addresses: Mapping[str, str], security: SecurityConfig) -> None:

@@ -15,9 +15,11 @@ import math
 import random
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def argmax(rewards: Sequence[float | None]) -> int | None:
@@ -115,6 +117,8 @@ def random_priority(request_keys: NDArray[np.uint64], index: NDArray[np.int32]) 
     SplitMix64 (Steele, Lea and Flood 2014), with the request key as its state and the index as the step: counter-based,
     so that the draw does not depend on what else is read, or in which order.
     """
+    import numpy as np  # here, since the command line reads the names of the rules and starts in a third of the time
+
     state = request_keys + (index.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -15,7 +15,7 @@ LAYERS = [
     ["__init__"],
     ["types"],
     ["errors", "protocols"],
-    ["security", "config_sources"],
+    ["security", "config_sources", "options"],
     ["config", "specs"],
     ["selection", "estimators", "stopping"],
     ["pruning", "scores"],

@@ -8,10 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from bon_server import doctor
-from bon_server.cli import app
 from bon_server.config import load
 from bon_server.doctor import Finding, examine
 from bon_server.engine.memory import Room
@@ -19,6 +17,7 @@ from bon_server.log.lock import WriterLock
 from bon_server.serving import memory_plan
 from bon_server.serving.key_file import add_key
 from bon_server.serving.keys import Quota
+from tests.command import run_bon
 
 GIB = 1 << 30
 
@@ -185,10 +184,10 @@ def test_how_a_bucket_is_reached(options: str | None, said: str | None, tmp_path
 
 def test_the_verb_prints_and_exits_as_it_found(tmp_path: Path) -> None:
     words = ["doctor", "--json", "--set", "listen.port=0", "--set", "listen.metrics_port=0", "--log"]
-    done = CliRunner().invoke(app, [*words, str(tmp_path)])
+    done = run_bon(*words, str(tmp_path))
     findings = json.loads(done.stdout)
     assert {"python", "sqlite", "cores", "memory", "gRPC port", "log folder"} <= {one["check"] for one in findings}
     assert done.exit_code == int(not all(one["ok"] for one in findings))
     tmp_path.chmod(0o777)
-    assert CliRunner().invoke(app, [*words, str(tmp_path)]).exit_code == 1
-    assert CliRunner().invoke(app, ["doctor", "--nothing"]).exit_code == 2
+    assert run_bon(*words, str(tmp_path)).exit_code == 1
+    assert run_bon("doctor", "--nothing").exit_code == 2

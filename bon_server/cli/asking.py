@@ -4,77 +4,62 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import bon
-import typer
-from rich.console import Console
+from cyclopts import Parameter
 
 from bon_server.cli.options import (
     DEFAULT_TARGET,
-    AllowInsecure,
-    ApiKeyFile,
+    Access,
     AsJson,
-    Candidates,
-    Choice,
     Concurrency,
-    JsonSchema,
-    MaxTokens,
     Raw,
-    Regex,
-    Seed,
+    Sampling,
     System,
     Target,
-    Temperature,
-    Tls,
-    TlsCa,
-    TlsCert,
-    TlsKey,
-    TopP,
 )
-from bon_server.cli.show import given, key_value, print_result
+from bon_server.cli.show import print_result
+from bon_server.errors import ConfigError
+from bon_server.options import FLAT, NotNegativeNumber, Positive, PositiveNumber, read_pairs
 
 
 def ask(
-    prompt: Annotated[str, typer.Argument(help="The question: one user message of a chat.")],
-    n: Candidates = None,
+    prompt: Annotated[str, Parameter(help="Ask this question, as one user message of a chat.")],
+    /,
+    *,
     target: Target = DEFAULT_TARGET,
-    show_all: Annotated[bool, typer.Option("--all", help="Whole texts; with --json all candidates.")] = False,
-    as_json: AsJson = False,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
-    json_schema: JsonSchema = None,
-    regex: Regex = None,
-    choice: Choice = None,
+    sampling: Annotated[Sampling, FLAT] = Sampling(),
     raw: Raw = False,
-    timeout: Annotated[float, typer.Option(help="Deadline in seconds; the best so far is taken then.")] = 120.0,
-    stream: Annotated[bool, typer.Option("--stream", help="Show candidates as they are scored.")] = False,
-    stop_at_reward: Annotated[float | None, typer.Option(help="Stop at the first candidate this good.")] = None,
-    price: Annotated[float | None, typer.Option(help="Adaptive N: price of a candidate, in units of reward.")] = None,
-    api_key_file: ApiKeyFile = None,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    allow_insecure: AllowInsecure = False,
+    timeout: Annotated[
+        PositiveNumber, Parameter(help="Take the best so far after this many seconds, the deadline of the call.")
+    ] = 120.0,
+    stop_at_reward: Annotated[
+        float | None, Parameter(help="Stop at the first candidate with at least this reward. Default: sample all.")
+    ] = None,
+    price: Annotated[
+        NotNegativeNumber | None,
+        Parameter(help="Choose n by this price of a candidate, in units of reward (adaptive N). Default: fixed n."),
+    ] = None,
+    show_all: Annotated[
+        bool, Parameter(name="--all", help="Show whole texts; with --json give all candidates, not the best alone.")
+    ] = False,
+    stream: Annotated[bool, Parameter(help="Show each candidate as soon as it is scored.")] = False,
+    as_json: AsJson = False,
+    access: Annotated[Access, FLAT] = Access(),
 ) -> None:
     """Ask one question and show the best answer."""
+    import bon
+    from rich.console import Console
+
     from bon_server import ask as asking
 
-    options = given(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
-    options |= given(stop_at_reward=stop_at_reward, price_per_candidate=price)
-    options |= _constraint(json_schema, regex, choice)
+    options = sampling.given()
+    if stop_at_reward is not None:
+        options["stop_at_reward"] = stop_at_reward
+    if price is not None:
+        options["price_per_candidate"] = price
     options["view"] = "all" if show_all or not as_json else "winner"
-    security = bon.Security(
-        api_key_file=api_key_file,
-        tls=tls,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        allow_insecure=allow_insecure,
-    )
+    security = access.security()
     question = bon.Text(prompt) if raw else prompt
     if stream:
         console = Console(stderr=as_json)
@@ -92,49 +77,65 @@ def ask(
 def harvest(
     file: Annotated[
         Path,
-        typer.Argument(
-            help="JSON lines, Parquet, a folder of Parquet shards, or one that datasets saved; see --column."
+        Parameter(
+            help="Send the prompts of this file or folder: JSON lines, Parquet, a folder of Parquet shards, or a data "
+            "set that datasets saved."
         ),
     ],
-    n: Candidates = None,
+    /,
+    *,
     target: Target = DEFAULT_TARGET,
-    concurrency: Concurrency = 8,
-    as_json: AsJson = False,
-    column: Annotated[
-        list[str],
-        typer.Option(
-            help="Where a part of the request is: prompt=question, reward_context.answer=extra.gold, tags= (left out). "
-            "Parts: prompt, id, reward_context[.NAME], tags[.NAME]; each by default in the column of its name."
+    sampling: Annotated[Sampling, FLAT] = Sampling(),
+    top_k: Annotated[int | None, Parameter(help="Sample from the so many likeliest tokens. Default: from all.")] = None,
+    min_p: Annotated[
+        float | None,
+        Parameter(
+            help="Sample from tokens with at least this share of the likeliest's probability. Default: from all."
         ),
-    ] = [],  # noqa: B006 - Typer copies it
+    ] = None,
+    stop: Annotated[
+        tuple[str, ...],
+        Parameter(allow_leading_hyphen=True, help="End a completion at this text. May be repeated. Default: none."),
+    ] = (),
+    column: Annotated[
+        tuple[str, ...],
+        Parameter(
+            metavar="PART=COLUMN",
+            help="Read a part of the request from this column: prompt=question, reward_context.answer=extra.gold, or "
+            "tags= to leave it out. Parts are prompt, id, reward_context[.NAME] and tags[.NAME]. May be repeated. "
+            "Default: each part from the column of its name.",
+        ),
+    ] = (),
     system: System = None,
-    tag: Annotated[list[str], typer.Option(help="KEY=VALUE, for every request. May be repeated.")] = [],  # noqa: B006
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from so many tokens. Default: from all.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Not from tokens below this share of the likeliest.")] = None,
-    max_tokens: MaxTokens = None,
-    stop: Annotated[list[str], typer.Option(help="Text that ends a completion. May be repeated.")] = [],  # noqa: B006
-    seed: Seed = None,
-    json_schema: JsonSchema = None,
-    regex: Regex = None,
-    choice: Choice = None,
     raw: Raw = False,
-    patience: Annotated[float, typer.Option(help="Seconds to wait for a server that is full or away.")] = 300.0,
-    out: Annotated[Path | None, typer.Option(help="Write the best answers here as JSON lines, as they come.")] = None,
+    tags: Annotated[
+        tuple[tuple[str, str], ...],
+        Parameter(
+            name="--tag",
+            converter=read_pairs,
+            n_tokens=1,
+            metavar="KEY=VALUE",
+            help="Give every request this tag, KEY=VALUE. May be repeated. Default: none.",
+        ),
+    ] = (),
+    concurrency: Concurrency = 8,
+    patience: Annotated[
+        NotNegativeNumber, Parameter(help="Wait so many seconds for a server that is full or away.")
+    ] = 300.0,
+    out: Annotated[
+        Path | None,
+        Parameter(help="Write the best answers to this file as JSON lines, as they come. Default: do not."),
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all lines, ask a few, estimate tokens and time; nothing is logged.")
+        bool, Parameter(help="Check all lines, ask a few, and estimate tokens and time; nothing is logged.")
     ] = False,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Prompts that a dry run asks. Default: 8, or --concurrency if more.")
+        Positive | None,
+        Parameter(help="Ask so many prompts in a dry run. Default: 8, or --concurrency if that is more."),
     ] = None,
-    sample_seed: Annotated[int, typer.Option(help="Of the draw of these prompts.")] = 0,
-    api_key_file: ApiKeyFile = None,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    allow_insecure: AllowInsecure = False,
+    sample_seed: Annotated[int, Parameter(help="Draw the prompts of a dry run from this seed.")] = 0,
+    as_json: AsJson = False,
+    access: Annotated[Access, FLAT] = Access(),
 ) -> None:
     """Send many prompts through a server; safe to run again after a crash.
 
@@ -147,21 +148,11 @@ def harvest(
     from bon_server.harvest.progress import run_harvest
 
     if raw and system is not None:
-        raise typer.BadParameter("--system is for chats; with --raw prompts are texts")
-    options = given(
-        n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, top_k=top_k, min_p=min_p
-    )
-    options |= given(stop=stop or None, tags=dict(map(key_value, tag)) or None)
-    options |= _constraint(json_schema, regex, choice)
-    run = Run(options, raw, system, parse_columns(column))
-    security = bon.Security(
-        api_key_file=api_key_file,
-        tls=tls,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        allow_insecure=allow_insecure,
-    )
+        raise ConfigError("--system is for chats; with --raw prompts are texts")
+    more = {"top_k": top_k, "min_p": min_p, "stop": list(stop) or None, "tags": dict(tags) or None}
+    options = sampling.given() | {name: value for name, value in more.items() if value is not None}
+    run = Run(options, raw, system, parse_columns(column))  # type: ignore[arg-type]
+    security = access.security()
     if dry_run:
         told = run_dry(
             file,
@@ -175,24 +166,11 @@ def harvest(
         )
         print_result(told, as_json)
         if told["bad_lines"] or told["sample"]["failures"]:
-            raise typer.Exit(1)
+            raise SystemExit(1)
         return
     result = run_harvest(
         file, run, target=target, security=security, concurrency=concurrency, patience_s=patience, out=out
     )
     print_result(dataclasses.asdict(result), as_json)
     if result.failed or result.stopped:
-        raise typer.Exit(1)
-
-
-def _constraint(json_schema: Path | None, regex: str | None, choice: list[str] | None) -> dict[str, Any]:
-    """The one that is given, as an option of the client."""
-    chosen: dict[str, Any] = given(json_schema=json_schema, regex=regex, choice=choice or None)
-    if len(chosen) > 1:
-        raise typer.BadParameter("at most one of --json-schema, --regex and --choice can be given")
-    if json_schema is not None:
-        try:
-            chosen["json_schema"] = json_schema.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise typer.BadParameter(f"--json-schema {str(json_schema)!r} is not UTF-8") from None
-    return chosen
+        raise SystemExit(1)

@@ -5,35 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from cyclopts import App, Parameter
 from rich.console import Console
 
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
+from bon_server.options import Positive
 
-app = typer.Typer(help="The main job from end to end on this machine, with demo models.", invoke_without_command=True)
+app = App(name="demo")
+
+Folder = Annotated[Path, Parameter(help="Keep models, logs and training sets of the demo in this folder.")]
+FOLDER = Path(".demo")
 
 
-@app.callback()
-def demo(
-    context: typer.Context,
-    folder: Annotated[Path, typer.Option(help="Where the demo keeps models, logs and training sets.")] = Path(".demo"),
-) -> None:
+@app.default
+def demo(*, folder: Folder = FOLDER) -> None:
     """Build the demo models, serve them, ask, look into the log, and make a training set."""
-    context.obj = folder
-    if context.invoked_subcommand is None:
-        from bon_server.demo.run import run_demo
+    from bon_server.demo.run import run_demo
 
-        run_demo(folder, Console())
+    run_demo(folder, Console())
 
 
-@app.command("evaluate")
+@app.command(name="evaluate")
 def demo_evaluate(
-    context: typer.Context,
+    *,
+    folder: Folder = FOLDER,
     split: Annotated[
-        Literal["test", "development"], typer.Option(help="test for final figures, development for choosing.")
+        Literal["test", "development"],
+        Parameter(help="Measure on these problems: test for final figures, development for choosing."),
     ] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="About so many problems, for a quick look.")] = None,
+    limit: Annotated[
+        Positive | None, Parameter(help="Measure on about so many problems, for a quick look. Default: on all.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the demo reward model on problems it never saw, with 95 % intervals; about 15 minutes on two cores."""
@@ -41,7 +44,7 @@ def demo_evaluate(
     from bon_server.demo.policy_model import build_policy
     from bon_server.demo.reward_model import build_reward
 
-    models = context.obj / "models"
+    models = folder / "models"
     policy = build_policy(models / "policy")
     reward = build_reward(models / "reward", policy)
-    print_result(evaluate(policy, reward, context.obj / "samples", split=split, limit=limit), as_json)
+    print_result(evaluate(policy, reward, folder / "samples", split=split, limit=limit), as_json)

@@ -6,58 +6,68 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from cyclopts import App, Parameter
 from rich.console import Console
 
 from bon_server.cli.evaluate_tables import Part, compare_tables, curve_tables, headroom_tables, kl_tables
-from bon_server.cli.options import AsJson, SkipDamaged
+from bon_server.cli.options import AsJson, RewardModelId, SkipDamaged
 from bon_server.cli.show import on_damage, progress
-from bon_server.errors import ConfigError
+from bon_server.options import Positive
 
 if TYPE_CHECKING:
     from bon_server.evaluate.curve_sums import CurveOptions
     from bon_server.evaluate.reading import Source
 
-app = typer.Typer(help="Reward against KL, and what more samples are worth, from logs.", no_args_is_help=True)
+app = App(name="evaluate", help="Show reward against KL, and what more samples are worth, from logs.")
 
-Logs = Annotated[list[Path], typer.Option("--log", help="Folder of a log; may be repeated.")]
+Logs = Annotated[tuple[Path, ...], Parameter(name="--log", help="Read the log in this folder. May be repeated.")]
 RankBy = Annotated[
-    str, typer.Option(help="What the best is best in: reward, a name from rewards, an added score, length, tokens.")
+    str,
+    Parameter(
+        help="Choose the best by this: reward, a name from rewards, an added score (bon rescore), length or tokens."
+    ),
 ]
 Value = Annotated[
-    str | None, typer.Option(help="Also report this of the best: a name from rewards, an added score, length, tokens.")
-]
-Merge = Annotated[bool, typer.Option("--merge", help="Requests of one prompt count as one.")]
-OneRewardModel = Annotated[str | None, typer.Option(help="Only rewards of this model count: ID or ID@REVISION.")]
-DropTruncated = Annotated[bool, typer.Option("--drop-truncated", help="Leave out candidates cut at max_tokens.")]
-Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.")]
-KlName = Annotated[
     str | None,
-    typer.Option(
-        "--kl-method",
-        help="bound, exact-plugin or winner-probability. Default: exact-plugin where rewards are tied, else bound.",
+    Parameter(
+        help="Report this of the best too: a name from rewards, an added score, length or tokens. Default: nothing."
+    ),
+]
+Merge = Annotated[bool, Parameter(help="Count the requests of one prompt as one.")]
+DropTruncated = Annotated[bool, Parameter(help="Leave out candidates that were cut at max_tokens.")]
+BootstrapSeed = Annotated[int, Parameter(help="Draw the bootstrap from this seed.")]
+KlName = Annotated[
+    Literal["bound", "exact-plugin", "winner-probability"] | None,
+    Parameter(
+        name="--kl-method",
+        help="Compute the KL by this method. Default: exact-plugin where rewards are tied, else bound.",
     ),
 ]
 
 
-@app.command("curve")
+@app.command(name="curve")
 def evaluate_curve(
+    *,
     log: Logs,
     rank_by: RankBy = "reward",
     value: Value = None,
     merge: Merge = False,
-    reward_model: OneRewardModel = None,
+    reward_model: RewardModelId = None,
     drop_truncated: DropTruncated = False,
     kl_method: KlName = None,
-    extrapolate: Annotated[int | None, typer.Option(help="Also k beyond the samples, up to this; labelled.")] = None,
-    intervals: Annotated[bool, typer.Option(help="Whether 95 % intervals are given; faster without.")] = True,
-    seed: Seed = 0,
+    extrapolate: Annotated[
+        Positive | None, Parameter(help="Extrapolate to k beyond the samples, up to this; labelled. Default: do not.")
+    ] = None,
+    intervals: Annotated[
+        bool, Parameter(negative="--no-intervals", help="Give 95 % intervals; without them it is faster.")
+    ] = True,
+    seed: BootstrapSeed = 0,
     skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
 ) -> None:
-    """Reward, another value, KL and tokens of the best of k, for all k, with 95 % intervals."""
+    """Show reward, another value, KL and tokens of the best of k, for all k, with 95 % intervals."""
     from bon_server.evaluate.curve import curve
 
     options = replace(_options(rank_by, value, drop_truncated, kl_method, extrapolate, seed), intervals=intervals)
@@ -66,15 +76,16 @@ def evaluate_curve(
     _show(document, as_json, curve_tables)
 
 
-@app.command("kl")
+@app.command(name="kl")
 def evaluate_kl(
+    *,
     log: Logs,
-    reward_model: OneRewardModel = None,
-    seed: Seed = 0,
+    reward_model: RewardModelId = None,
+    seed: BootstrapSeed = 0,
     skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
 ) -> None:
-    """How far the answers given are from the policy, in nats, by every figure that is valid for them."""
+    """Show how far the given answers are from the policy, in nats, by every figure that is valid for them."""
     from bon_server.evaluate.kl import kl
 
     with progress("reading records", None) as advance:
@@ -82,20 +93,24 @@ def evaluate_kl(
     _show(document, as_json, kl_tables)
 
 
-@app.command("headroom")
+@app.command(name="headroom")
 def evaluate_headroom(
+    *,
     log: Logs,
     rank_by: RankBy = "reward",
     value: Value = None,
     merge: Merge = False,
-    reward_model: OneRewardModel = None,
+    reward_model: RewardModelId = None,
     drop_truncated: DropTruncated = False,
-    price_per_1000_tokens: Annotated[float | None, typer.Option(help="In reward: says which n is worth most.")] = None,
-    seed: Seed = 0,
+    price_per_1000_tokens: Annotated[
+        float | None,
+        Parameter(help="Say which n is worth most at this price of 1000 tokens, in reward. Default: no price."),
+    ] = None,
+    seed: BootstrapSeed = 0,
     skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
 ) -> None:
-    """Is there anything to gain from choosing, does the reward find it, and how many samples is it worth?"""
+    """Show whether choosing gains anything, whether the reward finds it, and how many samples it is worth."""
     from bon_server.evaluate.headroom import headroom
 
     options = _options(rank_by, value, drop_truncated, None, None, seed)
@@ -105,19 +120,21 @@ def evaluate_headroom(
     _show(document, as_json, headroom_tables)
 
 
-@app.command("compare")
+@app.command(name="compare")
 def evaluate_compare(
-    a: Annotated[Path, typer.Argument(help="Folder of a log.")],
-    b: Annotated[Path, typer.Argument(help="Folder of another.")],
+    a: Annotated[Path, Parameter(help="Take the log in this folder as A.")],
+    b: Annotated[Path, Parameter(help="Take the log in this folder as B.")],
+    /,
+    *,
     rank_by: RankBy = "reward",
     value: Value = None,
-    reward_model: OneRewardModel = None,
+    reward_model: RewardModelId = None,
     drop_truncated: DropTruncated = False,
-    seed: Seed = 0,
+    seed: BootstrapSeed = 0,
     skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
 ) -> None:
-    """B less A on the prompts that both have, paired, at every k."""
+    """Compare two logs: B less A on the prompts that both have, paired, at every k."""
     from bon_server.evaluate.compare import compare
 
     options = _options(rank_by, value, drop_truncated, None, None, seed)
@@ -128,13 +145,14 @@ def evaluate_compare(
 
 
 def report(
+    *,
     log: Logs,
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    out: Annotated[Path, Parameter(help="Write the page to this HTML file.")],
     value: Value = None,
-    reward_model: OneRewardModel = None,
+    reward_model: RewardModelId = None,
     kl_method: KlName = None,
-    texts: Annotated[bool, typer.Option(help="Whether prompts and completions are shown.")] = True,
-    seed: Seed = 0,
+    texts: Annotated[bool, Parameter(negative="--no-texts", help="Show prompts and completions.")] = True,
+    seed: BootstrapSeed = 0,
     skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
 ) -> None:
@@ -153,9 +171,6 @@ def _options(
     from bon_server.evaluate.curve_sums import CurveOptions, KlMethod
     from bon_server.evaluate.reading import Source
 
-    allowed = [method.value for method in KlMethod]
-    if kl_method is not None and kl_method not in allowed:
-        raise ConfigError(f"kl-method: {kl_method!r} given; allowed are {', '.join(allowed)}")
     return CurveOptions(
         source=Source(()),
         rank_by=rank_by,

@@ -5,27 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import App, Parameter
 
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
+from bon_server.options import Positive
 
-app = typer.Typer(help="API keys of a server, which reads their file again when it changes.", no_args_is_help=True)
+app = App(name="keys", help="Make, list and revoke API keys of a server, which reads their file again when it changes.")
 
-Name = Annotated[str, typer.Argument(help="Who calls: the principal in the log, of quotas and of idempotency keys.")]
-KeyFile = Annotated[Path, typer.Option("--file", help="TOML file of the keys, as for bon serve --api-keys.")]
+Name = Annotated[str, Parameter(help="Name who calls: the principal in the log, of quotas and of idempotency keys.")]
+KeyFile = Annotated[
+    Path, Parameter(name="--file", help="Keep the keys in this TOML file, as bon serve --api-keys reads it.")
+]
 
 
-@app.command()
+@app.command
 def new(
     name: Name,
+    /,
+    *,
     file: KeyFile,
-    rights: Annotated[str, typer.Option(help="Comma-separated: generate, score, feedback, admin (metrics).")],
+    rights: Annotated[
+        str, Parameter(help="Give the key these rights, comma-separated: generate, score, feedback, admin (metrics).")
+    ],
     candidates_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="Quota of all keys of this name. Default: none.")
+        Positive | None,
+        Parameter(help="Let all keys of this name ask for so many candidates a minute. Default: no limit."),
     ] = None,
     tokens_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="Quota of sampled tokens, likewise. Default: none.")
+        Positive | None,
+        Parameter(help="Let all keys of this name sample so many tokens a minute. Default: no limit."),
     ] = None,
 ) -> None:
     """Make a key and print it, once: only its digest is kept. Another one of a name works beside the first."""
@@ -36,17 +45,17 @@ def new(
     print(add_key(file, name, words, Quota(candidates_per_minute, tokens_per_minute)))  # noqa: T201
 
 
-@app.command("list")
-def list_(file: KeyFile, as_json: AsJson = False) -> None:
-    """Who has keys, and what they open."""
+@app.command(name="list")
+def list_(*, file: KeyFile, as_json: AsJson = False) -> None:
+    """Say who has keys, and what they open."""
     from bon_server.serving.keys import read_keys
 
     found = {name: ", ".join(" ".join(key.rights) for key in keys) for name, keys in read_keys(file).by_name.items()}
     print_result(found, as_json)
 
 
-@app.command()
-def revoke(name: Name, file: KeyFile, as_json: AsJson = False) -> None:
+@app.command
+def revoke(name: Name, /, *, file: KeyFile, as_json: AsJson = False) -> None:
     """Take out all keys of a name; a running server notices within a second."""
     from bon_server.errors import ConfigError
     from bon_server.serving import key_file

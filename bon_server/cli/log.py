@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
@@ -18,23 +18,24 @@ from bon_server.cli.options import AsJson, ConfigFile, LogDir, Raw, Settings, Sk
 from bon_server.cli.show import fail, on_damage, print_result, progress
 from bon_server.config import load, parse_assignments
 from bon_server.errors import ConfigError
+from bon_server.options import NotNegativeNumber, Positive
 
 if TYPE_CHECKING:
     from bon_server.log.spool import Spool
 
-app = typer.Typer(help="Look into a log, or put records into it.", no_args_is_help=True)
+app = App(name="log", help="Look into a log, or put records into it.")
 
 
-@app.command("stats")
-def log_stats(log: LogDir, skip_damaged: SkipDamaged = False, as_json: AsJson = False) -> None:
+@app.command(name="stats")
+def log_stats(*, log: LogDir, skip_damaged: SkipDamaged = False, as_json: AsJson = False) -> None:
     """Count what a log holds."""
     from bon_server.log.stats import log_stats as count
 
     print_result(dict(count(log, on_damage(skip_damaged))), as_json)
 
 
-@app.command("seal")
-def log_seal(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = []) -> None:  # noqa: B006 -- typer copies it
+@app.command(name="seal")
+def log_seal(*, log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = ()) -> None:
     """Move what is in the spool into segments, Parquet files that any engine reads; not while a server writes."""
     from bon_server.log.sealing import seal
 
@@ -46,14 +47,23 @@ def log_seal(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, se
         fail(f"{result.left} records could not be sealed and stay in the spool; see bon log verify", 1)
 
 
-@app.command("publish")
+@app.command(name="publish")
 def log_publish(
+    *,
     log: LogDir,
-    to: Annotated[str, typer.Option(help="s3://bucket/prefix, gs://..., az://account/container/... or file:///folder")],
-    patience: Annotated[float, typer.Option(min=0, help="Seconds to try again while the store fails.")] = 30.0,
+    to: Annotated[
+        str,
+        Parameter(
+            help="Copy to this place: s3://bucket/prefix, gs://bucket/prefix, az://account/container/prefix or "
+            "file:///folder."
+        ),
+    ],
+    patience: Annotated[
+        NotNegativeNumber, Parameter(help="Try again for so many seconds while the store fails.")
+    ] = 30.0,
     config: ConfigFile = None,
     as_json: AsJson = False,
-    settings: Settings = [],  # noqa: B006 -- typer copies it
+    settings: Settings = (),
 ) -> None:
     """Copy the sealed segments that are not there yet to a store; not while a server writes."""
     from bon_server.log.publisher import publish_all
@@ -66,9 +76,11 @@ def log_publish(
         fail(result.failure, 1)
 
 
-@app.command("snapshot")
+@app.command(name="snapshot")
 def log_snapshot(
-    name: Annotated[str, typer.Argument(help="Letters, digits, '.', '_' and '-'.")],
+    name: Annotated[str, Parameter(help="Give the snapshot this name of letters, digits, '.', '_' and '-'.")],
+    /,
+    *,
     log: LogDir,
     as_json: AsJson = False,
 ) -> None:
@@ -83,8 +95,8 @@ def log_snapshot(
         print_result({"name": name, "segments": len(snapshot["segments"]), "records": rows}, as_json=False)
 
 
-@app.command("verify")
-def log_verify(log: LogDir, as_json: AsJson = False) -> None:
+@app.command(name="verify")
+def log_verify(*, log: LogDir, as_json: AsJson = False) -> None:
     """Read everything, and name what is wrong by kind, file and row; exit 1 when anything is."""
     from bon_server.log.verify import verify
 
@@ -99,18 +111,28 @@ def log_verify(log: LogDir, as_json: AsJson = False) -> None:
         counts = f"{report['records']} records, {report['segments']} segments, {problems} problems"
         Console().print(table, counts)
     if not report["ok"]:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
-@app.command("erase")
+@app.command(name="erase")
 def log_erase(
+    *,
     log: LogDir,
-    request_id: Annotated[str | None, typer.Option(help="Remove every attempt at this request.")] = None,
-    tag: Annotated[str | None, typer.Option(help="key=value: remove what has this tag.")] = None,
-    to: Annotated[str | None, typer.Option(help="Also from what was published there. Default: log.publish.")] = None,
+    request_id: Annotated[
+        str | None, Parameter(help="Remove every attempt at the request of this id. Default: --tag says which.")
+    ] = None,
+    tag: Annotated[
+        str | None,
+        Parameter(
+            metavar="KEY=VALUE", help="Remove the records with this tag, KEY=VALUE. Default: --request-id says which."
+        ),
+    ] = None,
+    to: Annotated[
+        str | None, Parameter(help="Remove them from what was published at this place too. Default: log.publish.")
+    ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
-    settings: Settings = [],  # noqa: B006 -- typer copies it
+    settings: Settings = (),
 ) -> None:
     """Remove records and their feedback from every file of a log, for good; not while a server writes."""
     from bon_server.log.erase import erase
@@ -125,8 +147,8 @@ def log_erase(
     print_result(dict(result), as_json)
 
 
-@app.command("expire")
-def log_expire(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = []) -> None:  # noqa: B006 -- typer copies it
+@app.command(name="expire")
+def log_expire(*, log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = ()) -> None:
     """Remove the oldest sealed files by log.retain_days and log.retain_bytes, as a server does by itself."""
     from bon_server.log.expire import Retention, expire
 
@@ -139,13 +161,16 @@ def log_expire(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, 
     print_result(dataclasses.asdict(result), as_json)
 
 
-@app.command("records")
+@app.command(name="records")
 def log_records(
+    *,
     log: LogDir,
-    request_id: Annotated[str | None, typer.Option(help="Only this request.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    feedback: Annotated[bool, typer.Option("--feedback", help="Join what was observed: the key feedback.")] = False,
-    long: Annotated[bool, typer.Option("--long", help="One line per candidate, with its request's columns.")] = False,
+    request_id: Annotated[
+        str | None, Parameter(help="Print the records of this request only. Default: of all requests.")
+    ] = None,
+    limit: Annotated[Positive | None, Parameter(help="Print at most so many records. Default: all.")] = None,
+    feedback: Annotated[bool, Parameter(help="Add the feedback that was recorded, under the key feedback.")] = False,
+    long: Annotated[bool, Parameter(help="Print one line for each candidate, with its request's columns.")] = False,
     snapshot: Snapshot = None,
     skip_damaged: SkipDamaged = False,
 ) -> None:
@@ -169,20 +194,29 @@ def log_records(
                 sys.stdout.buffer.write(line + b"\n")
 
 
-@app.command("import")
+@app.command(name="import")
 def log_import(
-    files: Annotated[list[Path], typer.Argument(help="Files to import: JSON lines or Parquet.")],
+    *files: Annotated[Path, Parameter(help="Import these files: JSON lines or Parquet.", required=True)],
     log: LogDir,
-    file_format: Annotated[str, typer.Option("--format", help="Format of the files: see docs.")] = "grouped",
+    file_format: Annotated[
+        Literal["grouped", "openrlhf", "trl-grpo", "open-instruct", "verl"],
+        Parameter(name="--format", help="Read the files in this format, see docs/importing.md."),
+    ] = "grouped",
     reward_model: Annotated[
-        str | None, typer.Option(help="Source of the rewards. Default: as the files say, or a digest of them.")
+        str | None,
+        Parameter(help="Name the source of the rewards. Default: as the files say, or a digest of them."),
     ] = None,
     reward_column: Annotated[
-        list[str] | None,
-        typer.Option(help="Column that is the reward, as NAME or NAME=WEIGHT; repeated: their weighted sum."),
-    ] = None,
+        tuple[str, ...],
+        Parameter(
+            metavar="NAME[=WEIGHT]",
+            help="Take the reward from this column, NAME or NAME=WEIGHT. May be repeated: the weighted sum. Default: "
+            "what the format takes for it.",
+        ),
+    ] = (),
     rejected: Annotated[
-        Path | None, typer.Option(help="Report on lines that cannot be imported. Default: a file in LOG/rejected.")
+        Path | None,
+        Parameter(help="Report lines that cannot be imported in this file. Default: a file in LOG/rejected."),
     ] = None,
     raw: Raw = False,
     as_json: AsJson = False,
@@ -196,14 +230,14 @@ def log_import(
     from bon_server.offline.imports.options import ImportOptions, parse_columns
 
     columns = parse_columns(reward_column) if reward_column else None
-    options = ImportOptions(tuple(files), log, file_format, reward_model, raw, columns, rejected)
+    options = ImportOptions(files, log, file_format, reward_model, raw, columns, rejected)
     with progress("importing", sum(file.stat().st_size for file in files)) as advance:
         result = import_files(options, advance)
     print_result(dataclasses.asdict(result), as_json)
     if result.rejected:
         print(f"bon: {result.rejected} lines were rejected, see {result.rejected_file}", file=sys.stderr)  # noqa: T201
     if result.rejected and result.rejected == result.lines:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 @contextmanager

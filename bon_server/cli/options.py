@@ -1,50 +1,123 @@
-"""Options that several verbs share."""
+"""Flags that several verbs share: those of one value as annotations, those that belong together as dataclasses."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Path as PathCheck
 
-Target = Annotated[str, typer.Option(help="Address of the server.")]
-TLS = "Keys and TLS"
-ApiKeyFile = Annotated[
-    Path | None,
-    typer.Option(help="File with the API key. Default: the environment's BON_API_KEY.", rich_help_panel=TLS),
-]
-Tls = Annotated[bool, typer.Option("--tls", help="TLS with the usual authorities.", rich_help_panel=TLS)]
-TlsCa = Annotated[Path | None, typer.Option(help="TLS with these authorities, as PEM.", rich_help_panel=TLS)]
-TlsCert = Annotated[
-    Path | None, typer.Option(help="Own certificate, for a server that asks for one.", rich_help_panel=TLS)
-]
-TlsKey = Annotated[Path | None, typer.Option(help="Private key of that certificate.", rich_help_panel=TLS)]
-AllowInsecure = Annotated[
-    bool,
-    typer.Option("--allow-insecure", help="Send the key in plain text to another machine.", rich_help_panel=TLS),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-SkipDamaged = Annotated[
-    bool, typer.Option("--skip-damaged", help="Leave out what cannot be read, naming it on stderr.")
-]
-Snapshot = Annotated[
-    str | None, typer.Option(help="Only what this snapshot pins, as it was then; see bon log snapshot.")
-]
-LogDir = Annotated[Path, typer.Option("--log", help="Folder of the log.")]
-Candidates = Annotated[int | None, typer.Option("-n", min=1, help="Candidates per prompt. Default: the server's.")]
-Temperature = Annotated[float | None, typer.Option(help="Softmax temperature. Default: the server's.")]
-TopP = Annotated[float | None, typer.Option(help="Nucleus sampling share. Default: the server's.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest completion. Default: the server's.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of candidate 0; candidate i uses seed + i. Default: random.")]
-System = Annotated[str | None, typer.Option(help="System message put before every prompt.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests in flight.")]
-Raw = Annotated[bool, typer.Option("--raw", help="Prompts are texts to be continued, not user messages of a chat.")]
-JsonSchema = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="File with a JSON schema that completions satisfy.")
-]
-Regex = Annotated[str | None, typer.Option(help="Regular expression that whole completions match.")]
-Choice = Annotated[list[str] | None, typer.Option(help="A completion that is allowed; repeat it, and no other is.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="TOML file; keys: bon_server/config.py and security.py.")]
-Settings = Annotated[list[str], typer.Option("--set", help="Any other setting, as section.key=value. May be repeated.")]
+from bon_server.errors import ConfigError
+from bon_server.options import Positive, panel
+
+if TYPE_CHECKING:
+    from bon import Security
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+ACCESS = panel("Keys and TLS")
+FILE = Parameter(validator=PathCheck(exists=True, dir_okay=False))
+
+Target = Annotated[str, Parameter(help="Call the server at this address, HOST:PORT.")]
+AsJson = Annotated[bool, Parameter(name="--json", help="Print one JSON document and nothing else on stdout.")]
+SkipDamaged = Annotated[bool, Parameter(help="Leave out what cannot be read, and name it on stderr.")]
+Snapshot = Annotated[
+    str | None,
+    Parameter(help="Read what the snapshot of this name pins; see bon log snapshot. Default: all records."),
+]
+LogDir = Annotated[Path, Parameter(name="--log", help="Use the log in this folder.")]
+Concurrency = Annotated[Positive, Parameter(help="Keep so many requests in flight.")]
+System = Annotated[
+    str | None,
+    Parameter(help="Put this system message before every prompt. Default: none.", allow_leading_hyphen=True),
+]
+Raw = Annotated[
+    bool, Parameter(help="Continue string prompts as texts, instead of sending them as a user message of a chat.")
+]
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(help="Read settings from this TOML file; deploy/bon.toml is an example. Default: none."),
+]
+Settings = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one setting, as section.key=value. May be repeated. Default: as the file or the environment says.",
+    ),
+]
+RewardModelId = Annotated[
+    str | None,
+    Parameter(
+        help="Count only the rewards of this model, ID or ID@REVISION. Default: of all, which must be one model."
+    ),
+]
+
+
+@ACCESS
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encryption:
+    """How the way to a server is protected."""
+
+    tls: bool = False
+    """Use TLS and trust the usual authorities."""
+    tls_ca: Path | None = None
+    """Use TLS and trust the authorities in this PEM file. Default: the usual ones."""
+    tls_cert: Path | None = None
+    """Show the certificate in this PEM file to a server that asks for one. Default: none."""
+    tls_key: Path | None = None
+    """Take the private key of that certificate from this PEM file. Default: none."""
+
+    def security(self) -> Security:
+        """The same, as the client takes it."""
+        return cast("Security", {field.name: getattr(self, field.name) for field in fields(self)})
+
+
+@ACCESS
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access(Encryption):
+    """How a client gets in."""
+
+    api_key_file: Path | None = None
+    """Send the API key in this file. Default: the one in the environment's BON_API_KEY, if there is one."""
+    allow_insecure: bool = False
+    """Send the key in plain text to another machine, where something else protects the way there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How candidates are sampled. None: as the server has it."""
+
+    n: Annotated[Positive | None, Parameter(name="-n")] = None
+    """Sample so many candidates for each prompt. Default: the server's."""
+    temperature: float | None = None
+    """Sample at this softmax temperature. Default: the server's."""
+    top_p: float | None = None
+    """Sample from the likeliest tokens that together have this probability. Default: the server's."""
+    max_tokens: int | None = None
+    """Cut completions after so many tokens. Default: the server's."""
+    seed: int | None = None
+    """Sample candidate i with the seed SEED + i. Default: random."""
+    json_schema: Annotated[Path | None, FILE] = None
+    """Let every completion satisfy the JSON schema in this file. Default: no constraint."""
+    regex: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+    """Let every whole completion match this regular expression. Default: no constraint."""
+    choice: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = ()
+    """Let every completion be this text, or another --choice. May be repeated. Default: no constraint."""
+
+    def given(self) -> dict[str, Any]:
+        """What was given, as options of the client. Raises `ConfigError` for more than one constraint."""
+        options = {
+            name: value for field in fields(self) if (value := getattr(self, name := field.name)) not in (None, ())
+        }
+        if len(options.keys() & {"json_schema", "regex", "choice"}) > 1:
+            raise ConfigError("at most one of --json-schema, --regex and --choice can be given")
+        if self.choice:
+            options["choice"] = list(self.choice)
+        if self.json_schema is not None:
+            try:
+                options["json_schema"] = self.json_schema.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                raise ConfigError(f"--json-schema {str(self.json_schema)!r} is not UTF-8") from None
+        return options

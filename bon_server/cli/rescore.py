@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
 from bon_server.cli.options import AsJson, ConfigFile, LogDir, Settings, SkipDamaged
+from bon_server.cli.settings import given, settings_flags
 from bon_server.cli.show import on_damage, print_result, progress
 from bon_server.config import load, parse_assignments
+from bon_server.options import FLAT
+
+if TYPE_CHECKING:
+    RewardFlags = object
+else:
+    RewardFlags = settings_flags({"reward.models": "--reward"})
 
 
 def rescore(
+    *,
     log: LogDir,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(help="Reward model, as for bon serve; name=... in front names it. Several score together."),
-    ] = None,
+    flags: Annotated[RewardFlags, FLAT] = RewardFlags(),
     name: Annotated[
-        str | None, typer.Option(help="Of the added score. Default: the model's name, or one made of its id.")
+        str | None,
+        Parameter(help="Give the added score this name. Default: the model's name, or one made of its id."),
     ] = None,
     config: ConfigFile = None,
     skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
-    settings: Settings = [],  # noqa: B006 -- typer copies it
+    settings: Settings = (),
 ) -> None:
     """Score logged candidates with another reward model, beside the scores they have; also while a server writes.
 
@@ -31,10 +37,10 @@ def rescore(
     bon select --reward NAME, look at them with bon evaluate curve --rank-by NAME.
     """
     from bon_server.offline.rescore import RescoreOptions, count_candidates
-    from bon_server.offline.rescore import rescore as run_rescore
+    from bon_server.offline.rescore import rescore as run
 
-    chosen = load(config, flags={"reward.models": reward or None, **parse_assignments(settings)}).reward
+    chosen = load(config, flags={**given(flags), **parse_assignments(settings)}).reward
     report = on_damage(skip_damaged)
     with progress("scoring candidates", count_candidates(log)) as advance:
-        result = run_rescore(RescoreOptions(log, chosen, name), advance, report)
+        result = run(RescoreOptions(log, chosen, name), advance, report)
     print_result(dict(result), as_json)

@@ -5,105 +5,64 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from bon_server.cli.options import (
-    DEFAULT_TARGET,
-    TLS,
-    AsJson,
-    ConfigFile,
-    Settings,
-    Target,
-    Tls,
-    TlsCa,
-    TlsCert,
-    TlsKey,
-)
-from bon_server.cli.show import text
-from bon_server.config import Config, LogFormat, load, parse_assignments
+from bon_server.cli.options import ACCESS, DEFAULT_TARGET, AsJson, ConfigFile, Encryption, Settings, Target
+from bon_server.cli.settings import given, settings_flags
+from bon_server.config import Config, load, parse_assignments
+from bon_server.options import FLAT, PositiveNumber, panel
 
-WHO = "Who may call"
+MODELS = {"policy.model": "--policy", "reward.models": "--reward", "log.directory": "--log"}
+SERVER = {
+    **MODELS,
+    "policy.watch": "--watch-policy",
+    "log.publish": "--publish",
+    "listen.host": "--host",
+    "listen.port": "--port",
+    "listen.metrics_host": "--metrics-host",
+    "listen.metrics_port": "--metrics-port",
+    "listen.ready_file": "--ready-file",
+    "telemetry.log_format": "--log-format",
+    "telemetry.tracing": "--tracing",
+}
+CALLERS = {
+    "security.tls_cert": "--tls-cert",
+    "security.tls_key": "--tls-key",
+    "security.tls_client_ca": "--tls-client-ca",
+    "security.api_keys": "--api-keys",
+    "security.allow_insecure": "--allow-insecure",
+}
+PATHS = ("log.directory", "policy.watch", "listen.ready_file", *CALLERS.keys() - {"security.allow_insecure"})
+
+if TYPE_CHECKING:
+    ModelFlags = object
+    ServerFlags = object
+    CallerFlags = object
+else:
+    ModelFlags = settings_flags(MODELS, PATHS)
+    ServerFlags = settings_flags(SERVER, PATHS)
+    CallerFlags = settings_flags(CALLERS, PATHS, panel("Who may call"))
 
 
 def serve(
-    policy: Annotated[str | None, typer.Option(help="Directory, hub id or synthetic[:key=value,...].")] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Directory or hub id, vllm: and one of these, function:module:name or synthetic[:...]; "
-            "name=... in front names it."
-        ),
-    ] = None,
-    log: Annotated[Path | None, typer.Option(help="Folder of the log; made when missing.")] = None,
-    watch_policy: Annotated[
-        Path | None, typer.Option(help="Folder of checkpoints; the newest is loaded without a restart.")
-    ] = None,
-    publish: Annotated[
-        str | None, typer.Option(help="Copy sealed segments to s3://..., gs://..., az://... or file:///...")
-    ] = None,
+    *,
+    flags: Annotated[ServerFlags, FLAT] = ServerFlags(),
+    callers: Annotated[CallerFlags, FLAT] = CallerFlags(),
     config: ConfigFile = None,
-    host: Annotated[str | None, typer.Option(help="Address of the gRPC port.")] = None,
-    port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one.")] = None,
-    metrics_host: Annotated[str | None, typer.Option(help="Address of the metrics port.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Metrics port; 0 takes a free one.")] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="PEM certificate chain of the server.", rich_help_panel=WHO)
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM private key of it.", rich_help_panel=WHO)] = None,
-    tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Callers must show a certificate of these authorities.", rich_help_panel=WHO)
-    ] = None,
-    api_keys: Annotated[
-        Path | None, typer.Option(help="Callers must have one of these keys; see bon keys new.", rich_help_panel=WHO)
-    ] = None,
-    allow_insecure: Annotated[
-        bool | None,
-        typer.Option(
-            "--allow-insecure", help="Let other machines in without TLS or keys, with a warning.", rich_help_panel=WHO
-        ),
-    ] = None,
-    ready_file: Annotated[
-        Path | None, typer.Option(help="Written, with the addresses, once the server answers.")
-    ] = None,
-    log_format: Annotated[LogFormat | None, typer.Option(help="Lines on stderr for people, or JSON.")] = None,
-    tracing: Annotated[
-        bool | None, typer.Option("--tracing", help="Trace calls; where to, the OTEL_ environment says.")
-    ] = None,
-    settings: Settings = [],  # noqa: B006 -- typer copies it
+    settings: Settings = (),
 ) -> None:
     """Serve best-of-N until SIGTERM or SIGINT."""
-    flags = {
-        "policy.model": policy,
-        "reward.models": reward or None,
-        "policy.watch": text(watch_policy),
-        "log.directory": text(log),
-        "log.publish": publish,
-        "listen.host": host,
-        "listen.port": port,
-        "listen.metrics_host": metrics_host,
-        "listen.metrics_port": metrics_port,
-        "security.tls_cert": text(tls_cert),
-        "security.tls_key": text(tls_key),
-        "security.tls_client_ca": text(tls_client_ca),
-        "security.api_keys": text(api_keys),
-        "security.allow_insecure": allow_insecure,
-        "listen.ready_file": text(ready_file),
-        "telemetry.log_format": log_format,
-        "telemetry.tracing": tracing,
-        **parse_assignments(settings),
-    }
     from bon_server.serving import log_lines
 
-    settled = load(config, flags=flags)
+    settled = load(config, flags={**given(flags), **given(callers), **parse_assignments(settings)})
     log_lines.set_up(settled.telemetry.log_format)
     import uvloop  # an event loop that takes a tenth less of a busy server's time; vLLM's own server runs on it too
 
-    raise typer.Exit(uvloop.run(_serve(settled)))
+    raise SystemExit(uvloop.run(_serve(settled)))
 
 
 async def _serve(config: Config) -> int:
@@ -123,51 +82,38 @@ async def _serve(config: Config) -> int:
 
 
 def health(
+    *,
     target: Target = DEFAULT_TARGET,
-    service: Annotated[str, typer.Option(help="Service to ask about. Default: the server as a whole.")] = "",
-    alive: Annotated[bool, typer.Option("--alive", help="Exit 0 whatever it says, as long as it answers.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 5.0,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
+    service: Annotated[str, Parameter(help="Ask about this service. Default: the server as a whole.")] = "",
+    alive: Annotated[bool, Parameter(help="Exit 0 whatever the server says, as long as it answers.")] = False,
+    timeout: Annotated[PositiveNumber, Parameter(help="Wait so many seconds for the answer.")] = 5.0,
+    encryption: Annotated[Encryption, FLAT] = Encryption(),
     tls_name: Annotated[
-        str | None, typer.Option(help="Name in the server's certificate, if not the target's.", rich_help_panel=TLS)
+        str | None,
+        ACCESS,
+        Parameter(help="Expect this name in the server's certificate. Default: the target's."),
     ] = None,
 ) -> None:
     """Ask a server whether it can take new work; exit 0 when it can, else 1. Needs no key."""
     from bon_server import probe
 
-    said = probe.health(
-        target,
-        service=service,
-        timeout_s=timeout,
-        tls_name=tls_name,
-        tls=tls,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-    )
+    said = probe.health(target, service=service, timeout_s=timeout, tls_name=tls_name, **encryption.security())
     print(said)  # noqa: T201
     if said.startswith(probe.NOT_REACHED) or (said != probe.SERVING and not alive):
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def doctor(
-    policy: Annotated[str | None, typer.Option(help="Policy whose memory to plan, as for bon serve.")] = None,
-    reward: Annotated[
-        list[str] | None, typer.Option(help="Reward model whose memory to plan, as for bon serve; may be repeated.")
-    ] = None,
-    log: Annotated[Path | None, typer.Option(help="Log folder to check too.")] = None,
+    *,
+    flags: Annotated[ModelFlags, FLAT] = ModelFlags(),
     config: ConfigFile = None,
     as_json: AsJson = False,
-    settings: Settings = [],  # noqa: B006 -- typer copies it
+    settings: Settings = (),
 ) -> None:
-    """Check this machine; exit 1 when something needs attention."""
+    """Check this machine for what bon serve would need with the same options; exit 1 when something needs attention."""
     from bon_server.doctor import examine
 
-    flags = {"policy.model": policy, "reward.models": reward or None, "log.directory": text(log)}
-    findings = examine(load(config, flags={**flags, **parse_assignments(settings)}))
+    findings = examine(load(config, flags={**given(flags), **parse_assignments(settings)}))
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings]))  # noqa: T201
     else:
@@ -176,4 +122,4 @@ def doctor(
             table.add_row("[green]ok[/]" if finding.ok else "[red]!![/]", finding.check, finding.detail)
         Console().print(table)
     if not all(finding.ok for finding in findings):
-        raise typer.Exit(1)
+        raise SystemExit(1)

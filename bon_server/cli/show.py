@@ -6,14 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from enum import Enum
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bon_server.errors import BonError, ConfigError
+from bon_server.errors import BonError
 
 
 @contextmanager
@@ -36,21 +36,15 @@ def on_damage(skip: bool) -> Callable[[BonError], None]:
     return report
 
 
-def given(**options: Any) -> Any:
-    """Only the options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def key_value(option: str) -> tuple[str, str]:
-    """The two halves of a tag. Raises `ConfigError`."""
-    key, separator, value = option.partition("=")
-    if not separator:
-        raise ConfigError(f"tag: {option!r} given; expected KEY=VALUE")
-    return key, value
+def as_default(default: Any) -> str | None:
+    """How the help says a default."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, tuple | list):
+        return ", ".join(map(str, default)) or None
+    if default is None or default == "":
+        return None
+    return str(default.value if isinstance(default, Enum) else default)
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:

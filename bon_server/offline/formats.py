@@ -151,5 +151,3 @@ FORMATS = {
     "grouped": Format(_grouped, whole_prompts=True, parts=True),
     "parquet": Format(None, suffix=".parquet"),
 }
-PAIR_FORMATS = ("trl-dpo", "trl-kto", "openai-dpo")
-"""Those that hold pairs and nothing else; `parquet` holds either."""

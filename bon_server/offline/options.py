@@ -2,63 +2,99 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from bon_server.errors import ConfigError
-from bon_server.offline.formats import FORMATS, PAIR_FORMATS
-from bon_server.offline.rules import AGAINST, Rule
+from bon_server.options import (
+    FLAT,
+    NotNegativeNumber,
+    Positive,
+    PositiveNumber,
+    Share,
+    check_values,
+    panel,
+    read_pairs,
+    read_time,
+)
 from bon_server.selection import OfflineRule
 from bon_server.types import Kind
 
-COMPRESSIONS = ("none", "gzip", "zstd")
-DUPLICATES = ("keep", "exact", "normalised")
-ENGINES = ("local", "ray")
+if TYPE_CHECKING:
+    from bon_server.offline.rules import Rule
+
+FormatName = Literal[
+    "trl-sft",
+    "trl-tokens",
+    "trl-dpo",
+    "trl-kto",
+    "messages",
+    "openai",
+    "openai-dpo",
+    "sharegpt",
+    "grouped",
+    "parquet",
+]
+Compression = Literal["none", "gzip", "zstd"]
+Engine = Literal["local", "ray"]
+PAIR_FORMATS = ("trl-dpo", "trl-kto", "openai-dpo")
+"""Those that hold pairs and nothing else; `parquet` holds either."""
+
+RULE = panel("The rule")
+FILTER = panel("Which candidates are left out before the rule chooses")
+OUTPUT = panel("How the training set is written")
 
 
+@FILTER
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
     """What is left out before choosing, and what is chosen within. None or empty: no such filter."""
 
     keep_truncated: bool = False
-    """Whether candidates that ended at `max_tokens` can be chosen."""
-    kinds: tuple[str, ...] = (Kind.GENERATE.value, Kind.IMPORT.value)
-    """Kinds of records. Scored completions (`score`) came from somewhere else than the policy."""
-    merge: bool = True
-    """Whether requests of one prompt count as one."""
-    reward: str | None = None
-    """Choose by this reward: an added score (`bon rescore`), or else a part of the logged ones. None: the reward."""
+    """Let the rule choose candidates that were cut at max_tokens too."""
+    kinds: Annotated[tuple[Kind, ...], Parameter(name="--kind")] = (Kind.GENERATE, Kind.IMPORT)
+    """Read records of this kind only. Scored completions came from somewhere else than the policy. May be repeated."""
+    merge: Annotated[bool, Parameter(negative="--no-merge")] = True
+    """Count the requests of one prompt as one."""
+    reward: Annotated[str | None, RULE] = None
+    """Choose by this reward: an added score (bon rescore), or else a part of the logged ones. Default: the reward."""
     reward_model: str | None = None
-    """Only rewards of this model count: `ID` or `ID@REVISION`."""
+    """Count only the rewards of this model, ID or ID@REVISION. Default: of all, which must be one model."""
     normalise: bool = False
-    """Make rewards of different models comparable: less their mean, over their standard deviation, model by model."""
-    since: datetime | None = None
-    """Only requests that began then or later; with time zone."""
-    until: datetime | None = None
-    """Only requests that began before; with time zone."""
-    principals: tuple[str, ...] = ()
-    """Only requests of one of these callers."""
-    tags: tuple[tuple[str, str], ...] = ()
-    """Only requests with all of these tags."""
-    policies: tuple[str, ...] = ()
-    """Only candidates of one of these policies: `ID` or `ID@REVISION`, the revision being the candidate's."""
+    """Make rewards of several models comparable: subtract the mean of their model, divide by its standard deviation."""
+    since: Annotated[datetime | None, Parameter(converter=read_time)] = None
+    """Leave out requests that began before this ISO 8601 time; UTC unless it says otherwise. Default: no limit."""
+    until: Annotated[datetime | None, Parameter(converter=read_time)] = None
+    """Leave out requests that began at this ISO 8601 time or later; UTC unless it says otherwise. Default: no limit."""
+    principals: Annotated[tuple[str, ...], Parameter(name="--principal")] = ()
+    """Take the requests of this caller only. May be repeated. Default: of every caller."""
+    tags: Annotated[
+        tuple[tuple[str, str], ...], Parameter(name="--tag", converter=read_pairs, n_tokens=1, metavar="KEY=VALUE")
+    ] = ()
+    """Take only requests that have this tag, KEY=VALUE. May be repeated: they have all of them. Default: any tags."""
+    policies: Annotated[tuple[str, ...], Parameter(name="--policy")] = ()
+    """Take the candidates of this policy only, ID or ID@REVISION. May be repeated. Default: of every policy."""
     min_tokens: int | None = None
+    """Leave out completions with fewer tokens, as logged; imported ones have 0. Default: no limit."""
     max_tokens: int | None = None
-    """Of the completion, as logged; an imported one has 0."""
+    """Leave out completions with more tokens, as logged; imported ones have 0. Default: no limit."""
     min_chars: int | None = None
+    """Leave out completions with fewer characters (code points). Default: no limit."""
     max_chars: int | None = None
-    """Of the completion, in code points."""
+    """Leave out completions with more characters (code points). Default: no limit."""
     predicate: str | None = None
-    """`module:function`, called with record and candidate; false: left out."""
-    duplicates: str = "keep"
-    """One of `DUPLICATES`. Of a prompt's equal texts the first in the log stays."""
+    """Leave out candidates for which module:function returns false, given record and candidate. Default: none."""
+    duplicates: Literal["keep", "exact", "normalised"] = "keep"
+    """Keep equal texts of a prompt, or leave out all but the first in the log: texts that are exactly equal, or equal
+    once normalised."""
     min_n: int | None = None
-    """Only prompts with so many candidates left."""
+    """Leave out prompts with fewer candidates left. Default: no limit."""
     min_spread: float | None = None
-    """Only prompts whose highest and lowest reward are so far apart."""
+    """Leave out prompts whose best and worst reward are less far apart. Default: no limit."""
 
     @property
     def need_whole_prompts(self) -> bool:
@@ -67,7 +103,7 @@ class Filters:
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
-        told = asdict(self)
+        told = asdict(self) | {"kinds": sorted(self.kinds)}
         if self.reward is None:
             del told["reward"]  # manifests of before have no such key
         for name in ("since", "until"):
@@ -75,48 +111,60 @@ class Filters:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
 
 
+@OUTPUT
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """How the training set is written."""
 
-    compression: str = "none"
-    """Of JSONL files, one of `COMPRESSIONS`; Parquet always has zstd inside."""
-    shard_rows: int = 50_000
-    """Lines of a file, the last one of a form has fewer."""
-    max_length: int | None = None
-    """Count the lines that are longer than so many tokens, prompt and completion together."""
+    compression: Compression = "none"
+    """Compress JSONL files in this way. Parquet always has zstd inside."""
+    shard_rows: Positive = 50_000
+    """Begin a new file after so many lines."""
+    max_length: Positive | None = None
+    """Count the lines with more tokens, prompt and completion together, which a trainer would cut. Default: do not."""
     tokenizer: str | None = None
-    """Folder of the tokenizer to count with. None: count the tokens that are in the log."""
+    """Count with the tokenizer in this folder. Default: count the tokens in the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class SelectOptions:
     """One selection. Which parameters a rule takes, `Rule` says."""
 
-    logs: tuple[Path, ...]
-    """Log folders; their order is the first key of the log order."""
+    logs: Annotated[tuple[Path, ...], Parameter(name="--log")]
+    """Read the log in this folder. May be repeated: the order of the logs is the first key of the log order."""
     rule: OfflineRule
+    """Choose by this rule. Each rule has a control, random-RULE, that chooses as many by chance."""
     out: Path
-    """Missing, empty, or left by an earlier run of the same selection."""
-    k: int | None = None
-    format: str | None = None
-    """None: `trl-dpo` for pairs, else `trl-sft`."""
-    seed: int = 0
-    """Of random draws; rules without any ignore it."""
-    max_per_prompt: int | None = None
-    threshold: float | None = None
-    quantile: float | None = None
-    margin: float | None = None
-    against: str | None = None
-    temperature: float | None = None
-    weights: bool = False
+    """Write the training set and its manifest to this folder: missing, empty, or left by the same command."""
+    k: Annotated[Positive | None, RULE, Parameter(alias="-k")] = None
+    """Choose so many candidates, of each prompt or, for top-k-overall, in all; soft: draw so many of each prompt.
+    Default: 1 for soft; the top-k rules need it."""
+    format: Annotated[FormatName | None, OUTPUT] = None
+    """Write lines of this format. Default: trl-dpo for pairs, else trl-sft."""
+    seed: Annotated[int, RULE] = 0
+    """Draw at random from this seed; rules without a draw ignore it."""
+    max_per_prompt: Annotated[Positive | None, RULE] = None
+    """For top-k-overall: choose at most so many candidates of one prompt. Default: no limit."""
+    threshold: Annotated[float | None, RULE] = None
+    """For threshold: choose candidates with at least this reward. Default: --quantile."""
+    quantile: Annotated[Share | None, RULE] = None
+    """For threshold: choose rewards at or above this quantile (0 to 1) of their prompt's. Default: --threshold."""
+    margin: Annotated[NotNegativeNumber | None, RULE] = None
+    """For pairs: make pairs whose rewards differ by at least this much. Default: 0, but equal rewards are no pair."""
+    against: Annotated[Literal["worst", "random"] | None, RULE] = None
+    """For pairs: set the best against the worst candidate or a random lower one. Default: the worst."""
+    temperature: Annotated[PositiveNumber | None, RULE] = None
+    """For soft: draw in proportion to exp(reward / temperature), in units of reward. Default: 1."""
+    weights: Annotated[bool, RULE] = False
+    """For soft: choose all candidates and write their weights, instead of drawing."""
     snapshot: str | None = None
-    """Choose from exactly the segments that the snapshot of this name pins, in each log. None: from all there is."""
-    filters: Filters = field(default_factory=Filters)
-    written: Written = field(default_factory=Written)
-    engine: str = "local"
-    threads: int = 2
-    """Of the engine `local`, and of a cluster that `ray` starts itself."""
+    """Choose from what the snapshot of this name pins, in each log. Default: from all records."""
+    filters: Annotated[Filters, FLAT] = field(default_factory=Filters)
+    written: Annotated[Written, FLAT] = field(default_factory=Written)
+    engine: Annotated[Engine, OUTPUT] = "local"
+    """Run on this machine, or on a Ray cluster."""
+    threads: Annotated[Positive, OUTPUT] = 2
+    """Run so many tasks at a time on this machine, or on a cluster that ray starts itself."""
 
     @property
     def the_format(self) -> str:
@@ -125,6 +173,9 @@ class SelectOptions:
 
     def the_rule(self) -> Rule:
         """The rule with its defaults. Raises `ConfigError` for parameters that it does not take, or lacks."""
+        from bon_server.offline.rules import Rule  # needs numpy, which the command line does not
+
+        check_values(self)
         takes = _TAKES[self.rule.shape]
         given = {name: getattr(self, name) for name in _PARAMETERS}
         given = {name: value for name, value in given.items() if value is not None and value is not False}
@@ -137,19 +188,7 @@ class SelectOptions:
             raise ConfigError(f"threshold: the rule {self.rule} needs either a threshold or a quantile")
         if self.weights and self.k is not None:
             raise ConfigError(f"k: {self.k} given; with weights all are chosen")
-        rule = Rule(self.rule, **given)
-        for name, allowed, good in (
-            ("k", "a number from 1", rule.k is None or rule.k >= 1),
-            ("max_per_prompt", "a number from 1", rule.max_per_prompt is None or rule.max_per_prompt >= 1),
-            ("threshold", "a finite number", rule.threshold is None or math.isfinite(rule.threshold)),
-            ("quantile", "0 to 1", rule.quantile is None or 0 <= rule.quantile <= 1),
-            ("margin", "a number from 0", math.isfinite(rule.margin) and rule.margin >= 0),
-            ("temperature", "a number above 0", math.isfinite(rule.temperature) and rule.temperature > 0),
-            ("against", " or ".join(AGAINST), rule.against in AGAINST),
-        ):
-            if not good:
-                raise ConfigError(f"{name}: {getattr(rule, name)!r} given; the rule {self.rule} needs {allowed}")
-        return rule
+        return Rule(self.rule, **given)
 
 
 _PARAMETERS = ("k", "max_per_prompt", "threshold", "quantile", "margin", "against", "temperature", "weights")
@@ -169,32 +208,12 @@ def check(options: SelectOptions) -> None:
         raise ConfigError("log: none given; at least one folder is needed")
     if len({log.resolve() for log in options.logs}) < len(options.logs):
         raise ConfigError(f"log: {', '.join(map(str, options.logs))} given; each folder may be named once")
-    rule, filters, written = options.the_rule(), options.filters, options.written
-    single_formats = set(FORMATS) - {*PAIR_FORMATS, "parquet"}
-    if options.the_format in (single_formats if rule.name.shape is OfflineRule.PAIRS else PAIR_FORMATS):
-        raise ConfigError(f"format: {options.the_format!r} given; it does not hold what {rule.name} chooses")
-    for name, value, allowed in (
-        ("format", options.the_format, tuple(FORMATS)),
-        ("compression", written.compression, COMPRESSIONS),
-        ("duplicates", filters.duplicates, DUPLICATES),
-        ("engine", options.engine, ENGINES),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{name}: {value!r} given; allowed are {', '.join(allowed)}")
-    for kind in filters.kinds:
-        if kind not in tuple(Kind):
-            raise ConfigError(f"kind: {kind!r} given; allowed are {', '.join(Kind)}")
-    for name, number in (
-        ("shard_rows", written.shard_rows),
-        ("threads", options.threads),
-        ("max_length", written.max_length),
-    ):
-        if number is not None and number < 1:
-            raise ConfigError(f"{name}: {number} given; allowed are numbers from 1")
+    rule, filters, written = options.the_rule().name, options.filters, options.written
+    fits = options.the_format == "parquet" or (options.the_format in PAIR_FORMATS) == (rule.shape is OfflineRule.PAIRS)
+    if not fits:
+        raise ConfigError(f"format: {options.the_format!r} given; it does not hold what {rule} chooses")
     if written.tokenizer is not None and written.max_length is None:
         raise ConfigError(f"tokenizer: {written.tokenizer} given; it is only used to count beyond a max_length")
-    if filters.min_spread is not None and not math.isfinite(filters.min_spread):
-        raise ConfigError(f"min_spread: {filters.min_spread} given; allowed are finite numbers")
     for name, time in (("since", filters.since), ("until", filters.until)):
         if time is not None and time.tzinfo is None:
             raise ConfigError(f"{name}: {time.isoformat()} given; it needs a time zone")

@@ -28,7 +28,6 @@ from bon_server.selection import OfflineRule
 Mask = NDArray[np.bool_]
 Positions = NDArray[np.intp]
 Floats = NDArray[np.float64]
-AGAINST = ("worst", "random")
 _ROUNDING = 1e-9
 """Of a quantile times a number of candidates: 0.55 × 20 is 11, not a little more."""
 
@@ -48,7 +47,7 @@ class Rule:
     margin: float = 0.0
     """Of `pairs`: the least difference in reward. Equal rewards are no pair, whatever the margin."""
     against: str = "worst"
-    """Of `pairs`: whom the best is compared with, one of `AGAINST`."""
+    """Of `pairs`: whom the best is compared with, `worst` or `random`."""
     temperature: float = 1.0
     """Of `soft`, in units of reward."""
     weights: bool = False

@@ -3,56 +3,101 @@
 from __future__ import annotations
 
 import hashlib
-import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
+from cyclopts import Parameter, Token
+from cyclopts.validators import Path as PathCheck
+from msgspec import Meta
 
 from bon_server.errors import ConfigError
-from bon_server.harvest.columns import Columns
+from bon_server.harvest.columns import Columns, parse_columns
 from bon_server.harvest.prompts import find_prompts
 from bon_server.log.whole_file import sha256_of
 from bon_server.offline.options import Filters, SelectOptions
 from bon_server.offline.options import check as check_selection
 from bon_server.offline.training.options import Method, TrainOptions
 from bon_server.offline.training.options import check as check_training
+from bon_server.options import (
+    FLAT,
+    NotNegative,
+    NotNegativeNumber,
+    Positive,
+    PositiveNumber,
+    Share,
+    check_values,
+    panel,
+    read_pairs,
+)
 from bon_server.selection import OfflineRule
 
-StartFrom = Literal["base", "last"]
 _OF_THIS_RUN = ("out", "rounds", "concurrency", "patience_s")
 """What may differ when a run goes on: none of it changes what a round is."""
 _OURS_IN_TRAINING = ("data", "policy", "out", "method", "seed")
 
+ASKING = panel("Asking")
+SELECTION = panel("Selecting")
+TRAINING = panel("Training")
+ENDING = panel("Evaluating, and when to stop")
+_EXISTS = Parameter(validator=PathCheck(exists=True))
 
+
+def read_columns(_: Any, tokens: Sequence[Token]) -> Columns:
+    """Words of a flag that takes PART=COLUMN."""
+    return parse_columns([token.value for token in tokens])
+
+
+def read_training(kind: Any, tokens: Sequence[Token]) -> dict[str, str]:
+    """Words of a flag that takes NAME=VALUE."""
+    return dict(read_pairs(kind, tokens))
+
+
+@ASKING
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
     """How prompts are asked, those of training and the held-out ones alike. None: the server's default."""
 
-    n: int | None = None
-    """Candidates of a training prompt."""
-    temperature: float | None = None
+    n: Annotated[Annotated[int, Meta(ge=2)] | None, Parameter(name="-n")] = None
+    """Sample so many candidates of a training prompt, at least 2. Default: the server's."""
+    temperature: PositiveNumber | None = None
+    """Sample at this softmax temperature. Default: the server's."""
     top_p: float | None = None
+    """Sample from the likeliest tokens that together have this probability. Default: the server's."""
     max_tokens: int | None = None
-    system: str | None = None
-    """System message put before every prompt."""
+    """Cut completions after so many tokens. Default: the server's."""
+    system: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+    """Put this system message before every prompt. Default: none."""
     raw: bool = False
-    """String prompts are texts to be continued."""
-    columns: Columns = field(default_factory=Columns)
-    """Of both files of prompts."""
+    """Continue string prompts as texts, instead of sending them as a user message of a chat."""
+    columns: Annotated[
+        Columns,
+        Parameter(
+            name="--column",
+            converter=read_columns,
+            n_tokens=-1,
+            accepts_keys=False,
+            metavar="PART=COLUMN",
+            show_default=False,
+        ),
+    ] = field(default_factory=Columns)
+    """Read a part of the request from this column of both files, as in bon harvest. May be repeated. Default: each part
+    from the column of its name."""
 
 
+@ENDING
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stops:
     """When to go no further; see `stopping.py`."""
 
-    patience: int = 2
-    """Rounds in a row without a new best held-out reward."""
-    min_distinct: float = 0.5
-    """Least share of the first policy's distinct-1, -2 and -3; 0: not looked at."""
-    min_entropy: float = 0.2
-    """Least share of the first policy's entropy; 0: not looked at."""
+    patience: Positive = 2
+    """Stop after so many rounds in a row without a new best held-out reward."""
+    min_distinct: Share = 0.5
+    """Stop when distinct-1, -2 or -3 is below this share of the first policy's; 0 turns the check off."""
+    min_entropy: NotNegativeNumber = 0.2
+    """Stop when the entropy is below this share of the first policy's; 0 turns the check off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,49 +105,59 @@ class RoundsOptions:
     """One run of rounds."""
 
     policy: str
-    """Directory or hub id of the first policy."""
-    rewards: tuple[str, ...]
-    """As for `bon serve --reward`."""
-    prompts: Path
-    """To train on; see `harvest.prompts`."""
-    held_out: Path
-    """To evaluate on; never trained on."""
+    """Start from this policy: a directory or a hub id."""
+    rewards: Annotated[tuple[str, ...], Parameter(name="--reward")]
+    """Score with this reward model, as for bon serve. May be repeated: several score together."""
+    prompts: Annotated[Path, _EXISTS]
+    """Train on the prompts of this file or folder, in the forms that bon harvest takes."""
+    held_out: Annotated[Path, _EXISTS]
+    """Evaluate on the prompts of this file or folder, which are never trained on."""
     out: Path
-    rounds: int = 3
-    """How many in all; a run that is finished can be gone on with by asking for more."""
-    asking: Asking = field(default_factory=Asking)
-    held_out_n: int = 4
-    """Samples of a held-out prompt, beside the greedy one."""
-    method: Method = "sft"
-    rule: OfflineRule | None = None
-    """How to select. None: best-per-prompt for sft, pairs for dpo."""
-    k: int | None = None
-    threshold: float | None = None
-    quantile: float | None = None
-    margin: float | None = None
-    min_spread: float | None = None
-    merge_rounds: bool = True
-    """Whether to select from the logs of all rounds so far, so that the best over all of them is kept; else from the
-    last one alone."""
-    start_from: StartFrom = "base"
-    """Train the first policy anew in every round, or the last one further."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """Other options of `TrainOptions`, by name."""
-    gold: str | None = None
-    """`function:module:name`, a verdict on completions that is reported and never trained on."""
-    stops: Stops = field(default_factory=Stops)
-    kl_texts: int = 200
-    """Sampled held-out texts, one of a prompt, to measure the KL on; 0: it is not measured."""
-    seed: int | None = None
-    """Of sampling, selection and training. None: sampling is random, and the others 0."""
-    concurrency: int = 8
-    """Requests in flight."""
-    patience_s: float = 300.0
-    """How long to wait for a server that gives no answer."""
-    config: Path | None = None
-    """TOML file for the server."""
-    settings: tuple[str, ...] = ()
-    """Other settings of the server, `section.key=value`."""
+    """Keep the run in this folder; the same command goes on from what is there."""
+    rounds: Positive = 3
+    """Do so many rounds in all; the number can be raised later."""
+    asking: Annotated[Asking, FLAT] = field(default_factory=Asking)
+    concurrency: Annotated[Positive, ASKING] = 8
+    """Keep so many requests in flight."""
+    patience_s: Annotated[float, ASKING, Parameter(name="--server-patience")] = 300.0
+    """Wait so many seconds for a server that gives no answer."""
+    config: Annotated[Path | None, ASKING, _EXISTS] = None
+    """Read the settings of the server from this TOML file. Default: none."""
+    settings: Annotated[tuple[str, ...], ASKING, Parameter(name="--set", metavar="SECTION.KEY=VALUE")] = ()
+    """Change one setting of the server, section.key=value. May be repeated. Default: none."""
+    rule: Annotated[OfflineRule | None, SELECTION] = None
+    """Select by this rule of bon select. Default: best-per-prompt for sft, pairs for dpo."""
+    k: Annotated[Positive | None, SELECTION, Parameter(alias="-k")] = None
+    """For top-k rules: select so many candidates, as in bon select. Default: none; these rules need it."""
+    threshold: Annotated[float | None, SELECTION] = None
+    """For threshold: select candidates with at least this reward. Default: --quantile."""
+    quantile: Annotated[Share | None, SELECTION] = None
+    """For threshold: select rewards at or above this quantile (0 to 1) of their prompt's. Default: --threshold."""
+    margin: Annotated[NotNegativeNumber | None, SELECTION] = None
+    """For pairs: make pairs whose rewards differ by at least this much. Default: 0."""
+    min_spread: Annotated[float | None, SELECTION] = None
+    """Leave out prompts whose best and worst reward are less far apart. Default: no limit."""
+    merge_rounds: Annotated[bool, SELECTION, Parameter(negative="--no-merge-rounds")] = True
+    """Select from the logs of all rounds so far, so that the best over all of them is kept, not from the last alone."""
+    method: Annotated[Method, TRAINING] = "sft"
+    """Train by this method: sft on completions, dpo on pairs."""
+    start_from: Annotated[Literal["base", "last"], TRAINING, Parameter(name="--from")] = "base"
+    """Train the first policy anew in every round (base), or the last one further."""
+    training: Annotated[
+        dict[str, Any],
+        TRAINING,
+        Parameter(name="--train", converter=read_training, n_tokens=-1, accepts_keys=False, metavar="NAME=VALUE"),
+    ] = field(default_factory=dict)
+    """Set an option of bon train, such as learning_rate=1e-5 or lora=false. May be repeated. Default: none."""
+    seed: Annotated[int | None, TRAINING] = None
+    """Sample, select and train from this seed. Default: sampling is random, the others take 0."""
+    held_out_n: Annotated[Positive, ENDING] = 4
+    """Sample so many completions of a held-out prompt, beside a greedy one."""
+    gold: Annotated[str | None, ENDING] = None
+    """Let function:module:name judge held-out texts; its verdict is reported, never trained on. Default: none."""
+    stops: Annotated[Stops, FLAT] = field(default_factory=Stops)
+    kl_texts: Annotated[NotNegative, ENDING] = 200
+    """Measure the KL on so many held-out texts, one of each prompt; 0: do not measure it."""
 
     @property
     def the_rule(self) -> OfflineRule:
@@ -152,19 +207,11 @@ class RoundsOptions:
 
 def check(options: RoundsOptions) -> None:
     """Raises `ConfigError` for options that are not allowed or do not go together."""
-    stops, asking = options.stops, options.asking
+    check_values(options)
+    asking = options.asking
     for name, value, allowed, good in (
         ("reward", options.rewards, "at least one", bool(options.rewards)),
-        ("rounds", options.rounds, "numbers from 1", options.rounds >= 1),
-        ("from", options.start_from, " or ".join(get_args(StartFrom)), options.start_from in get_args(StartFrom)),
-        ("n", asking.n, "numbers from 2, or there is nothing to choose", asking.n is None or asking.n >= 2),
-        ("temperature", asking.temperature, "numbers above 0", asking.temperature is None or asking.temperature > 0),
         ("system", asking.system, "nothing with --raw", not (asking.raw and asking.system is not None)),
-        ("held_out_n", options.held_out_n, "numbers from 1", options.held_out_n >= 1),
-        ("kl_texts", options.kl_texts, "numbers from 0", options.kl_texts >= 0),
-        ("patience", stops.patience, "numbers from 1", stops.patience >= 1),
-        ("min_distinct", stops.min_distinct, "0 to 1", 0 <= stops.min_distinct <= 1),
-        ("min_entropy", stops.min_entropy, "finite numbers from 0", 0 <= stops.min_entropy < math.inf),
         ("gold", options.gold, "function:module:name", options.gold is None or options.gold.startswith("function:")),
         ("policy", options.policy, "what can be trained", options.policy.partition(":")[0] != "synthetic"),
     ):

@@ -13,7 +13,8 @@ from bon_server.soak.calls import promises
 from bon_server.soak.checks import Check
 from bon_server.soak.ledger import Ledger
 from bon_server.soak.logged import compare
-from bon_server.soak.seen import Seen, SoakOptions
+from bon_server.soak.options import SoakOptions
+from bon_server.soak.seen import Seen
 
 
 def document(options: SoakOptions, seen: Seen, ledger: Ledger, log: Path | None) -> dict[str, Any]:

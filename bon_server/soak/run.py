@@ -21,9 +21,10 @@ import grpc
 from bon_server.server_process import serving
 from bon_server.soak.gauges import Gauges, scrape
 from bon_server.soak.ledger import Ledger
+from bon_server.soak.options import SoakOptions
 from bon_server.soak.process import Footprint, footprint
 from bon_server.soak.report import document
-from bon_server.soak.seen import Place, Rest, Seen, SoakOptions
+from bon_server.soak.seen import Place, Rest, Seen
 from bon_server.soak.traffic import Mix, traffic
 
 MODELS = ("--policy", "synthetic:tokens=40,tokens_per_s=400", "--reward", "synthetic:seconds=0.005")
@@ -35,17 +36,17 @@ REST_S = 30.0
 Tell = Callable[[str], None]
 
 
-def run_soak(options: SoakOptions, tell: Tell = lambda _: None) -> dict[str, Any]:
+def run_soak(options: SoakOptions, security: bon.Security, tell: Tell = lambda _: None) -> dict[str, Any]:
     """Runs it and returns the document of `bon bench soak --json`.
 
-    tell: called every few seconds with one line. Raises `StartupError` when the server does not start,
-    `grpc.RpcError` and OSError when a target or its metrics do not answer, and `LogError` for a log that cannot be
-    read.
+    security: how a target lets callers in. tell: called every few seconds with one line. Raises `StartupError` when the
+    server does not start, `grpc.RpcError` and OSError when a target or its metrics do not answer, and `LogError` for a
+    log that cannot be read.
     """
     ledger = Ledger(f"soak-{uuid4().hex[:12]}")
     if options.target is not None:
         place = Place(options.target, options.metrics, None)
-        seen = asyncio.run(_Run(options, place, ledger, tell).go())
+        seen = asyncio.run(_Run(options, place, security, ledger, tell).go())
         return document(options, seen, ledger, options.log)
     folder = Path(tempfile.mkdtemp(prefix="bon-soak-"))
     log = options.log or folder / "log"
@@ -53,7 +54,7 @@ def run_soak(options: SoakOptions, tell: Tell = lambda _: None) -> dict[str, Any
     with serving(_words(options, log), folder) as address:
         ready = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
         place = Place(address, ready["metrics_address"], ready["pid"])
-        seen = asyncio.run(_Run(options, place, ledger, tell).go())
+        seen = asyncio.run(_Run(options, place, security, ledger, tell).go())
         tell("ending the server")
     told = document(options, seen, ledger, log)
     if told["ok"]:
@@ -72,13 +73,14 @@ def _words(options: SoakOptions, log: Path) -> list[str]:
 class _Run:
     """One run against a server that answers."""
 
-    def __init__(self, options: SoakOptions, place: Place, ledger: Ledger, tell: Tell) -> None:
+    def __init__(self, options: SoakOptions, place: Place, security: bon.Security, ledger: Ledger, tell: Tell) -> None:
         self._options = options
         self._place = place
+        self._security = security
         self._ledger = ledger
         self._tell = tell
         self._seen = Seen()
-        self._mix = Mix(place.address, options.security, options.concurrency, options.cancel_share, options.seed)
+        self._mix = Mix(place.address, security, options.concurrency, options.cancel_share, options.seed)
 
     async def go(self) -> Seen:
         seen, seconds = self._seen, self._options.minutes * 60
@@ -103,7 +105,7 @@ class _Run:
         return seen
 
     async def _version(self) -> str:
-        async with bon.AsyncClient(self._place.address, attempts=1, **self._options.security) as client:
+        async with bon.AsyncClient(self._place.address, attempts=1, **self._security) as client:
             version: str = (await client.server_info()).version
             return version
 

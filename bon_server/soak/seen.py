@@ -1,34 +1,12 @@
-"""What a run is told, and what it has seen of its server."""
+"""What a run has seen of its server."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import bon
 
 from bon_server.soak import checks
 from bon_server.soak.gauges import Gauges
 from bon_server.soak.process import Footprint
-
-
-@dataclass(frozen=True)
-class SoakOptions:
-    """What `bon bench soak` is told."""
-
-    minutes: float = 30.0
-    """Of traffic, the warm-up included."""
-    concurrency: int = 32
-    cancel_share: float = 0.2
-    seed: int = 0
-    memory_limit_mb_per_min: float = 1.0
-    target: str | None = None
-    """None: a server of its own."""
-    metrics: str | None = None
-    """Metrics endpoint of the target, host:port; None: not looked at."""
-    log: Path | None = None
-    """Of its own server, and kept; or of the target. None: a temporary folder; not looked at."""
-    security: bon.Security = field(default_factory=lambda: bon.Security())
 
 
 @dataclass(frozen=True)

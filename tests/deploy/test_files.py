@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
 from bon_server.cli import app
@@ -89,10 +88,10 @@ def commands() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(("place", "words"), commands().items(), ids=commands().keys())
 def test_their_commands_are_ours(place: str, words: list[str]) -> None:
-    program, verb, *options = words
+    program, *options = words
     assert Path(program).name == "bon"
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
-    command.make_context(verb, options)  # parses only
+    command, _, _ = app.parse_args(options, exit_on_error=False, print_error=False)
+    assert command.__name__ in ("serve", "health")
 
 
 def test_the_configuration_is_one_and_can_be_read() -> None:

@@ -16,9 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from bon_server.cli import app
 from bon_server.config import RewardConfig
 from bon_server.errors import LogError
 from bon_server.log.added_scores import KEY, NOT_THERE, STATUSES, AddedScores, join
@@ -34,6 +32,7 @@ from bon_server.log.verify import verify
 from bon_server.offline import rescore as module
 from bon_server.offline.scoring import score_all
 from bon_server.types import CandidateStatus, ModelRef
+from tests.command import run_bon
 from tests.log.records import record, scored
 from tests.log.test_erase import BY_ID, BY_TAG, OTHERS, SECRET, holding
 from tests.log.test_erase import log as log
@@ -106,10 +105,10 @@ def test_join_is_a_lookup(
 
 def test_every_reader_sees_them(log: Path) -> None:
     rescored(log)
-    done = CliRunner().invoke(app, ["log", "records", "--log", str(log), "--long"])
+    done = run_bon("log", "records", "--log", str(log), "--long")
     rows = [json.loads(text) for text in done.stdout.splitlines()]
     assert len(rows) > 40 and all("new" in row["rewards"] for row in rows)
-    snapshot = CliRunner().invoke(app, ["log", "records", "--log", str(log), "--snapshot", "before"])
+    snapshot = run_bon("log", "records", "--log", str(log), "--snapshot", "before")
     assert all("new" in one["rewards"] for one in json.loads(snapshot.stdout)["candidates"])
     with LogReader(log) as reader:
         logged = [one for batch in reader.batches() for row in batch["candidates"].to_pylist() for one in row]

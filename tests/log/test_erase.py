@@ -14,9 +14,7 @@ from typing import Any
 import apsw
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from bon_server.cli import app
 from bon_server.errors import ConfigError, LogError, LogLocked
 from bon_server.log.database import SPOOL_NAME
 from bon_server.log.erase import Erased, erase
@@ -29,6 +27,7 @@ from bon_server.log.snapshot import make_snapshot, read_snapshot
 from bon_server.log.spool import Spool
 from bon_server.log.verify import verify
 from bon_server.types import Message
+from tests.command import run_bon
 from tests.log.observations import observation
 from tests.log.records import record, scored
 from tests.log.test_sealing import flip, seal
@@ -315,7 +314,7 @@ def test_one_of_the_two(log: Path, match: Match) -> None:
 
 def test_the_command(log: Path) -> None:
     def run(*words: str) -> Any:
-        return CliRunner().invoke(app, ["log", "erase", "--log", str(log), *words])
+        return run_bon("log", "erase", "--log", str(log), *words)
 
     assert isinstance(run("--tag", "user").exception, ConfigError)
     assert isinstance(run().exception, ConfigError)

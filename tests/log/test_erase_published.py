@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from bon_server.cli import app
 from bon_server.config import LogConfig
 from bon_server.errors import LogError
 from bon_server.log.erase import Erased, erase
@@ -25,6 +23,7 @@ from bon_server.log.segments import listed
 from bon_server.log.spool import Spool
 from bon_server.log.verify import verify
 from bon_server.types import Message
+from tests.command import run_bon
 from tests.log.faulty_store import Fault, FaultyStore, uri
 from tests.log.observations import observation
 from tests.log.publishing import config, download, put_object
@@ -219,10 +218,10 @@ def test_a_folder_too_as_a_user_types_it(tmp_path: Path) -> None:
     log, table = tmp_path / "log", tmp_path / "table"
     _fill(log, LogConfig(publish=table.as_uri()))
     words = ["log", "erase", "--log", str(log), "--tag", f"user={SECRET}"]
-    elsewhere = CliRunner().invoke(app, [*words, "--to", (tmp_path / "elsewhere").as_uri()])
+    elsewhere = run_bon(*words, "--to", (tmp_path / "elsewhere").as_uri())
     assert isinstance(elsewhere.exception, LogError) and "was not published there, but to" in str(elsewhere.exception)
     assert len(holding(log, SECRET)) > 0, "it is refused before anything is erased"
-    assert CliRunner().invoke(app, [*words, "--to", table.as_uri()]).exit_code == 0
+    assert run_bon(*words, "--to", table.as_uri()).exit_code == 0
     _check_table(table)
     assert [path for path in table.rglob("*") if path.stat().st_mode & 0o077 or path.suffix == ".tmp"] == []
 

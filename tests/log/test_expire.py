@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from bon_server.cli import app
 from bon_server.config import LogConfig
 from bon_server.errors import ConfigError, LogError
 from bon_server.log import expire as module
@@ -33,6 +31,7 @@ from bon_server.log.snapshot import make_snapshot
 from bon_server.log.spool import Spool
 from bon_server.log.verify import verify
 from bon_server.types import Kind
+from tests.command import run_bon
 from tests.log.observations import observation
 from tests.log.records import record
 from tests.log.test_sealing import seal
@@ -208,7 +207,7 @@ def test_a_server_applies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_command(log: Path) -> None:
     def run(*words: str) -> Any:
-        return CliRunner().invoke(app, ["log", "expire", "--log", str(log), *words])
+        return run_bon("log", "expire", "--log", str(log), *words)
 
     assert isinstance(run().exception, ConfigError)
     done = json.loads(run("--set", "log.retain_bytes=1", "--json").stdout)
@@ -228,7 +227,7 @@ def test_files_and_folders_are_their_owners_after_everything(log: Path) -> None:
             _check_modes(log)
         erase(log, Match(tag=("a", "b")))
         erase(log, Match(request_id="r2-1"))
-        CliRunner().invoke(app, ["log", "import", str(_bad_file(log.parent)), "--log", str(log)])
+        run_bon("log", "import", str(_bad_file(log.parent)), "--log", str(log))
         assert verify(log)["ok"], verify(log)["problems"]
     finally:
         os.umask(previous)

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from bon_server.cli import app
 from bon_server.errors import ConfigError
 from bon_server.log.segments import listed
 from bon_server.log.spool import Spool
+from tests.command import run_bon
 from tests.log.records import record
 
 RECORDS = 6
@@ -31,7 +30,7 @@ def log(tmp_path: Path) -> Iterator[Path]:
 
 
 def _bon(*words: str) -> Any:
-    return CliRunner().invoke(app, ["log", *words])
+    return run_bon("log", *words)
 
 
 def _json(*words: str) -> Any:

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from bon_server.cli import app
 from bon_server.config import RewardConfig
 from bon_server.errors import ConfigError, LogError
 from bon_server.log.reader import LogReader
@@ -24,6 +22,7 @@ from bon_server.offline import rescore as module
 from bon_server.offline.rescore import count_candidates, default_name
 from bon_server.reward.synthetic import SyntheticReward
 from bon_server.types import CandidateStatus, FinishReason, Kind, Message, Score
+from tests.command import run_bon
 from tests.log.records import ODD_TEXT, record, scored
 from tests.log.test_sealing import seal
 from tests.offline.grouped_files import import_lines, line
@@ -189,7 +188,7 @@ def test_another_model_under_the_same_name_is_refused(tmp_path: Path) -> None:
 def test_an_ensemble_is_one_score_with_its_parts(tmp_path: Path) -> None:
     log = commit(tmp_path / "log", sampled(3))
     words = ["--reward", "a=synthetic", "--reward", "b=synthetic:nan_rate=0", "--set", "reward.combine=min", "--json"]
-    done = CliRunner().invoke(app, ["rescore", "--log", str(log), *words])
+    done = run_bon("rescore", "--log", str(log), *words)
     result = json.loads(done.stdout)
     assert result["name"] == "ensemble" and [one["id"] for one in result["reward_models"]] == ["synthetic"] * 2 + [
         "min"

@@ -6,15 +6,16 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bon_server.errors import LogError
+from bon_server.offline.formats import FORMATS
 from bon_server.offline.manifest import Manifest, sha256_of
-from bon_server.offline.options import Written
+from bon_server.offline.options import Compression, FormatName, Written
 from bon_server.selection import OfflineRule
 from bon_server.types import Message
 from tests.log.records import record, scored
@@ -184,7 +185,7 @@ def test_shards_hold_the_lines_one_after_the_other(tmp_path: Path, name: str, sh
     ],
 )
 def test_compressed_lines_are_the_same_lines(
-    log: Path, compression: str, suffix: str, unpack: Callable[[bytes], bytes]
+    log: Path, compression: Compression, suffix: str, unpack: Callable[[bytes], bytes]
 ) -> None:
     run(log, out="plain")
     manifest = run(log, written=Written(compression=compression))
@@ -229,3 +230,7 @@ def test_more_text_than_one_file_can_be_made_of_is_refused_with_the_way_out(
     with pytest.raises(LogError, match=r"^2 chosen candidates have 0 MiB in text, .*--shard-rows$"):
         run(tmp_path)
     assert run(tmp_path, written=Written(shard_rows=1))["counts"]["selected"] == 2
+
+
+def test_every_name_of_a_format_is_one() -> None:
+    assert list(FORMATS) == list(get_args(FormatName))

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from bon_server.cli import app
 from bon_server.errors import LogError
 from bon_server.log.erase import erase
 from bon_server.log.rewrite import Match
@@ -20,6 +18,7 @@ from bon_server.log.spool import Spool
 from bon_server.offline.select import SelectOptions, select
 from bon_server.selection import OfflineRule
 from bon_server.types import Message
+from tests.command import run_bon
 from tests.log.records import record
 from tests.log.test_sealing import flip, seal
 
@@ -92,10 +91,10 @@ def test_as_a_user_types_it(log: Path) -> None:
     _serve(log, "xyz")
     common = ["--log", str(log), "--snapshot", "first"]
     words = ["select", *common, "--rule", "top-k-overall", "-k", "2", "--out", str(log.parent / "out"), "--json"]
-    result = CliRunner().invoke(app, words)
+    result = run_bon(*words)
     assert result.exit_code == 0 and json.loads(result.stdout)["snapshot"] == "first", result.output
-    lines = CliRunner().invoke(app, ["log", "records", *common]).stdout.splitlines()
+    lines = run_bon("log", "records", *common).stdout.splitlines()
     assert [json.loads(line)["request_id"] for line in lines] == list("abc")
     erase(log, Match(request_id="b"))
-    refused = CliRunner().invoke(app, words)
+    refused = run_bon(*words)
     assert isinstance(refused.exception, LogError) and "is stale" in str(refused.exception)

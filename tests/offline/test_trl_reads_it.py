@@ -9,12 +9,12 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from bon_server.log.spool import Spool
-from bon_server.offline.options import Written
+from bon_server.offline.options import FormatName, Written
 from bon_server.offline.select import SelectOptions, select
 from bon_server.selection import OfflineRule
 from tests.log.records import ODD_TEXT, record, scored
@@ -92,8 +92,7 @@ def test_datasets_and_trl_read_every_format(tmp_path: Path) -> None:
         spool.append(
             [record("c", candidates=chats), record("t", prompt_text="Once", prompt_messages=None, candidates=texts)]
         )
-    formats = ["trl-sft", "trl-tokens", "trl-dpo", "trl-kto", "messages", "openai", "openai-dpo", "sharegpt", "grouped"]
-    for name in (*formats, "parquet"):
+    for name in get_args(FormatName):
         select(SelectOptions((tmp_path / "log",), out=tmp_path / "out" / name, format=name, **_rule(name)))
     packed = Written(compression="gzip")
     select(SelectOptions((tmp_path / "log",), OfflineRule.BEST_PER_PROMPT, tmp_path / "out" / "gzip", written=packed))

@@ -45,7 +45,7 @@ def test_defaults_are_in_order(options: RoundsOptions) -> None:
     [
         ({"rewards": ()}, "reward:"),
         ({"rounds": 0}, "rounds: 0 given"),
-        ({"start_from": "first"}, "from: 'first' given; allowed are base or last"),
+        ({"start_from": "first"}, "start_from: 'first' given; allowed are base, last"),
         ({"asking": Asking(n=1)}, "n: 1 given"),
         ({"asking": Asking(temperature=0.0)}, "temperature: 0.0 given"),
         ({"asking": Asking(raw=True, system="s")}, "system:"),

@@ -13,13 +13,12 @@ import bon
 import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
-from typer.testing import CliRunner
 
-from bon_server.cli import app
 from bon_server.harvest.lines import Run as HarvestRun
 from bon_server.harvest.progress import run_harvest
 from bon_server.policy.grammar_gate import GrammarGate
 from bon_server.types import Sampling
+from tests.command import run_bon
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run
 from tests.serving.running import question
@@ -124,7 +123,7 @@ async def test_the_command_line_and_the_client_give_them(run: Run, gated: GatedP
     }
     for name, words in commands.items():
         command = ["ask", "hello", "-n", "1", "--json", "--target", running.server.address, *words]
-        said = await asyncio.to_thread(CliRunner().invoke, app, command)
+        said = await asyncio.to_thread(run_bon, *command)
         assert said.exit_code == 0, said.output
         resolved = json.loads(said.stdout)["resolved"]
         assert resolved[name] == {"json_schema": SCHEMA, "regex": "a|b", "choice": {"choices": ["a", "b"]}}[name]
@@ -147,7 +146,7 @@ def test_two_constraints_are_a_usage_error(verb: list[str], tmp_path: Path) -> N
     file = tmp_path / "prompts.jsonl"
     file.write_text("")
     words = [word.replace("FILE", str(file)) for word in verb]
-    said = CliRunner().invoke(app, [*words, "--regex", "a", "--choice", "b"])
+    said = run_bon(*words, "--regex", "a", "--choice", "b")
     assert said.exit_code == 2
     assert "at most one of" in said.output
 

@@ -12,14 +12,13 @@ import bon
 import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
-from typer.testing import CliRunner
 
-from bon_server.cli import app
 from bon_server.errors import LogError, SamplingFailed
 from bon_server.log.feedback import Feedback
 from bon_server.log.feedback_reader import FeedbackReader
 from bon_server.log.stats import log_stats
 from bon_server.types import Completion
+from tests.command import run_bon
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run
 from tests.serving.running import Running, refusal
@@ -197,8 +196,8 @@ async def test_records_and_stats_show_it(run: Run) -> None:
     await running.stub.RecordFeedback(observation(feedback_id="g", string_value="why"))
     assert log_stats(running.log)["feedback"] == 2
     arguments = ["log", "records", "--log", str(running.log)]
-    joined = await asyncio.to_thread(CliRunner().invoke, app, [*arguments, "--feedback"])
-    plain = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    joined = await asyncio.to_thread(run_bon, *arguments, "--feedback")
+    plain = await asyncio.to_thread(run_bon, *arguments)
     first, second = (json.loads(line) for line in joined.stdout.splitlines())
     assert [(one["value"], one["candidate_index"]) for one in first["feedback"]] == [(1.0, 2), ("why", None)]
     assert second["feedback"] == []

@@ -7,13 +7,12 @@ import stat
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from bon_server.cli import app
 from bon_server.errors import ConfigError, NotAuthenticated
 from bon_server.serving.auth import bearer
 from bon_server.serving.key_file import add_key, revoke
 from bon_server.serving.keys import Quota, Right, read_keys
+from tests.command import run_bon
 
 SHA = "0" * 64
 
@@ -120,7 +119,7 @@ def test_headers_with_one() -> None:
 
 def test_the_commands(file: Path) -> None:
     def run(*words: str) -> str:
-        done = CliRunner().invoke(app, ["keys", *words, "--file", str(file)], catch_exceptions=False)
+        done = run_bon("keys", *words, "--file", str(file))
         assert done.exit_code == 0, done.output
         return done.stdout.strip()
 

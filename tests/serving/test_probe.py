@@ -7,21 +7,20 @@ from pathlib import Path
 
 import bon
 import pytest
-from typer.testing import CliRunner, Result
 
 from bon_server import probe
-from bon_server.cli import app
 from bon_server.serving.server import Server
 from bon_server.serving.service import SERVICE
+from tests.command import Ended, run_bon
 from tests.conftest import synthetic_config
 from tests.fakes import ScriptedPolicy
 from tests.serving.certificates import Authority
 from tests.serving.conftest import Run
 
 
-async def ask(*words: str) -> Result:
+async def ask(*words: str) -> Ended:
     """What the command does, in a thread, since the server is on this loop."""
-    return await asyncio.to_thread(CliRunner().invoke, app, ["health", "--timeout", "10", *words])
+    return await asyncio.to_thread(run_bon, "health", "--timeout", "10", *words)
 
 
 async def test_a_server_that_can_serve_and_then_cannot(run: Run) -> None:
@@ -51,7 +50,7 @@ async def test_a_server_with_tls_and_keys(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     files = authority.signs("server")
     keys = tmp_path / "keys.toml"
-    CliRunner().invoke(app, ["keys", "new", "a", "--file", str(keys), "--rights", "generate"])
+    run_bon("keys", "new", "a", "--file", str(keys), "--rights", "generate")
     server = await Server.start(
         synthetic_config(
             tmp_path / "log",

@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 
 from bon_server.errors import ConfigError
-from bon_server.offline.training.options import TrainOptions
+from bon_server.offline.training.options import Dtype, TrainOptions
 from bon_server.weights import ModelFiles
 
 RATES: dict[str, tuple[tuple[float, float], ...]] = {
@@ -61,7 +61,7 @@ def resolve(options: TrainOptions, parameters: int, context_tokens: int, process
         learning_rate=learning_rate(options.method, options.lora, parameters) if rate is None else rate,
         lora_alpha=2 * options.lora_rank if alpha is None and options.lora else alpha,
         epochs=EPOCHS[options.method] if epochs is None else float(epochs),
-        micro_batch_size=_micro_batch_size(options.micro_batch_size, each, most),
+        per_device_train_batch_size=_per_device_batch_size(options.per_device_train_batch_size, each, most),
         max_length=options.max_length or min(context_tokens, MAX_LENGTH),
         dtype=_dtype(options.dtype),
         gradient_checkpointing=on_gpu and parameters >= CHECKPOINTING_PARAMETERS
@@ -75,16 +75,18 @@ def checkpoint_steps(steps: int) -> int:
     return max(1, math.ceil(steps / CHECKPOINTS))
 
 
-def _micro_batch_size(asked: int | None, each: int, most: int) -> int:
+def _per_device_batch_size(asked: int | None, each: int, most: int) -> int:
     """each: rows of a step on one device; most: rows at a time that nobody asked for."""
     if asked is None:
         return next(size for size in range(min(most, each), 0, -1) if each % size == 0)
     if each % asked:
-        raise ConfigError(f"micro_batch_size: {asked} given; each device has {each} rows a step, allowed are divisors")
+        raise ConfigError(
+            f"per_device_train_batch_size: {asked} given; each device has {each} rows a step, allowed are divisors"
+        )
     return asked
 
 
-def _dtype(asked: str) -> str:
+def _dtype(asked: Dtype) -> Dtype:
     import torch
 
     from bon_server.policy.dtype import dtype_for

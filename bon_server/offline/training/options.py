@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from bon_server.errors import ConfigError
+from bon_server.options import (
+    NotNegativeNumber,
+    Positive,
+    PositiveNumber,
+    Seed,
+    ShareBelowOne,
+    check_values,
+    panel,
+)
 
 Method = Literal["sft", "dpo"]
-DTYPES = ("auto", "bfloat16", "float32")
-SCHEDULES = ("linear", "cosine", "constant")
+Dtype = Literal["auto", "bfloat16", "float32"]
+Schedule = Literal["linear", "cosine", "constant"]
+
+LEARNING = panel("How it learns")
+TRAINED = panel("What is trained")
+MEASURED = panel("Checkpoints and held-out rows")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,90 +33,57 @@ class TrainOptions:
     """One training run."""
 
     data: Path
-    """A folder that `bon select` wrote, or one file of rows: JSON lines (also .gz, .zst) or Parquet."""
+    """Read the training set from this folder of bon select, or from one file: JSONL (also .gz, .zst) or Parquet."""
     policy: str | Path
-    """Directory or hub id of the model to start from."""
+    """Start from this model: a directory or a hub id."""
     out: Path
-    """Directory of the tuned model; missing, empty, or made by an earlier run with the same options."""
+    """Write the tuned model to this directory, for bon serve --policy. It must be missing, empty, or left by the same
+    command."""
     method: Method = "sft"
-    """Likelihood of completions, or direct preference optimisation of pairs."""
-    lora: bool = True
-    """Train low-rank updates, merged in the end; false: all weights."""
-    lora_rank: int = 16
-    lora_alpha: int | None = None
-    """The updates are scaled by alpha / rank. None: twice the rank."""
-    learning_rate: float | None = None
-    """Peak. None: by method and size, see `defaults.py`."""
-    epochs: float | None = None
-    """Times that each row is seen. None: 2 for sft, 1 for dpo."""
-    batch_size: int = 16
-    """Rows (dpo: pairs) of an optimiser step, over all devices."""
-    micro_batch_size: int | None = None
-    """Of these, rows that one device computes at a time. None: at most 8, on CPUs 4."""
-    max_length: int | None = None
-    """Tokens of prompt and completion; longer rows are left out. None: the policy's context, but at most 4096."""
-    seed: int = 0
-    """Of the order of rows, of the split for `eval_share`, and of the first low-rank weights."""
-    dtype: str = "auto"
-    """One of `DTYPES`. `auto`: bfloat16 where the hardware computes in it, else float32."""
-    beta: float = 0.1
-    """Of dpo: how strongly the tuned policy is held to the first one."""
-    warmup_share: float = 0.05
-    """Share of the steps in which the learning rate rises to its peak."""
-    schedule: str = "linear"
-    """One of `SCHEDULES`: how it goes on from there."""
-    weight_decay: float = 0.0
-    eval_share: float = 0.0
-    """Share of the rows that are held out, by prompt, and whose loss is measured at every checkpoint; 0: none."""
-    eval_data: Path | None = None
-    """Rows to hold out instead: a folder or file like `data`."""
-    save_steps: int | None = None
-    """A checkpoint after so many steps. None: ten in all."""
-    gradient_checkpointing: bool | None = None
-    """Compute activations twice rather than keep them. None: on GPUs for models from 1e9 parameters, never on CPUs."""
+    """Train by this method: sft raises the likelihood of completions, dpo prefers one completion of a pair."""
+    seed: Seed = 0
+    """Set the order of rows, the split of --eval-share and the first low-rank weights by this number."""
+    lora: Annotated[bool, TRAINED, Parameter(negative="--full")] = True
+    """Train low-rank updates, which are merged in the end; --full trains all weights instead."""
+    lora_rank: Annotated[Positive, TRAINED] = 16
+    """Give the low-rank updates this rank."""
+    lora_alpha: Annotated[Positive | None, TRAINED] = None
+    """Scale the low-rank updates by this number over the rank. Default: twice the rank."""
+    dtype: Annotated[Dtype, TRAINED] = "auto"
+    """Compute in this number format; auto is bfloat16 where the hardware computes in it, else float32."""
+    learning_rate: Annotated[PositiveNumber | None, LEARNING] = None
+    """Let the learning rate rise to this peak. Default: by method and size of the model, see docs/training.md."""
+    epochs: Annotated[PositiveNumber | None, LEARNING] = None
+    """Go over the rows so many times. Default: 2 for sft, 1 for dpo."""
+    batch_size: Annotated[Positive, LEARNING] = 16
+    """Take so many rows (dpo: pairs) in an optimiser step, over all devices."""
+    per_device_train_batch_size: Annotated[Positive | None, LEARNING] = None
+    """Compute so many rows of a step at a time on each device. Default: at most 8, on CPUs 4."""
+    max_length: Annotated[Positive | None, LEARNING] = None
+    """Leave out rows with more tokens, prompt and completion together. Default: the policy's context, at most 4096."""
+    beta: Annotated[PositiveNumber, LEARNING] = 0.1
+    """Hold a dpo-tuned policy to the first one with this strength."""
+    warmup_ratio: Annotated[ShareBelowOne, LEARNING] = 0.05
+    """Let the learning rate rise to its peak during this share of the steps."""
+    lr_scheduler_type: Annotated[Schedule, LEARNING] = "linear"
+    """Let the learning rate follow this curve after its peak."""
+    weight_decay: Annotated[NotNegativeNumber, LEARNING] = 0.0
+    """Let AdamW pull the weights towards 0 with this coefficient."""
+    gradient_checkpointing: Annotated[bool | None, LEARNING, Parameter(negative="--no-gradient-checkpointing")] = None
+    """Compute activations twice rather than keep them: less memory, more time. Default: on GPUs for models from 1e9
+    parameters, never on CPUs."""
+    eval_share: Annotated[ShareBelowOne, MEASURED] = 0.0
+    """Hold out this share of the rows, by prompt, and measure their loss at every checkpoint."""
+    eval_data: Annotated[Path | None, MEASURED] = None
+    """Measure the loss on the rows of this folder or file instead, which is like --data. Default: none."""
+    save_steps: Annotated[Positive | None, MEASURED] = None
+    """Write a checkpoint after every so many steps. Default: ten checkpoints in all."""
 
 
 def check(options: TrainOptions) -> None:
     """Raises `ConfigError` for values that are not allowed, or do not go together."""
-    _check_names(options)
-    for name, allowed, good in _numbers(options):
-        if not good:
-            raise ConfigError(f"{name}: {getattr(options, name)} given; allowed are {allowed}")
+    check_values(options)
     if options.eval_share and options.eval_data is not None:
         raise ConfigError(f"eval_share: {options.eval_share} given, and eval_data {options.eval_data}; choose one")
     if not options.lora and options.lora_alpha is not None:
         raise ConfigError(f"lora_alpha: {options.lora_alpha} given; a full fine-tune takes none")
-
-
-def _check_names(options: TrainOptions) -> None:
-    choices: Sequence[tuple[str, Sequence[str]]] = (
-        ("method", get_args(Method)),
-        ("dtype", DTYPES),
-        ("schedule", SCHEDULES),
-    )
-    for name, allowed in choices:
-        if getattr(options, name) not in allowed:
-            raise ConfigError(f"{name}: {getattr(options, name)!r} given; allowed are {', '.join(allowed)}")
-
-
-def _numbers(options: TrainOptions) -> list[tuple[str, str, bool]]:
-    def from_one(name: str) -> tuple[str, str, bool]:
-        value = getattr(options, name)
-        return name, "whole numbers from 1", value is None or value >= 1
-
-    def above_zero(name: str) -> tuple[str, str, bool]:
-        value = getattr(options, name)
-        return name, "finite numbers above 0", value is None or (math.isfinite(value) and value > 0)
-
-    def share(name: str) -> tuple[str, str, bool]:
-        return name, "numbers from 0 to below 1", 0 <= getattr(options, name) < 1
-
-    whole = ("lora_rank", "lora_alpha", "batch_size", "micro_batch_size", "max_length", "save_steps")
-    decay: Any = options.weight_decay
-    return [
-        *map(from_one, whole),
-        *map(above_zero, ("learning_rate", "epochs", "beta")),
-        *map(share, ("warmup_share", "eval_share")),
-        ("weight_decay", "finite numbers from 0", math.isfinite(decay) and decay >= 0),
-        ("seed", "0 to 2^32 - 1", 0 <= options.seed < 2**32),
-    ]

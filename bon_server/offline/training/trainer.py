@@ -181,18 +181,18 @@ def _common(options: TrainOptions, checkpoints: Path) -> dict[str, Any]:
     from accelerate import PartialState
 
     each = options.batch_size // PartialState().num_processes
-    assert options.micro_batch_size is not None
+    assert options.per_device_train_batch_size is not None
     evaluates = bool(options.eval_share or options.eval_data)
-    schedule = {"constant": "constant_with_warmup"}.get(options.schedule, options.schedule)
+    schedule = {"constant": "constant_with_warmup"}.get(options.lr_scheduler_type, options.lr_scheduler_type)
     on_cpu = not torch.cuda.is_available()
     return {
         "output_dir": str(checkpoints),
-        "per_device_train_batch_size": options.micro_batch_size,
-        "per_device_eval_batch_size": options.micro_batch_size,
-        "gradient_accumulation_steps": each // options.micro_batch_size,
+        "per_device_train_batch_size": options.per_device_train_batch_size,
+        "per_device_eval_batch_size": options.per_device_train_batch_size,
+        "gradient_accumulation_steps": each // options.per_device_train_batch_size,
         "learning_rate": options.learning_rate,
         "lr_scheduler_type": schedule,
-        "warmup_steps": options.warmup_share,
+        "warmup_steps": options.warmup_ratio,
         "weight_decay": options.weight_decay,
         "max_grad_norm": MAX_GRAD_NORM,
         "num_train_epochs": options.epochs,

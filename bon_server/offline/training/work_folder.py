@@ -27,6 +27,11 @@ from bon_server.offline.differences import differences
 RESULT_NAME = "training.json"
 _RUN_NAME = "run.json"
 _WHOLE_NAME = "whole.json"
+_EARLIER_NAMES = {
+    "micro_batch_size": "per_device_train_batch_size",
+    "schedule": "lr_scheduler_type",
+    "warmup_share": "warmup_ratio",
+}
 
 
 def finished(out: Path) -> dict[str, Any] | None:
@@ -39,7 +44,7 @@ def finished(out: Path) -> dict[str, Any] | None:
             return None
         document = dict(json.loads((out / RESULT_NAME).read_bytes()))
         if isinstance(document.get("run"), dict):
-            return document
+            return document | {"run": _with_names_of_today(document["run"])}
     except FileNotFoundError:
         if not out.exists():
             return None
@@ -48,6 +53,14 @@ def finished(out: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError) as error:
         raise TrainingError(f"out: {out / RESULT_NAME} cannot be read ({type(error).__name__})") from error
     raise TrainingError(f"out: {out} is not empty and holds no model that was trained here; give another directory")
+
+
+def _with_names_of_today(run: dict[str, Any]) -> dict[str, Any]:
+    """A run that an earlier version began, whose options had other names, is still the same run."""
+    options = run.get("options")
+    if not isinstance(options, dict):
+        return run
+    return run | {"options": {_EARLIER_NAMES.get(name, name): value for name, value in options.items()}}
 
 
 def check_same(where: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -96,7 +109,7 @@ class WorkFolder:
 
     def _run(self) -> dict[str, Any] | None:
         try:
-            return dict(json.loads((self.path / _RUN_NAME).read_bytes()))
+            return _with_names_of_today(dict(json.loads((self.path / _RUN_NAME).read_bytes())))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:

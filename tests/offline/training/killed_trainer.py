@@ -25,7 +25,7 @@ def options_of(folder: Path, out: str, method: str, lora: bool) -> TrainOptions:
         method=cast(Method, method),
         lora=lora,
         batch_size=8,
-        micro_batch_size=4,
+        per_device_train_batch_size=4,
         learning_rate=1e-3,
         epochs=3,
         dtype="float32",

@@ -130,3 +130,26 @@ def test_two_runs_at_a_time_are_refused(folder: Path) -> None:
             train(options)
 
     train(options, again)
+
+
+def test_a_run_of_before_whose_options_had_other_names_is_gone_on_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_of(folder, "earlier", "sft", lora=True)
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(training, "_fit", _interrupted)
+        train(options)
+    with_earlier_names(WorkFolder(options.out).path / "run.json")
+    train(options)
+    with_earlier_names(options.out / "training.json")
+    assert train(options)["already_finished"]
+
+
+def with_earlier_names(file: Path) -> None:
+    """Writes a document as the version before did."""
+    earlier = {"per_device_train_batch_size": "micro_batch_size", "lr_scheduler_type": "schedule"}
+    text = file.read_text()
+    for today, before in (earlier | {"warmup_ratio": "warmup_share"}).items():
+        assert f'"{today}"' in text
+        text = text.replace(f'"{today}"', f'"{before}"')
+    file.write_text(text)

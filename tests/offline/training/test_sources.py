@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bon_server.errors import ConfigError, TrainingError
-from bon_server.offline.options import Written
+from bon_server.offline.options import Compression, Written
 from bon_server.offline.training.sources import open_source
 from bon_server.selection import OfflineRule
 from tests.offline.training.sets import make_log, select_from
@@ -26,7 +26,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("form", ["trl-sft", "trl-tokens", "messages", "parquet"])
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
-def test_every_format_and_packing_is_read(log: Path, tmp_path: Path, form: str, compression: str) -> None:
+def test_every_format_and_packing_is_read(log: Path, tmp_path: Path, form: str, compression: Compression) -> None:
     written = Written(compression=compression, shard_rows=2)
     source = open_source("data", select_from(log, tmp_path / "set", form, written=written), "sft")
     rows = list(source.rows())

@@ -258,7 +258,11 @@ def test_too_little_room_is_told_before_anything_is_trained(
         ({"method": "ppo"}, ConfigError, "method: 'ppo' given; allowed are sft, dpo"),
         ({"batch_size": 0}, ConfigError, "batch_size: 0 given"),
         ({"learning_rate": float("nan")}, ConfigError, "learning_rate: nan given"),
-        ({"micro_batch_size": 3}, ConfigError, "micro_batch_size: 3 given; each device has 8 rows"),
+        (
+            {"per_device_train_batch_size": 3},
+            ConfigError,
+            "per_device_train_batch_size: 3 given; each device has 8 rows",
+        ),
         ({"max_length": 9999}, ConfigError, "max_length: 9999 given; the policy's context is 2048"),
         ({"max_length": 4}, TrainingError, r"no row to train on, of 24 \(24 too_long\)"),
         ({"policy": "nowhere"}, StartupError, "no such directory"),

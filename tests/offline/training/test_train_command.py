@@ -33,6 +33,9 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_a_wrong_option_is_a_usage_error(tmp_path: Path) -> None:
-    wrong = run("--data", tmp_path, "--policy", tmp_path, "--out", tmp_path / "out", "--schedule", "steep")
-    assert wrong.returncode == 2 and "schedule: 'steep' given; allowed are linear, cosine, constant" in wrong.stderr
+    wrong = run("--data", tmp_path, "--policy", tmp_path, "--out", tmp_path / "out", "--lr-scheduler-type", "steep")
+    assert (
+        wrong.returncode == 2
+        and "--lr-scheduler-type: 'steep' given; allowed are linear, cosine, constant" in wrong.stderr
+    )
     assert not wrong.stdout and not (tmp_path / "out").exists()
