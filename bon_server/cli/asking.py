@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from bon_server.cli.options import (
     DEFAULT_TARGET,
+    OR_DASH,
     Access,
     AsJson,
     Concurrency,
@@ -77,6 +78,7 @@ def ask(
 def harvest(
     file: Annotated[
         Path,
+        OR_DASH,
         Parameter(
             help="Send the prompts of this file or folder: JSON lines, Parquet, a folder of Parquet shards, or a data "
             "set that datasets saved."

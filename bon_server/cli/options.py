@@ -19,6 +19,15 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 ACCESS = panel("Keys and TLS")
 FILE = Parameter(validator=PathCheck(exists=True, dir_okay=False))
 
+
+def _refuse_flag(_: Any, path: Path) -> None:
+    if str(path).startswith("-") and str(path) != "-":
+        raise ValueError("There is no such flag.")
+
+
+OR_DASH = Parameter(allow_leading_hyphen=True, validator=_refuse_flag)
+"""Of a file that is given by its place: `-` is one, but a misspelt flag is not."""
+
 Target = Annotated[str, Parameter(help="Call the server at this address, HOST:PORT.")]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print one JSON document and nothing else on stdout.")]
 SkipDamaged = Annotated[bool, Parameter(help="Leave out what cannot be read, and name it on stderr.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import field, fields, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_type_hints
 
@@ -39,8 +40,13 @@ def _field(setting: str, flag: str, is_path: bool, more: Parameter) -> tuple[str
     of = get_type_hints(Config)[section]
     hint = Path if is_path else get_type_hints(of, include_extras=True)[key]
     default = getattr(of(), key)
-    said = next(one.description or "" for one in parse_from_object(of).params if one.arg_name == key)
-    shown = Parameter(name=flag, help=" ".join(said.split()), show_default=as_default(default) or False, negative=())
+    shown = Parameter(name=flag, help=_help(of)[key], show_default=as_default(default) or False, negative=())
     several = isinstance(default, tuple)
     kind = Annotated[hint if several else Optional[hint], more, shown]  # type: ignore[valid-type]  # noqa: UP045
     return setting.replace(".", _SEPARATOR), kind, field(default=() if several else None)
+
+
+@cache
+def _help(section: type) -> dict[str, str]:
+    """What the docstrings beside the settings of a section say."""
+    return {one.arg_name: " ".join((one.description or "").split()) for one in parse_from_object(section).params}

@@ -130,6 +130,11 @@ def test_the_last_of_a_flag_counts_and_of_a_list_all() -> None:
     assert (arguments["sampling"].n, arguments["stop"]) == (3, ("---", "b"))
 
 
+def test_a_dash_is_a_file_and_a_prompt_may_begin_with_one() -> None:
+    assert parsed("harvest", "-", "-n", "2")["file"] == Path("-")
+    assert parsed("ask", "-n", "2", "--", "-x is 5")["prompt"] == "-x is 5"
+
+
 TRAIN = ("train", "--data", "d", "--policy", "p", "--out", "o")
 SELECT = ("select", "--log", "l", "--out", "o", "--rule", "soft")
 
@@ -161,6 +166,7 @@ SELECT = ("select", "--log", "l", "--out", "o", "--rule", "soft")
         (("rounds", "--policy", "p"), "--reward"),
         (("log", "import", "--log", "l"), "FILES"),
         (("log", "records", "--log", "l", "--limit", "0"), "--limit: '0' given; allowed are whole numbers from 1"),
+        (("harvest", "--dryrun", "f"), 'Invalid value "--dryrun" for FILE. There is no such flag.'),
         (("logs",), 'Unknown command "logs"'),
     ],
 )
