@@ -3,7 +3,7 @@
 A verb's module is imported when the verb is called, or when its help is shown, and imports what does the work only when
 it does it. Flags come from annotations: of a verb's own parameters, or of the dataclass of options that it takes.
 
-Exit codes: 0 done, 1 failed, 2 usage. With `--json` one JSON document and nothing else goes to stdout.
+Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted. With `--json` one JSON document and nothing else goes to stdout.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except OSError as error:
         fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        fail("interrupted", 1)
+        fail("interrupted", 130)  # as shells have it: 128 and the number of the signal
     except _security_error() as error:
         fail(str(error), 2)
     except _rpc_error() as error:

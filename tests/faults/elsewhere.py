@@ -25,6 +25,16 @@ BAD_INPUT = (
         ),
     ),
     Elsewhere(
+        "numbers out of range, fractions for whole numbers, NaN, unknown choices and flags on the command line",
+        "exit code 2, with the flag, the value and what is allowed, before anything is done",
+        ("tests/cli/test_words.py::test_a_usage_error_names_the_flag_and_what_is_allowed",),
+    ),
+    Elsewhere(
+        "a training run that an earlier version began, whose options had other names",
+        "the same command goes on with it",
+        ("tests/offline/training/test_resume.py::test_a_run_of_before_whose_options_had_other_names_is_gone_on_with",),
+    ),
+    Elsewhere(
         "what a real engine must not get",
         "INVALID_ARGUMENT; of a seed that it could not take, FAILED_PRECONDITION",
         (

@@ -123,13 +123,15 @@ def test_the_commands(file: Path) -> None:
         assert done.exit_code == 0, done.output
         return done.stdout.strip()
 
+    def refused(*words: str) -> str:
+        done = run_bon("keys", *words, "--file", str(file))
+        assert done.exit_code == 2 and isinstance(done.exception, ConfigError)
+        return done.stderr
+
     key = run("new", "anna", "--rights", "generate, feedback", "--candidates-per-minute", "100")
     assert read_keys(file).holder(key).rights == (Right.GENERATE, Right.FEEDBACK)
     assert json.loads(run("list", "--json")) == {"anna": "generate feedback"}
     assert json.loads(run("revoke", "anna", "--json")) == {"revoked": 1}
-    with pytest.raises(ConfigError, match="anna"):
-        run("revoke", "anna")
-    with pytest.raises(ConfigError, match="'all'"):
-        run("new", "bob", "--rights", "all")
-    with pytest.raises(ConfigError, match="generate, score"):
-        run("new", "bob", "--rights", "")
+    assert "anna" in refused("revoke", "anna")
+    assert "'all'" in refused("new", "bob", "--rights", "all")
+    assert "generate, score" in refused("new", "bob", "--rights", "")
