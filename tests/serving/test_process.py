@@ -230,7 +230,16 @@ WRONG_STARTS: dict[str, tuple[list[str], int, str]] = {
         r"bon: cannot read the API keys '/no/keys'.*",
     ),
     "half of TLS": (["--policy", "synthetic", "--tls-cert", "/no/cert"], 2, r"bon: TLS needs both --tls-cert and .*"),
-    "port out of range": (["--policy", "synthetic", "--port", "70000"], 2, r"bon: listen\.port = 70000: .*"),
+    "port out of range": (
+        ["--policy", "synthetic", "--port", "70000"],
+        2,
+        r"bon: --port: '70000' given; .* 0 to 65535",
+    ),
+    "setting out of range": (
+        ["--policy", "synthetic", "--set", "listen.port=70000"],
+        2,
+        r"bon: listen\.port = '70000': .*",
+    ),
 }
 
 
