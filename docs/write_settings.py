@@ -51,7 +51,7 @@ def _section(name: str, kind: Any) -> str:
     meanings = _docstrings(kind)
     hints = get_type_hints(kind, include_extras=True)
     rows = [
-        f"| `{name}.{key.name}` | {_default(key)} | {_cell(allowed(hints[key.name]))} | {_cell(meanings[key.name].replace('None: ', 'Unset: '))} |"
+        f"| `{name}.{key.name}` | {_default(key)} | {_cell(allowed(hints[key.name]))} | {_cell(meanings[key.name])} |"
         for key in fields(kind)
     ]
     head = "| key | default | accepts | meaning |\n|---|---|---|---|\n"
@@ -69,7 +69,7 @@ def _documented(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
     for field, after in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
             assert isinstance(after.value, ast.Constant)
-            yield field.target.id, inspect.cleandoc(str(after.value.value))
+            yield field.target.id, inspect.cleandoc(str(after.value.value)).replace("None: ", "Unset: ")
 
 
 def _default(key: Field[Any]) -> str:
