@@ -69,7 +69,10 @@ def _documented(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
     for field, after in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
             assert isinstance(after.value, ast.Constant)
-            yield field.target.id, inspect.cleandoc(str(after.value.value)).replace("None: ", "Unset: ")
+            yield (
+                field.target.id,
+                inspect.cleandoc(str(after.value.value)).replace("; None: ", ". None: ").replace("None: ", "Unset: "),
+            )
 
 
 def _default(key: Field[Any]) -> str:
