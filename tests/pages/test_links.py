@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -14,9 +15,16 @@ from tests.pages.pasting import ROOT
 
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
-PAGES = sorted(
-    path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
-)
+
+
+def pages() -> Iterator[Path]:
+    """Those of the project, without what is installed below its folder."""
+    for folder, names, files in os.walk(ROOT):
+        names[:] = [name for name in names if not name.startswith(".") and name != "node_modules"]
+        yield from (Path(folder) / name for name in files if name.endswith(".md"))
+
+
+PAGES = sorted(pages())
 
 
 def links(page: Path) -> Iterator[str]:
