@@ -35,11 +35,11 @@ class ListenConfig:
     port: Port = 50051
     """gRPC port; 0 takes a free one (see `ready_file`)."""
     metrics_host: str = "127.0.0.1"
-    """Address of the metrics endpoint. On another than loopback it wants TLS, and a key with the right `admin`."""
+    """Address of the metrics endpoint. Beyond loopback it needs TLS, and a key with the right `admin`."""
     metrics_port: Port = 9464
     """Port of the metrics endpoint; 0 takes a free one."""
     ready_file: str | None = None
-    """Written, with the addresses as JSON, once the server answers. None: no file."""
+    """The server writes this file, with its addresses as JSON, once it answers. None: no file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,41 +51,43 @@ class PolicyConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub id; for a directory, the digest that its weights must have. None: any."""
     dtype: str = "auto"
-    """`bfloat16`, `float16`, `float32`, or `auto`: the model's own; but float32 on CPUs without bf16 instructions, and
-    half precision on GPUs for models in float32 (vLLM's rule)."""
+    """`bfloat16`, `float16`, `float32` or `auto`. `auto` is the model's own, except float32 on CPUs without bf16
+    instructions, and half precision on GPUs for models in float32 (vLLM's rule)."""
     context_tokens: Positive | None = None
-    """Longest prompt plus completion. None: the model's own. Less needs less memory."""
+    """Longest prompt plus completion. Lower values need less memory. None: the model's own."""
     running_samples: Positive = 128
-    """Candidates decoded at the same time; more wait their turn in the engine."""
+    """Candidates decoded at the same time; more candidates wait in the engine."""
     kv_cache_bytes: Positive | None = None
-    """Memory for attention keys and values. None: on a CPU 1 GiB, on a GPU what `gpu_memory_share` leaves. On a GPU the
-    share has to be free all the same, and a larger cache goes beyond it."""
+    """Memory for attention keys and values. On a GPU the share must be free all the same, and a larger cache goes
+    beyond it. None: on a CPU 1 GiB, on a GPU the rest of `gpu_memory_share`."""
     gpu_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.7
     """Share of a GPU's memory that the engine may take; the reward model needs the rest. Not used on a CPU."""
     gpus: Positive = 1
-    """GPUs that the model is split over (tensor parallelism). Not used on a CPU."""
+    """Number of GPUs that the model is split over (tensor parallelism). Not used on a CPU."""
     data_parallel: Positive = 1
-    """Copies of the model that share the candidates (data parallelism), each on `gpus` GPUs of its own and with so many
-    `running_samples` and so large a cache. Not used on a CPU."""
+    """Copies of the model that share the candidates (data parallelism). Each has `gpus` GPUs of its own, and the
+    full `running_samples` and cache. Not used on a CPU."""
     cpus: str = "all"
     """CPUs the engine computes on: `all` this process may use, or a list such as `0-3,8`. Not used on a GPU."""
     engine_metrics: bool = True
-    """Whether vLLM's own metrics are kept; they take about 14 µs of the server's processor time for each token. Whether
-    the engine makes progress is seen without them too."""
+    """Whether to keep vLLM's own metrics. They take about 14 µs of the server's processor time for each token. The
+    server notices a hanging engine without them too."""
     constraint_trial_ms: Positive = 250
-    """Processor time that compiling a constraint and trying it on 64 tokens may take; beyond it is refused."""
+    """Processor time that compiling a constraint and trying it on 64 tokens may take. The server rejects a
+    constraint that takes longer."""
     seed: int | None = None
-    """Seed of the engine for candidates without one. None: random, so that a restart samples anew."""
+    """Seed of the engine for candidates without one. None: random, so that a restart draws new samples."""
     watch: str | None = None
-    """Folder whose newest checkpoint is loaded while serving; the old weights stay until the new ones are tested, so
-    there must be memory for both. None: the weights of the start."""
+    """Folder whose newest checkpoint the server loads while serving. The old weights stay until the new ones are
+    tested, so there must be memory for both. None: no folder is watched."""
     watch_poll_s: PositiveSeconds = 2.0
-    """How often that folder is looked at; a checkpoint is taken once it is the same at two looks."""
+    """How often the server looks at that folder. It takes a checkpoint that is the same at two looks."""
     watch_drain_s: PositiveSeconds = 600.0
-    """How long requests may go on with replaced weights; what is not done then is UNAVAILABLE, to be tried again."""
+    """How long requests may go on with replaced weights. Requests that take longer are UNAVAILABLE, and callers may
+    retry."""
     restarts: Annotated[int, Meta(ge=0)] = 0
-    """How many times in a row an engine that died, or made no step for `limits.engine_stall_s`, is started anew inside
-    the server, which refuses what has to be sampled meanwhile. 0: the server ends. Not together with `watch`."""
+    """How many times in a row the server restarts an engine that died, or made no step for `limits.engine_stall_s`.
+    Meanwhile it rejects requests that need samples. 0: the server ends. Not together with `watch`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,49 +95,50 @@ class RewardConfig:
     """The model or function that scores."""
 
     models: tuple[str, ...] = ()
-    """Directory or hub id (transformers), `vllm:` and one of these (a vLLM engine of its own),
-    `function:module:name` or `synthetic[:key=value,...]`; `name=` in front names it."""
+    """Each is a directory or hub id (run by transformers), `vllm:` and one of these (a vLLM engine of its own),
+    `function:module:name`, or `synthetic[:key=value,...]`. `NAME=` in front gives a model a name."""
     revision: str | None = None
-    """Hub revision; None: the hub's default branch."""
+    """Hub revision. None: the hub's default branch."""
     dtype: str = "float32"
     """`float32`, `bfloat16` or `float16`. Half precision quantises rewards and makes ties."""
     device: str = "auto"
-    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`. Not used with `vllm:`, which computes where the policy
-    does."""
+    """`auto` (cuda if there is one), `cpu`, `cuda` or `cuda:1`. Not used with `vllm:`, which computes on the
+    policy's device."""
     context_tokens: Positive | None = None
-    """Longest prompt plus completion; longer ones get no reward. None: the model's own. Less needs less memory."""
+    """Longest prompt plus completion; longer ones get no reward. Lower values need less memory. None: the model's
+    own."""
     batch_tokens: Positive = 4096
     """Tokens in one forward pass, padding included."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """CPU only, transformers only: threads of a forward pass; 0: torch's default."""
     share_prompts: bool | None = None
-    """Whether a decoder runs a prompt once for all its completions. None: on a CPU, where large batches gain little.
-    With `vllm:` it always does, in blocks."""
+    """Whether a decoder computes a prompt once for all its completions. None: yes on a CPU, where large batches
+    gain little. `vllm:` always does, in blocks."""
     kv_cache_bytes: Positive | None = None
-    """`vllm:` only: memory for attention keys and values, of each such model; it must hold one input of
-    `context_tokens`. None: on a CPU 1 GiB, on a GPU what `gpu_memory_share` leaves. Encoders keep none."""
+    """`vllm:` only: memory for attention keys and values, of each such model. It must hold one input of
+    `context_tokens`. Encoders need none. None: on a CPU 1 GiB, on a GPU the rest of `gpu_memory_share`."""
     gpu_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.2
     """`vllm:` only: share of a GPU's memory that each such engine may take. Not used on a CPU."""
     cpus: str = "all"
     """`vllm:` only: CPUs the engine computes on, `all` or a list as in `policy.cpus`. Not used on a GPU."""
     engine_metrics: bool = True
-    """`vllm:` only: whether vLLM's own metrics are kept, as `policy.engine_metrics`."""
+    """`vllm:` only: whether to keep vLLM's own metrics, as `policy.engine_metrics`."""
     combine: str = "mean"
     """Several models: the reward is their weighted `mean`, their `min`, or `mean-minus-k-std`."""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Several models: weight of each by its name, above 0; those not named have 1. `min` does not take any."""
+    """Several models: weight of each by its name, above 0; the default of a model is 1. `min` takes no weights."""
     std_factor: Annotated[float, Meta(ge=0)] = 1.0
-    """k of `mean-minus-k-std`, which distrusts what the models disagree on."""
+    """The k of `mean-minus-k-std`, which lowers the reward where the models disagree."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """What a request, and all requests together, may ask for."""
+    """Bounds of one request, and of all requests together."""
 
     max_n: Positive = 128
     """Highest `n`."""
     max_prompt_tokens: Positive | None = None
-    """Longest prompt; None: what the policy's context allows."""
+    """Longest prompt. None: the policy's context."""
     max_message_bytes: Positive = 4 << 20
     """Largest gRPC message, both ways."""
     max_metadata_bytes: Positive = 16 << 10
@@ -145,7 +148,7 @@ class LimitsConfig:
     max_schema_depth: Positive = 32
     """How deeply a JSON schema may nest objects and lists."""
     max_schema_values: Positive = 4096
-    """Most values in a JSON schema, of whatever kind."""
+    """Most values of any kind in a JSON schema."""
     max_regex_bytes: Positive = 4096
     """Longest regular expression."""
     max_choices: Positive = 1024
@@ -153,24 +156,25 @@ class LimitsConfig:
     max_candidates_in_flight: Positive = 512
     """Candidates being sampled or scored at once, over all callers."""
     max_candidates_queued: Annotated[int, Meta(ge=0)] = 2048
-    """Candidates waiting for a permit; beyond this a request is refused at once."""
+    """Candidates waiting for a permit. Beyond this, the server rejects requests immediately."""
     max_queue_s: PositiveSeconds = 1.0
-    """A request waits only if it should start within so many seconds, or within half the time that requests take
-    lately if that is longer; otherwise it is refused at once."""
+    """A request waits only if it should start within so many seconds, or within half of the recent duration of
+    requests if that is longer. Otherwise the server rejects it immediately."""
     max_queue_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Share of `max_candidates_queued` that one caller may fill: a principal or, without keys, a connection."""
     retry_after_ms: Positive = 500
-    """Pushback sent with refusals that may be tried again."""
+    """Retry delay (pushback) that the server sends with rejections that callers may retry."""
     default_deadline_s: PositiveSeconds = 600.0
     """Deadline of calls that set none."""
     deadline_margin_ms: Annotated[int, Meta(ge=0)] = 100
-    """Kept free before a deadline for stopping, choosing, committing and answering; more where that took longer
-    lately."""
+    """Time kept free before a deadline for stopping, choosing, committing and answering. The server keeps more if
+    these steps took longer lately."""
     slow_reader_s: PositiveSeconds = 60.0
-    """A stream from which nothing is read for so long is ended; a retry with its request id gets the stored answer."""
+    """The server ends a stream whose reader takes no message for so long. A retry with its request id gets the
+    stored answer."""
     engine_stall_s: PositiveSeconds = 120.0
-    """An engine that makes no step for so long, while it has work, has hung: health says NOT_SERVING, and the server
-    ends with an error. Must be more than the longest step, which on a CPU is that of a whole prompt."""
+    """An engine with work that makes no step for so long has hung: health says NOT_SERVING, and the server ends
+    with an error. The value must exceed the longest step, which on a CPU is that of a whole prompt."""
     loop_stall_s: Annotated[float, Meta(ge=1, le=1_000_000)] = 120.0
     """A server that is itself stuck for so long prints the stacks of its threads and ends with an error. A process that
     is stopped (`docker pause`, a debugger) counts as stuck; a machine that sleeps does not."""
@@ -180,7 +184,7 @@ class LimitsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultsConfig:
-    """What a request leaves unset."""
+    """Values for options that a request leaves unset."""
 
     n: Positive = 16
     """Number of candidates."""
@@ -197,60 +201,64 @@ class LogConfig:
     """Where and how records are kept."""
 
     directory: str = ""
-    """Folder of the log; made when missing."""
+    """Folder of the log. The server creates it if it is missing."""
     durability: Durability = Durability.FSYNC
-    """What OK promises. `fsync`: the record was synced to disk before the answer left; each sync takes along what came
-    during the one before. `group`: the same promise, and a record waits `linger_ms` for others to share its sync.
-    `async`: the record was handed to the kernel: safe when the server is killed, but a crash of the machine loses what
-    came since the last sync, see `async_sync_ms`. Every answer says which."""
+    """The promise of OK, which every answer names. `fsync`: the record was synced to disk before the answer left;
+    records that arrive during one sync share the next. `group`: the same promise, but a record waits `linger_ms`
+    for others to share its sync. `async`: the record was handed to the kernel: it survives a killed server, but a
+    crash of the machine loses the records since the last sync, see `async_sync_ms`."""
     linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
-    """Durability `group`: how long a record waits for company. Fewer syncs, and every answer so much later."""
+    """Durability `group`: how long a record waits for others. Longer waits make fewer syncs and later answers."""
     group_records: Positive = 256
-    """Most records in one transaction, that is, of one sync."""
+    """Most records in one transaction, which has one sync."""
     async_sync_ms: Annotated[float, Meta(gt=0, le=60_000)] = 200.0
-    """Durability `async`: time between syncs; what a power cut can cost, plus the time a sync and a checkpoint take."""
+    """Durability `async`: time between syncs. A power cut can lose the records of this time, plus the time of a
+    sync and a checkpoint."""
     queue_bytes: Positive = 64 << 20
-    """Encoded records waiting to be committed; beyond this new requests are refused before they are sampled."""
+    """Most bytes of encoded records that wait to be committed. Beyond this, the server rejects new requests before
+    it samples."""
     min_free_bytes: Annotated[int, Meta(ge=0)] = 256 << 20
-    """Below so much free space on the log's disk new requests are refused before they are sampled; looked at every
-    second. What is being answered then is still logged, so leave room for it."""
+    """With less free space on the log's disk, the server rejects new requests before it samples. It looks every
+    second. It still logs running requests, so leave room for them."""
     allow_metadata_only: bool = True
     """Whether a request may ask that its prompt and completions are not logged."""
     allow_none: bool = True
     """Whether a request may ask that nothing of it is logged."""
     redact: str | None = None
-    """`module:function`, given each text before it is logged; it returns the text to log. None: texts as they are."""
+    """`module:function`, which gets each text before it is logged and returns the text to log. None: the log gets
+    the original texts."""
     seal_bytes: Positive = 64 << 20
-    """Records go from the spool into a segment once there are so many bytes of them; also a segment's size before
-    compression."""
+    """The server seals records from the spool into a segment once there are so many bytes of them. This is also a
+    segment's size before compression."""
     seal_age_s: PositiveSeconds = 3600.0
-    """Or once the oldest of them is so old."""
+    """The server also seals records once the oldest is so old."""
     seal_on_shutdown: bool = True
-    """Whether a clean shutdown seals what is left."""
+    """Whether a clean shutdown seals the remaining records."""
     replay_window_s: Annotated[float, Meta(ge=0)] = 86400.0
-    """How long after its sealing a record still answers retries of its request id, at least, unless it is removed
-    before by one of the next two."""
+    """Least time after sealing for which a record answers retries of its request id, unless `retain_days` or
+    `retain_bytes` removes it earlier."""
     publish: str | None = None
-    """Where sealed segments are copied to: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix`
-    or `file:///folder`. Any number of servers may share one place. What is not sealed yet is on this disk only, see
-    `seal_age_s`. None: nowhere."""
+    """Where the server copies sealed segments: `s3://bucket/prefix`, `gs://bucket/prefix`,
+    `az://account/container/prefix` or `file:///folder`. Any number of servers may share one place. Unsealed records
+    exist on this disk only, see `seal_age_s`. None: nowhere."""
     publish_options: str | None = None
-    """TOML file with options of the store, named as the package obstore names them: `endpoint`, `region`,
-    `access_key_id`, ...; `[client_options]` are those of its client, for example `allow_http`. Read again after each
-    failure, so that credentials may change. None: all from the environment."""
+    """TOML file with options of the store, under the names of the package obstore: `endpoint`, `region`,
+    `access_key_id`, ...; `[client_options]` are those of its client, for example `allow_http`. The server reads the
+    file again after each failure, so that credentials may change. None: all options come from the environment."""
     publish_keep_local: bool = True
-    """Whether published segments stay here too. If not, each is removed once it has been read back whole from where it
-    was published and its records answer no retries any more (`replay_window_s`), but for the newest one and those of
-    snapshots. The local log is then no longer complete: what reads a folder reads less."""
+    """Whether published segments also stay here. If not, the server removes each one once it has read the published
+    copy back whole and its records answer no more retries (`replay_window_s`), except the newest one and those of
+    snapshots. The local log is then incomplete for everything that reads the folder."""
     publish_timeout_s: PositiveSeconds = 60.0
     """Time limit of one upload."""
     publish_close_s: Annotated[float, Meta(ge=0)] = 10.0
-    """How long a shutdown may go on publishing; the next start does the rest."""
+    """How long a shutdown may go on publishing; the next start publishes the rest."""
     retain_days: PositiveSeconds | None = None
-    """Sealed records older than so many days are removed with their feedback, a day's file at a time, but for what
-    snapshots pin. None: kept for ever."""
+    """The server removes sealed records older than so many days with their feedback, a day's file at a time, except
+    those that snapshots pin. None: it keeps them for ever."""
     retain_bytes: Positive | None = None
-    """The oldest sealed files are removed beyond so many bytes of them, but for what snapshots pin. None: never."""
+    """The server removes the oldest sealed files beyond so many bytes of them, except those that snapshots pin.
+    None: never."""
 
 
 class LogFormat(StrEnum):
@@ -262,12 +270,12 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TelemetryConfig:
-    """What the server tells of itself beside its metrics."""
+    """Reports of the server about itself, beside its metrics."""
 
     log_format: LogFormat = LogFormat.HUMAN
     """Lines on stderr for people, or one JSON object each."""
     tracing: bool = False
-    """Whether each call is traced by OpenTelemetry; where to, its own OTEL_ variables say."""
+    """Whether OpenTelemetry traces each call. Its own OTEL_ variables set the destination."""
 
 
 @dataclass(frozen=True, kw_only=True)

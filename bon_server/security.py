@@ -14,19 +14,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SecurityConfig:
-    """Who may call, and how the way there is protected. All of these files are read again when they change."""
+    """TLS and keys. The server reads all of these files again when they change."""
 
     tls_cert: str | None = None
-    """PEM file with the server's certificate, followed by those that lead to its authority. None: plain text."""
+    """PEM file with the server's certificate, followed by the intermediate certificates up to its authority. None:
+    plain text."""
     tls_key: str | None = None
     """PEM file with the certificate's private key, not encrypted."""
     tls_client_ca: str | None = None
-    """PEM file with the authorities of which callers must show a certificate (mutual TLS). None: none is asked for."""
+    """PEM file with authorities; callers must show a certificate of one of them (mutual TLS). None: the server asks
+    for no certificate."""
     api_keys: str | None = None
-    """TOML file of API keys, see `bon keys new`. None: whoever reaches the port may call."""
+    """TOML file of API keys, see `bon keys new`. None: anyone who reaches the port may call."""
     allow_insecure: bool = False
-    """Whether an address that other machines reach may be open without TLS or without keys, where something in front of
-    it does their work; warns at the start."""
+    """Whether the server may listen beyond loopback without TLS or without keys, because a proxy in front provides
+    them. It warns at the start."""
 
 
 def check_exposure(addresses: Mapping[str, str], security: SecurityConfig) -> None:
