@@ -1,4 +1,4 @@
-"""Handlers as the server registers them, and health and reflection, as they come with gRPC, with their faults mended.
+"""Handlers as the server registers them: ours, those of health, and those of reflection as it comes with gRPC.
 
 gRPC parses requests outside of the handlers and answers what it cannot parse with UNKNOWN and a traceback in the log. A
 unary call without a message it does not answer at all.
@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
+
+from bon_server.serving.health_service import HealthServicer
 
 Parse = Callable[[bytes], Message]
 Handlers: TypeAlias = "Mapping[str, grpc.RpcMethodHandler[Any, Any]]"

@@ -6,9 +6,9 @@ import asyncio
 import logging
 
 from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
 
 from bon_server.log.spool import Spool
+from bon_server.serving.health_service import HealthServicer
 from bon_server.serving.listener import Listener
 from bon_server.serving.models import RunningReward, Started, is_hung
 from bon_server.serving.policies import Policies

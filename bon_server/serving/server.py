@@ -16,7 +16,6 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from bon_server.config import Config, PolicyConfig
@@ -33,6 +32,7 @@ from bon_server.serving.deadlines import Deadlines
 from bon_server.serving.grpc_services import health_handlers, reflection_handlers
 from bon_server.serving.guards import Guards
 from bon_server.serving.health import Health
+from bon_server.serving.health_service import HealthServicer
 from bon_server.serving.listener import PROBE_S, Listener
 from bon_server.serving.log_metrics import LogCollector
 from bon_server.serving.loop_lag import LoopLag

@@ -69,11 +69,16 @@ TIMEOUTS = [
 CONTENT_TYPES = [b"", b"application/grpc+proto", b"application/grpc+json", b"application/grpcx", b"text/html", b"\xff"]
 BINARY = [b"", b"=", b"====", b"!!!!", b"YQ", b"YQ==,YQ==", b"a", b"\xff\xfe", b64encode(bytes(range(256)))]
 NAMES = [
-    b"", b":", b"::path", b":unknown", b":status", b"Upper", b"with space", b"colon:", b"connection", b"transfer-encoding",
-    b"host", b"cookie", b"content-length", b"grpc-status", b"grpc-message", b"grpc-encoding", b"grpc-accept-encoding",
-    b"grpc-trace-bin", b"grpc-tags-bin", b"grpc-retry-pushback-ms", b"grpc-previous-rpc-attempts", b"grpc-timeout", b"te",
-    b"user-agent", b"traceparent", b"x-endpoint-load-metrics-bin", b"lb-token", b"lb-cost-bin", b"authorization", b"-bin", b"x-bin",
-]  # fmt: skip
+    *b" : ::path :unknown :status Upper colon: connection transfer-encoding host cookie content-length te -bin".split(
+        b" "
+    ),
+    *b"grpc-status grpc-message grpc-encoding grpc-accept-encoding grpc-trace-bin grpc-tags-bin grpc-timeout".split(),
+    *b"grpc-retry-pushback-ms grpc-previous-rpc-attempts user-agent traceparent authorization x-bin".split(),
+    *b"x-endpoint-load-metrics-bin lb-token lb-cost-bin".split(),
+    b"with space",
+]
+FORGED = b"\nforged line \x1b[31m"
+"""Must come up nowhere."""
 MESSAGE = b"\x0a\x01q"
 """Parsed by some of the methods."""
 SETTINGS_VALUES = [0, 1, 2**14 - 1, 2**14, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
@@ -203,7 +208,7 @@ class Connection:
             frame(frames.SETTINGS, 1, 0),
             frame(frames.WINDOW_UPDATE, 0, self._random.choice([0, 1]), self._number()),
             frame(frames.PRIORITY, 0, 1, self._number() + b"\x00"),
-            frame(frames.GOAWAY, 0, 0, self._number() + self._number()),
+            frame(frames.GOAWAY, 0, 0, self._number() + self._number() + FORGED),
         ]
         chosen = [self._random.choice(parts) for _ in range(self._random.randint(1, 12))]
         return self._one_of(frames.opened(*chosen), frames.OPENING + b"".join(chosen))

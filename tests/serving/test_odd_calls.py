@@ -11,8 +11,10 @@ import grpc
 import hpack
 import pytest
 from bon.v1 import bon_pb2 as pb
+from grpc_health.v1 import health_pb2
 
 from bon_server.serving.auth import RIGHTS
+from bon_server.serving.service import SERVICE
 from tests.serving import frames
 from tests.serving.conftest import Run
 from tests.serving.guarded import Guard, shows
@@ -29,6 +31,7 @@ ODD_PATHS = [
     b"/\x00",
 ]
 """Not UTF-8, but for the last two."""
+WATCH = b"/grpc.health.v1.Health/Watch"
 
 
 async def exchange(address: str, sent: bytes, context: ssl.SSLContext | None = None) -> dict[str, str]:
@@ -129,3 +132,27 @@ async def test_the_interceptors_see_methods_that_nobody_has(guard: Guard, start_
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(pb.GenerateRequest().SerializeToString(), metadata=metadata, timeout=SOON_S)
             assert caught.value.code().name == code
+
+
+async def test_a_watcher_who_takes_nothing_holds_up_nobody(run: Run) -> None:
+    running = await run()
+    host, _, port = running.server.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    no_room = b"\x00\x04" + bytes(4)  # SETTINGS_INITIAL_WINDOW_SIZE
+    writer.write(frames.OPENING + frames.frame(frames.SETTINGS, 0, 0, no_room) + frames.call(WATCH, b""))
+    async with asyncio.timeout(SOON_S):
+        while frames.HEADERS not in [kind for kind, *_ in frames.read(await reader.read(999))]:
+            pass
+    for serving in (False, True) * 10:
+        await asyncio.wait_for(running.server._health._say(serving), SOON_S)
+    assert await running.health() == "SERVING"
+    await asyncio.wait_for(running.server.drain(0), SOON_S)
+    await asyncio.wait_for(running.server.stop(), SOON_S)
+    writer.close()
+
+
+async def test_the_health_of_all_is_listed(run: Run) -> None:
+    running = await run()
+    call: Any = running.channel.unary_unary("/grpc.health.v1.Health/List")
+    said = health_pb2.HealthListResponse.FromString(await call(b"", timeout=SOON_S)).statuses
+    assert {name: each.status for name, each in said.items()} == dict.fromkeys(("", SERVICE), 1)
