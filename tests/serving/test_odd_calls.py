@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import hpack
 import pytest
 from bon.v1 import bon_pb2 as pb
 from grpc_health.v1 import health_pb2
@@ -18,6 +17,7 @@ from bon_server.serving.service import SERVICE
 from tests.serving import frames
 from tests.serving.conftest import Run
 from tests.serving.guarded import Guard, shows
+from tests.serving.knocking import exchange
 from tests.serving.running import Running, question
 from tests.waiting import SOON_S, until
 
@@ -32,31 +32,6 @@ ODD_PATHS = [
 ]
 """Not UTF-8, but for the last two."""
 WATCH = b"/grpc.health.v1.Health/Watch"
-
-
-async def exchange(address: str, sent: bytes, context: ssl.SSLContext | None = None) -> dict[str, str]:
-    """What the first call of a connection is answered: its headers and trailers; empty when the connection is cut."""
-    host, _, port = address.rpartition(":")
-    server_name = None if context is None else "localhost"
-    reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=server_name)
-    received, decoder = b"", hpack.Decoder()
-    answered: dict[str, str] = {}
-    try:
-        writer.write(sent)
-        async with asyncio.timeout(SOON_S):
-            while "grpc-status" not in answered and (more := await reader.read(65536)):
-                received += more
-                for kind, _, stream, payload in frames.read(received):
-                    received = received[frames.PREFIX_BYTES + len(payload) :]
-                    if kind != frames.HEADERS:
-                        continue
-                    decoded = {str(name): str(value) for name, value in decoder.decode(payload)}
-                    answered |= decoded if stream == 1 else {}
-    except ConnectionError:
-        pass
-    finally:
-        writer.close()
-    return answered
 
 
 @pytest.mark.parametrize("path", ODD_PATHS)
@@ -154,5 +129,6 @@ async def test_a_watcher_who_takes_nothing_holds_up_nobody(run: Run) -> None:
 async def test_the_health_of_all_is_listed(run: Run) -> None:
     running = await run()
     call: Any = running.channel.unary_unary("/grpc.health.v1.Health/List")
-    said = health_pb2.HealthListResponse.FromString(await call(b"", timeout=SOON_S)).statuses
+    messages: Any = health_pb2
+    said = messages.HealthListResponse.FromString(await call(b"", timeout=SOON_S)).statuses
     assert {name: each.status for name, each in said.items()} == dict.fromkeys(("", SERVICE), 1)
