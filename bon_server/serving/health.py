@@ -6,9 +6,10 @@ import asyncio
 import logging
 
 from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
 
 from bon_server.log.spool import Spool
+from bon_server.serving.health_service import HealthServicer
+from bon_server.serving.listener import Listener
 from bon_server.serving.models import RunningReward, Started, is_hung
 from bon_server.serving.policies import Policies
 from bon_server.serving.restarts import Restarts
@@ -31,6 +32,7 @@ class Health:
         spool: Spool,
         engine_stall_s: float,
         restarts: Restarts | None,
+        listener: Listener,
     ) -> None:
         """restarts: looks after the policy's engine, so that the server can go on without it for a while."""
         self._servicer = servicer
@@ -40,6 +42,7 @@ class Health:
         self._spool = spool
         self._engine_stall_s = engine_stall_s
         self._restarts = restarts
+        self._listener = listener
         self._following: asyncio.Task[None] | None = None
 
     @property
@@ -53,6 +56,8 @@ class Health:
             return "the reward model can score no more"
         if self._spool.failure is not None:
             return str(self._spool.failure)
+        if self._listener.gave_up is not None:
+            return self._listener.gave_up
         return self.hung
 
     @property

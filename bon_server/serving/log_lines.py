@@ -23,9 +23,21 @@ def about(request_id: str) -> None:
 
 def set_up(log_format: LogFormat) -> None:
     """Sends what is logged to stderr."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_of_ourselves)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if log_format is LogFormat.JSON else HumanLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+OF_CALLERS: Final = (
+    "Invalid encoding on ",  # with the value of the metadata, which may be a key
+    "ExecuteBatchError raised in core by servicer method ",  # somebody left before the answer
+)
+"""What gRPC logs, with a traceback, where nothing is wrong with the server. Callers could fill the log with it."""
+
+
+def _tells_of_ourselves(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(OF_CALLERS)
 
 
 class HumanLines(logging.Formatter):

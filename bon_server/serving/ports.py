@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import grpc
@@ -55,6 +56,16 @@ def bind(server: grpc.aio.Server, host: str, port: int, guards: Guards) -> str:
         return _join(host, server.add_secure_port(address, server_credentials(guards.certificates)))
     except RuntimeError:
         raise StartupError(f"cannot listen on {address}") from None
+
+
+async def open_port(
+    make: Callable[[], grpc.aio.Server], host: str, guards: Guards, port: int
+) -> tuple[grpc.aio.Server, str]:
+    """Starts a server that `make` makes, on this port (0: a free one); with its `host:port`. Raises StartupError."""
+    server = make()
+    address = bind(server, host, port, guards)
+    await server.start()
+    return server, address
 
 
 def serve_metrics(config: Config, metrics: Metrics, guards: Guards, resources: AsyncExitStack) -> str:

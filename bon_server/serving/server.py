@@ -23,14 +23,17 @@ from bon_server.errors import ConfigError, StartupError, Unavailable
 from bon_server.log.publisher import Publisher
 from bon_server.log.sealer import Sealer
 from bon_server.log.spool import Spool
+from bon_server.serving.accepting import make_server
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
 from bon_server.serving.auth import Authentication, check_rights
 from bon_server.serving.content import Redact, load_redact
 from bon_server.serving.deadlines import Deadlines
-from bon_server.serving.grpc_services import add_health, add_reflection
+from bon_server.serving.grpc_services import health_handlers, reflection_handlers
 from bon_server.serving.guards import Guards
 from bon_server.serving.health import Health
+from bon_server.serving.health_service import HealthServicer
+from bon_server.serving.listener import PROBE_S, Listener
 from bon_server.serving.log_metrics import LogCollector
 from bon_server.serving.loop_lag import LoopLag
 from bon_server.serving.memory_plan import memory_plan
@@ -47,7 +50,8 @@ from bon_server.serving.models import (
     start_successor,
 )
 from bon_server.serving.policies import Policies
-from bon_server.serving.ports import bind, channel_options, refuse_taken_port, serve_metrics
+from bon_server.serving.port_probe import listen_to
+from bon_server.serving.ports import channel_options, open_port, refuse_taken_port, serve_metrics
 from bon_server.serving.quotas import Quotas
 from bon_server.serving.restarts import Restarts
 from bon_server.serving.service import SERVICE, Service
@@ -77,7 +81,7 @@ class Server:
     """None: `log.publish` is not set."""
     attempts: Attempts
     _service: Service
-    _grpc: grpc.aio.Server
+    _listener: Listener
     _health: Health
     _replacing: WeightsWatcher | Restarts | None
     """What may put another policy into use."""
@@ -146,16 +150,21 @@ class Server:
             interceptors.append(Authentication(guards.keys, metrics.refused))
         if config.telemetry.tracing:
             interceptors.append(_trace(attempts, resources))
-        server = grpc.aio.server(interceptors=interceptors, options=channel_options(limits))
+        service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
+        servicer = HealthServicer()
+        handlers = {SERVICE: service.handlers(), **health_handlers(servicer), **reflection_handlers(services)}
+        make = partial(make_server, handlers, interceptors, channel_options(limits))
+        host, tls = config.listen.host, guards.certificates is not None
+        listener = Listener(
+            partial(open_port, make, host, guards),
+            partial(listen_to, host, tls=tls, within_s=PROBE_S),
+            metrics.listener_restarts,
+        )
         restarts = _look_after_policy(config, policies, metrics)
         following = Health(
-            add_health(server), ("", SERVICE), policies, reward_model, spool, limits.engine_stall_s, restarts
+            servicer, ("", SERVICE), policies, reward_model, spool, limits.engine_stall_s, restarts, listener
         )
-        service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
-        server.add_generic_rpc_handlers((service.handlers(),))
-        add_reflection(server, services)
-        address = bind(server, config.listen.host, config.listen.port, guards)
-        await server.start()
+        address = await listener.start(config.listen.port)
         started = cls(
             config,
             address,
@@ -166,7 +175,7 @@ class Server:
             publisher,
             attempts,
             service,
-            server,
+            listener,
             following,
             restarts or _watch_weights(config.policy, policies, metrics),
             resources.pop_all(),
@@ -206,7 +215,7 @@ class Server:
             async with asyncio.timeout(FLUSH_S):
                 while self._service.running:  # noqa: ASYNC110 -- for a moment, once
                     await asyncio.sleep(0.01)
-        await self._grpc.stop(LAST_BYTES_S)
+        await self._listener.stop(LAST_BYTES_S)
         await self._resources.aclose()
 
 

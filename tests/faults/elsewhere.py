@@ -7,6 +7,7 @@ from tests.faults.case import Elsewhere
 SERVING, LOG, POLICY, REWARD = "tests/serving/", "tests/log/", "tests/policy/", "tests/reward/"
 PROCESS, SCAN = f"{SERVING}test_process.py::", f"{SERVING}test_scan.py::"
 PORTS = f"{SERVING}test_scan_ports.py::"
+ODD, LISTENER = f"{SERVING}test_odd_calls.py::", f"{SERVING}test_listener.py::"
 
 BAD_INPUT = (
     Elsewhere(
@@ -94,6 +95,44 @@ TRANSPORT = (
             f"{SCAN}test_no_method_but_health_is_open_without_a_key",
             f"{SCAN}test_a_key_opens_what_its_right_is_for_and_nothing_else",
         ),
+    ),
+)
+
+ODD_CONNECTIONS = (
+    Elsewhere(
+        "a `:path` that is not UTF-8, in plain text and over TLS",
+        "UNIMPLEMENTED, without a key UNAUTHENTICATED; the port goes on",
+        (
+            f"{ODD}test_a_path_that_is_not_utf_8_is_refused_and_the_port_goes_on",
+            f"{ODD}test_also_over_tls_with_keys",
+            f"{ODD}test_a_thousand_of_them_leave_nothing",
+        ),
+    ),
+    Elsewhere(
+        "odd headers, frames and orders, 20,000 connections, plain and TLS, with and without keys",
+        "an ordinary call is answered within a second, memory and descriptors are flat, no line holds what was sent",
+        ("tests/faults/test_odd_http2.py::test_the_port_goes_on_and_nothing_piles_up",),
+    ),
+    Elsewhere(
+        "the server behind the port ends, or is silent",
+        "another one takes the port, calls in flight go on; where that fails, NOT_SERVING and exit code 1",
+        (
+            f"{LISTENER}test_the_next_call_is_answered_and_the_restart_counted",
+            f"{LISTENER}test_a_call_in_flight_goes_on",
+            f"{LISTENER}test_drain_and_stop_cover_both",
+            f"{LISTENER}test_a_server_that_stops_silently_is_noticed_by_the_probe",
+            f"{LISTENER}test_a_port_that_somebody_else_took_ends_the_server",
+        ),
+    ),
+    Elsewhere(
+        "a call without a message, to any method",
+        "INVALID_ARGUMENT; reflection, a stream, ends with OK",
+        (f"{ODD}test_a_call_without_a_message_gets_a_status",),
+    ),
+    Elsewhere(
+        "a watcher of the health who reads nothing",
+        "the health changes for all others, and the server ends when it is told to",
+        (f"{ODD}test_a_watcher_who_takes_nothing_holds_up_nobody",),
     ),
 )
 

@@ -63,8 +63,10 @@ def engines(parent: int) -> list[int]:
 class Serve:
     """Starts servers as processes, and ends those that are left."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, output: int = subprocess.PIPE) -> None:
+        """output: a descriptor; to a pipe a server may say only as much as fits until it has ended."""
         self._tmp_path = tmp_path
+        self._output = output
         self._processes: list[subprocess.Popen[str]] = []
 
     def __call__(self, policy: str = "synthetic", *more: str) -> Process:
@@ -72,7 +74,7 @@ class Serve:
         ready = self._tmp_path / f"ready-{len(self._processes)}"
         words = command(self._tmp_path, "--policy", policy, "--ready-file", str(ready), *more)
         process = subprocess.Popen(
-            [sys.executable, *words], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [sys.executable, *words], env=environment(), text=True, stdout=self._output, stderr=subprocess.STDOUT
         )
         self._processes.append(process)
         deadline = time.monotonic() + START_S

@@ -13,10 +13,12 @@ from bon.v1 import bon_pb2 as pb
 
 from bon_server.config import LogFormat
 from bon_server.errors import RewardFailed
-from bon_server.serving.log_lines import HumanLines, JsonLines
+from bon_server.serving.log_lines import HumanLines, JsonLines, set_up
 from bon_server.types import Completion, Score
 from tests.fakes import ScriptedPolicy, ScriptedReward, says
+from tests.serving import frames
 from tests.serving.conftest import Run
+from tests.serving.knocking import exchange
 from tests.serving.running import Running, question, refusal
 
 CANARY = "canary-of-content"
@@ -110,3 +112,16 @@ def test_json_lines_hold_extras_and_tracebacks() -> None:
     assert (line["message"], line["level"], line["logger"]) == ("two\nlines x", "ERROR", "n")
     assert line["principal"] == "team-a" and line["traceback"].endswith("RuntimeError: why")
     assert line["time"].endswith("+00:00") and "request_id" not in line
+
+
+async def test_metadata_that_is_not_utf_8_is_not_told(
+    run: Run, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("grpc._cython.cygrpc"), "filters", [])
+    set_up(LogFormat.HUMAN)
+    running = await run()
+    odd = [*frames.of_call(b"/bon.v1.BestOfNService/Generate"), (b"authorization", CANARY.encode() + b"\xff")]
+    head = frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, frames.block(odd))
+    assert (await exchange(running.server.address, frames.opened(head)))["grpc-status"] == "3"
+    assert (await running.ask()).n_scored == 4
+    assert CANARY not in "".join(written.lines)
