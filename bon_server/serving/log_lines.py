@@ -7,7 +7,10 @@ import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Final
+from textwrap import indent
+from typing import Any, Final
+
+from bon.visible import visible, visible_json
 
 from bon_server.config import LogFormat
 
@@ -29,7 +32,10 @@ def set_up(log_format: LogFormat) -> None:
 
 
 class HumanLines(logging.Formatter):
-    """Time, level, logger, message, and the request in brackets."""
+    """Time, level, logger, message, and the request in brackets: one line, and a traceback indented below.
+
+    So whatever is quoted, a line that begins with a time is one that this server wrote.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -37,7 +43,15 @@ class HumanLines(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line, before any traceback."""
         request_id = _request_id.get()
-        return super().formatMessage(record) + (f" [request {request_id}]" if request_id else "")
+        return visible(super().formatMessage(record)) + (f" [request {visible(request_id)}]" if request_id else "")
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback below it."""
+        return indent(visible(super().formatException(ei), lines=True), "    ")
+
+    def formatStack(self, stack_info: str) -> str:
+        """The stack below it, where a line asks for one."""
+        return indent(visible(super().formatStack(stack_info), lines=True), "    ")
 
 
 class JsonLines(logging.Formatter):
@@ -56,4 +70,4 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return visible_json(json.dumps(line, ensure_ascii=False, default=str))
