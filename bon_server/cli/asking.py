@@ -148,6 +148,8 @@ def harvest(
 
     if raw and system is not None:
         raise typer.BadParameter("--system is for chats; with --raw prompts are texts")
+    for given_text in (system, regex, *tag, *stop, *(choice or ())):
+        (given_text or "").encode()  # what is not UTF-8 is told once, not at each line
     options = given(
         n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, top_k=top_k, min_p=min_p
     )

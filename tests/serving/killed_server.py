@@ -46,13 +46,15 @@ LONGEST_LIFE_S = 0.3
 SEALING_EVERY, LONGEST_SEALING_LIFE_S = 4, 3.0
 """Each so many lives one that seals, and lives as long as that takes."""
 SEAL_BYTES = 60_000
-LEAST_RETAINED = 0.5
+LEAST_RETAINED = 0.8
 """Of the sealed bytes, in lives that do not seal: so a file is gone in a later life than it came in, and
 `KilledLog.keep` has seen it."""
 REPLAY_WINDOW = timedelta(seconds=60)
 """Longer than a caller waits to ask again what was in flight; shorter than a batch."""
 SHARE_OBSERVED = 0.2
 """Of the answers, those that get feedback."""
+RECENT = 200
+"""Of the acknowledged requests, those that have hardly expired yet."""
 CHECK_EVERY = 25
 BATCH = 300
 Question = dict[str, Any]
@@ -182,7 +184,9 @@ class Lives:
     async def _call(self, client: bon.AsyncClient, repeats: bool) -> None:
         """One client, until the server is gone."""
         if repeats and self._told.answers:
-            await self._repeat(client, self._dice.choice(list(self._told.answers)))
+            told = list(self._told.answers)
+            for request_id in (self._dice.choice(told[-RECENT:]), self._dice.choice(told)):
+                await self._repeat(client, request_id)
         if self._feedback_in_doubt and not await self._observe(client, self._feedback_in_doubt.pop()):
             return
         while await self._ask(client, question := self._in_doubt.pop() if self._in_doubt else self._question()):
