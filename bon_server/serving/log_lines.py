@@ -8,7 +8,7 @@ import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from textwrap import indent
-from typing import Any, Final
+from typing import Final
 
 from bon.visible import visible, visible_json
 
@@ -40,18 +40,15 @@ class HumanLines(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line, before any traceback."""
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and what belongs below it."""
+        record.message, record.asctime = record.getMessage(), self.formatTime(record)
         request_id = _request_id.get()
-        return visible(super().formatMessage(record)) + (f" [request {visible(request_id)}]" if request_id else "")
-
-    def formatException(self, ei: Any) -> str:
-        """The traceback below it."""
-        return indent(visible(super().formatException(ei), lines=True), "    ")
-
-    def formatStack(self, stack_info: str) -> str:
-        """The stack below it, where a line asks for one."""
-        return indent(visible(super().formatStack(stack_info), lines=True), "    ")
+        line = self.formatMessage(record) + (f" [request {request_id}]" if request_id else "")
+        # Not `record.exc_text`: another handler may have left the traceback there as it is.
+        below = [self.formatException(record.exc_info)] if record.exc_info else []
+        below += [self.formatStack(record.stack_info)] if record.stack_info else []
+        return "\n".join([visible(line), *(indent(visible(text, lines=True), "    ") for text in below)])
 
 
 class JsonLines(logging.Formatter):

@@ -34,7 +34,8 @@ def serve(words: list[str], output: Path) -> None:
     for stream in (1, 2):
         os.dup2(lines, stream)
     # So that a short life meets sealing, expiry and publishing too.
-    sealer.CHECK_S = sealer.EXPIRE_S = publisher.CHECK_S = 0.1
+    sealer.CHECK_S = sealer.EXPIRE_S = 0.1
+    publisher.CHECK_S = 0.3
     publishing.FIRST_PAUSE_S = 0.1
     sys.argv = ["bon", "serve", *words]
     cli.main()
