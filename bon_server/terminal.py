@@ -85,7 +85,7 @@ def let_go_of_streams() -> None:
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: closed already
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, number)
             os.close(null)
