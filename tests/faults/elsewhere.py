@@ -255,8 +255,8 @@ LOG_FAULTS = (
         (f"{LOG}test_spool_faults.py::test_kill_minus_nine_loses_nothing_that_was_acknowledged",),
     ),
     Elsewhere(
-        "kill −9 of a whole server while it starts, answers, seals, publishes or expires, under each durability; 10,000 times "
-        "in the nightly run",
+        "kill −9 of a whole server while it starts, answers, seals, publishes or expires, under each durability; "
+        "10,000 times in the nightly run",
         "every acknowledged answer and observation is there once or has expired; a retry gets the same answer",
         (
             f"{SERVING}test_kill_server.py::test_killed_servers_lose_nothing_and_double_nothing",
