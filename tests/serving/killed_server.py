@@ -114,6 +114,7 @@ class Lives:
             answered = sorted(self._told.answers)
             for request_id in self._dice.sample(answered, min(20, len(answered))):
                 await self._repeat(client, request_id)
+                assert await self._observe(client, self._observation(_question(request_id))), self._said()
         assert process.pid is not None
         os.kill(process.pid, signal.SIGTERM)
         await asyncio.to_thread(process.join, START_S)
