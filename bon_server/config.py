@@ -179,7 +179,7 @@ class LimitsConfig:
     """A server that is itself stuck for so long prints the stacks of its threads and ends with an error. A process that
     is stopped (`docker pause`, a debugger) counts as stuck; a machine that sleeps does not."""
     drain_s: PositiveSeconds = 30.0
-    """How long running calls may take to finish after SIGTERM."""
+    """How long running calls may take to finish after SIGTERM, SIGINT or SIGHUP."""
 
 
 @dataclass(frozen=True, kw_only=True)

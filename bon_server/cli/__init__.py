@@ -13,6 +13,7 @@ from bon_server import __version__
 from bon_server.cli import asking, bench, demo, evaluate, keys, log, offline, rescore, rounds, serving, training
 from bon_server.cli.show import fail
 from bon_server.errors import BonError, ConfigError
+from bon_server.terminal import let_go_of_streams, prepare_streams, say
 
 app = typer.Typer(
     help="Best-of-N over gRPC, with a log of every scored candidate.",
@@ -39,6 +40,7 @@ app.add_typer(demo.app, name="demo")
 
 def main() -> None:
     """Entry point. Turns expected errors into one sentence on stderr and an exit code."""
+    prepare_streams()
     try:
         app()
     except ConfigError as error:
@@ -49,13 +51,17 @@ def main() -> None:
         fail(str(error), 1)
     except grpc.RpcError as error:
         fail(bon.describe(error), 1)
+    except UnicodeEncodeError as error:  # Python reads such bytes of the command line as halves of characters
+        fail(f"an argument or the name of a file is not UTF-8 ({error.reason}, character {error.start + 1})", 2)
     except OSError as error:
         fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         fail("interrupted", 1)
+    finally:
+        let_go_of_streams()
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
-    print(__version__)  # noqa: T201
+    say(__version__)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import bon
 import typer
-from rich.console import Console
 
 from bon_server.cli.options import (
     DEFAULT_TARGET,
@@ -33,6 +32,7 @@ from bon_server.cli.options import (
     TopP,
 )
 from bon_server.cli.show import given, key_value, print_result
+from bon_server.terminal import Terminal, say
 
 
 def ask(
@@ -77,16 +77,16 @@ def ask(
     )
     question = bon.Text(prompt) if raw else prompt
     if stream:
-        console = Console(stderr=as_json)
+        console = Terminal(stderr=as_json)
         answer = asking.ask_streamed(
             question, target=target, security=security, timeout_s=timeout, console=console, **options
         )
     else:
         answer = asking.ask(question, target=target, security=security, timeout_s=timeout, **options)
     if as_json:
-        print(asking.as_json(answer))  # noqa: T201
+        say(asking.as_json(answer))
     else:
-        Console().print(asking.as_table(answer, whole_texts=show_all))
+        Terminal().print(asking.as_table(answer, whole_texts=show_all))
 
 
 def harvest(
@@ -148,6 +148,8 @@ def harvest(
 
     if raw and system is not None:
         raise typer.BadParameter("--system is for chats; with --raw prompts are texts")
+    for given_text in (system, regex, *tag, *stop, *(choice or ())):
+        (given_text or "").encode()  # what is not UTF-8 is told once, not at each line
     options = given(
         n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, top_k=top_k, min_p=min_p
     )

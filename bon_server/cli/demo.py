@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
+from bon_server.terminal import Terminal
 
 app = typer.Typer(help="The main job from end to end on this machine, with demo models.", invoke_without_command=True)
 
@@ -24,7 +24,7 @@ def demo(
     if context.invoked_subcommand is None:
         from bon_server.demo.run import run_demo
 
-        run_demo(folder, Console())
+        run_demo(folder, Terminal())
 
 
 @app.command("evaluate")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from bon_server.cli.evaluate_tables import Part, compare_tables, curve_tables, headroom_tables, kl_tables
 from bon_server.cli.options import AsJson, SkipDamaged
 from bon_server.cli.show import on_damage, progress
 from bon_server.errors import ConfigError
+from bon_server.terminal import Terminal, print_json
 
 if TYPE_CHECKING:
     from bon_server.evaluate.curve_sums import CurveOptions
@@ -181,9 +180,9 @@ def _source(log: Sequence[Path], merge: bool, reward_model: str | None, skip_dam
 
 def _show(document: dict[str, Any], as_json: bool, as_tables: Callable[[dict[str, Any]], list[Part]]) -> None:
     if as_json:
-        print(json.dumps(document))  # noqa: T201
+        print_json(document)
         return
-    console = Console(markup=False, emoji=False)  # names and paths may hold [brackets]
+    console = Terminal()
     for part in as_tables(document):
         console.print(part)
     for warning in document.get("warnings", []):

@@ -9,6 +9,7 @@ import typer
 
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
+from bon_server.terminal import say
 
 app = typer.Typer(help="API keys of a server, which reads their file again when it changes.", no_args_is_help=True)
 
@@ -33,7 +34,7 @@ def new(
     from bon_server.serving.keys import Quota
 
     words = [word.strip() for word in rights.split(",") if word.strip()]
-    print(add_key(file, name, words, Quota(candidates_per_minute, tokens_per_minute)))  # noqa: T201
+    say(add_key(file, name, words, Quota(candidates_per_minute, tokens_per_minute)))
 
 
 @app.command("list")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from bon.visible import visible_json
 from rich.table import Table
 
 from bon_server.cli.options import AsJson, ConfigFile, LogDir, Raw, Settings, SkipDamaged, Snapshot
 from bon_server.cli.show import fail, on_damage, print_result, progress
 from bon_server.config import load, parse_assignments
 from bon_server.errors import ConfigError
+from bon_server.terminal import Terminal, print_json, warn
 
 if TYPE_CHECKING:
     from bon_server.log.spool import Spool
@@ -77,7 +77,7 @@ def log_snapshot(
 
     snapshot = make_snapshot(log, name)
     if as_json:
-        print(json.dumps(snapshot))  # noqa: T201
+        print_json(snapshot)
     else:
         rows = sum(segment["rows"] for segment in snapshot["segments"])
         print_result({"name": name, "segments": len(snapshot["segments"]), "records": rows}, as_json=False)
@@ -90,14 +90,14 @@ def log_verify(log: LogDir, as_json: AsJson = False) -> None:
 
     report = verify(log)
     if as_json:
-        print(json.dumps(report))  # noqa: T201
+        print_json(report)
     else:
         table = Table("kind", "file", "row", "detail", box=None)
         for problem in [*report["problems"], *report["notes"]]:
             table.add_row(problem["kind"], problem["file"], str(problem.get("row", "")), problem["detail"])
         problems = len(report["problems"]) + report["unlisted"]
         counts = f"{report['records']} records, {report['segments']} segments, {problems} problems"
-        Console().print(table, counts)
+        Terminal().print(table, counts)
     if not report["ok"]:
         raise typer.Exit(1)
 
@@ -166,7 +166,7 @@ def log_records(
             if feedback:
                 lines = [to_json_with(record, observed.of(record))]
             for line in lines:
-                sys.stdout.buffer.write(line + b"\n")
+                sys.stdout.buffer.write(visible_json(line.decode()).encode() + b"\n")
 
 
 @app.command("import")
@@ -201,7 +201,7 @@ def log_import(
         result = import_files(options, advance)
     print_result(dataclasses.asdict(result), as_json)
     if result.rejected:
-        print(f"bon: {result.rejected} lines were rejected, see {result.rejected_file}", file=sys.stderr)  # noqa: T201
+        warn(f"{result.rejected} lines were rejected, see {result.rejected_file}")
     if result.rejected and result.rejected == result.lines:
         raise typer.Exit(1)
 

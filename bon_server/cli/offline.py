@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 from bon_server.cli.options import AsJson, SkipDamaged, Snapshot
 from bon_server.cli.show import key_value, on_damage, print_result, progress, text
 from bon_server.selection import OfflineRule
+from bon_server.terminal import print_json
 
 RULE, FILTER, OUTPUT = "The rule", "What is left out before choosing", "What is written, and how"
 
@@ -186,6 +186,6 @@ def select(
     with progress("reading records", None) as advance:
         manifest = run_select(options, advance, on_damage(skip_damaged))
     if as_json:
-        print(json.dumps(manifest))  # noqa: T201
+        print_json(manifest)
         return
     print_result({**manifest["counts"], "training set": str(out)}, as_json=False)

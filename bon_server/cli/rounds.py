@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from bon_server.cli.options import (
@@ -23,6 +21,7 @@ from bon_server.cli.options import (
 )
 from bon_server.cli.show import key_value
 from bon_server.selection import OfflineRule
+from bon_server.terminal import Terminal, print_json, say
 
 ASKING, SELECTION, TRAINING, ENDING = "Asking", "Selecting", "Training", "Evaluating, and when to stop"
 
@@ -147,19 +146,19 @@ def rounds(
         config=config,
         settings=tuple(settings),
     )
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     told = run_rounds(
         options,
-        lambda doing: console.print(f"[dim]{doing}[/]", highlight=False),
+        lambda doing: console.print(doing, style="dim"),
         lambda so_far: console.print(_table(so_far)),
     )
     if as_json:
-        print(json.dumps(told))  # noqa: T201
+        print_json(told)
         return
     best = told["best"]
-    Console().print(f"best: round {best['round']}, {best['policy']}", highlight=False, soft_wrap=True)
+    say(f"best: round {best['round']}, {best['policy']}")
     if told["stopped"] is not None:
-        Console().print(f"stopped: {told['stopped']}", highlight=False, soft_wrap=True)
+        say(f"stopped: {told['stopped']}")
 
 
 def _table(told: dict[str, Any]) -> Table:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from bon_server.cli.options import (
@@ -26,6 +24,7 @@ from bon_server.cli.options import (
 )
 from bon_server.cli.show import text
 from bon_server.config import Config, LogFormat, load, parse_assignments
+from bon_server.terminal import Terminal, print_json, say, say_if_heard, styled
 
 WHO = "Who may call"
 
@@ -76,7 +75,7 @@ def serve(
     ] = None,
     settings: Settings = [],  # noqa: B006 -- typer copies it
 ) -> None:
-    """Serve best-of-N until SIGTERM or SIGINT."""
+    """Serve best-of-N until SIGTERM, SIGINT or SIGHUP."""
     flags = {
         "policy.model": policy,
         "reward.models": reward or None,
@@ -117,7 +116,7 @@ async def _serve(config: Config) -> int:
     # Calls leave few cycles, with nothing in them of what was said; looking took 6 % of the event loop's time.
     gc.set_threshold(20_000)
     signals = catch_signals()
-    print(banner(server), flush=True)  # noqa: T201
+    say_if_heard(banner(server))
     write_ready_file(server)
     return await run_until_signalled(server, signals)
 
@@ -148,7 +147,7 @@ def health(
         tls_cert=tls_cert,
         tls_key=tls_key,
     )
-    print(said)  # noqa: T201
+    say(said)
     if said.startswith(probe.NOT_REACHED) or (said != probe.SERVING and not alive):
         raise typer.Exit(1)
 
@@ -169,11 +168,12 @@ def doctor(
     flags = {"policy.model": policy, "reward.models": reward or None, "log.directory": text(log)}
     findings = examine(load(config, flags={**flags, **parse_assignments(settings)}))
     if as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings]))  # noqa: T201
+        print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         table = Table("", "check", "finding", box=None)
         for finding in findings:
-            table.add_row("[green]ok[/]" if finding.ok else "[red]!![/]", finding.check, finding.detail)
-        Console().print(table)
+            mark = styled(("ok", "green") if finding.ok else ("!!", "red"))
+            table.add_row(mark, finding.check, finding.detail)
+        Terminal().print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

@@ -7,7 +7,10 @@ import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from textwrap import indent
 from typing import Final
+
+from bon.visible import visible, visible_json
 
 from bon_server.config import LogFormat
 
@@ -41,15 +44,23 @@ def _tells_of_ourselves(record: logging.LogRecord) -> bool:
 
 
 class HumanLines(logging.Formatter):
-    """Time, level, logger, message, and the request in brackets."""
+    """Time, level, logger, message, and the request in brackets: one line, and a traceback indented below.
+
+    So whatever is quoted, a line that begins with a time is one that this server wrote.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line, before any traceback."""
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and what belongs below it."""
+        record.message, record.asctime = record.getMessage(), self.formatTime(record)
         request_id = _request_id.get()
-        return super().formatMessage(record) + (f" [request {request_id}]" if request_id else "")
+        line = self.formatMessage(record) + (f" [request {request_id}]" if request_id else "")
+        # Not `record.exc_text`: another handler may have left the traceback there as it is.
+        below = [self.formatException(record.exc_info)] if record.exc_info else []
+        below += [self.formatStack(record.stack_info)] if record.stack_info else []
+        return "\n".join([visible(line), *(indent(visible(text, lines=True), "    ") for text in below)])
 
 
 class JsonLines(logging.Formatter):
@@ -68,4 +79,4 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return visible_json(json.dumps(line, ensure_ascii=False, default=str))

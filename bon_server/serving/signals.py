@@ -24,10 +24,14 @@ Signals = asyncio.Queue[signal.Signals]
 
 
 def catch_signals() -> Signals:
-    """SIGTERM and SIGINT go into the queue from now on. Call it before anybody is told that the server answers."""
+    """Signals to end go into the queue from now on. Call it before anybody is told that the server answers.
+
+    SIGHUP says that the terminal is gone; who starts the server with `nohup` has it ignored, and it stays so.
+    """
     signals: Signals = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     return signals
 
 

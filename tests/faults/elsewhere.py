@@ -61,6 +61,32 @@ BAD_INPUT = (
         ),
     ),
     Elsewhere(
+        "terminal escapes, bidirectional controls, rich's markup: in completions, tags, names, words of a server",
+        "shown as text by every command and in the report; JSON means the same",
+        (
+            "tests/client/test_visible.py::test_completions",
+            "tests/client/test_visible.py::test_words_of_a_server",
+            "tests/client/test_visible.py::test_lines_of_a_harvest_that_are_wrong",
+            "tests/client/test_visible.py::test_what_commands_read_and_quote",
+            "tests/client/test_visible.py::test_a_report",
+            "tests/client/test_visible.py::test_only_one_module_prints",
+            "tests/client/test_visible.py::test_the_example_in_node_escapes_the_same_characters",
+        ),
+    ),
+    Elsewhere(
+        "a value that the server's own lines quote: newlines, a forged line, terminal escapes",
+        "one line, the value escaped; tracebacks indented",
+        (f"{SERVING}test_log_lines.py::test_a_value_that_is_quoted_can_neither_forge_a_line_nor_reach_the_terminal",),
+    ),
+    Elsewhere(
+        "a terminal whose encoding lacks characters; arguments that are not UTF-8",
+        "the characters escaped; one sentence, exit code 2",
+        (
+            "tests/client/test_visible.py::test_an_encoding_that_lacks_characters",
+            "tests/client/test_visible.py::test_arguments_that_are_not_utf_8",
+        ),
+    ),
+    Elsewhere(
         "malformed bytes to health and reflection",
         "INVALID_ARGUMENT",
         (
@@ -159,6 +185,20 @@ CANCELLATION = (
 
 LIFECYCLE = (
     Elsewhere(
+        "SIGHUP, idle or with work; a terminal that is closed",
+        "as SIGTERM: running calls finish, exit code 0",
+        (
+            f"{PROCESS}test_a_signal_while_idle_ends_it_within_two_seconds",
+            f"{PROCESS}test_a_signal_with_work_waits_for_it",
+            f"{PROCESS}test_a_terminal_that_is_closed_drains_the_server",
+        ),
+    ),
+    Elsewhere(
+        "standard streams that are closed, pipes that nobody reads, nohup",
+        "it serves and drains, and no file takes a stream's number",
+        (f"{PROCESS}test_a_server_that_nobody_hears_serves_and_drains",),
+    ),
+    Elsewhere(
         "SIGTERM while idle", "exit code 0 in 2 s", (f"{PROCESS}test_a_signal_while_idle_ends_it_within_two_seconds",)
     ),
     Elsewhere(
@@ -249,12 +289,18 @@ MODELS = (
 
 LOG_FAULTS = (
     Elsewhere(
-        "kill −9 at a random moment, 1,000 times",
+        "kill −9 of a writer at a random moment, 1,000 times",
         "every acknowledged record is there once",
+        (f"{LOG}test_spool_faults.py::test_kill_minus_nine_loses_nothing_that_was_acknowledged",),
+    ),
+    Elsewhere(
+        "kill −9 of a whole server while it starts, answers, seals, publishes or expires, under each durability; "
+        "10,000 times in the nightly run",
+        "every acknowledged answer and observation is there once or has expired; a retry gets the same answer",
         (
-            f"{LOG}test_spool_faults.py::test_kill_minus_nine_loses_nothing_that_was_acknowledged",
             f"{SERVING}test_kill_server.py::test_killed_servers_lose_nothing_and_double_nothing",
             f"{SERVING}test_kill_harvest.py::test_what_was_acknowledged_is_logged_once_after_each_kill",
+            f"{SERVING}test_killed_log.py::test_each_fault_is_found",
         ),
     ),
     Elsewhere(
