@@ -14,7 +14,7 @@ PACKAGE = ROOT / "bon_server"
 LAYERS = [
     ["__init__"],
     ["types"],
-    ["errors", "protocols"],
+    ["errors", "protocols", "supervision", "numbers"],
     ["security", "config_sources"],
     ["config", "specs"],
     ["selection", "estimators", "stopping"],
