@@ -11,6 +11,7 @@ import typer
 
 from bon_server import __version__
 from bon_server.cli import asking, bench, demo, evaluate, keys, log, offline, rescore, rounds, serving, training
+from bon_server.cli.bounded import bound
 from bon_server.cli.show import fail
 from bon_server.errors import BonError, ConfigError
 
@@ -59,3 +60,6 @@ def main() -> None:
 def version() -> None:
     """Print the version."""
     print(__version__)  # noqa: T201
+
+
+bound(app)

@@ -120,6 +120,11 @@ CANCELLATION = (
 
 LIFECYCLE = (
     Elsewhere(
+        "any number on the command line that is infinite, no number, or far beyond use",
+        "exit code 2, naming the option",
+        ("tests/test_numeric_options.py::test_an_absurd_number_is_a_wrong_use",),
+    ),
+    Elsewhere(
         "any numeric setting at inf, nan, 1e300, -1, 0 and the like",
         "no start, one sentence with key, value and range; allowed extremes work",
         (
