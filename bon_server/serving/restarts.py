@@ -137,5 +137,6 @@ class Restarts:
         retiring = start_task("retiring", lambda: replaced, lambda why: None)
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
+        retiring.add_done_callback(lambda _: replaced.close())  # where it was cancelled before it began
         logger.warning("the policy's engine was started anew")
         return True
