@@ -21,9 +21,19 @@ from bon_server.errors import ConfigError
 from bon_server.security import SecurityConfig
 from bon_server.types import Durability
 
+# Every number has both bounds: what is absurd is refused at the start, not met by a thread that it breaks. The upper
+# ones are far above what anybody wants, and work.
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Positive = Annotated[int, Meta(ge=1)]
-PositiveSeconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Gpus = Annotated[int, Meta(ge=1, le=1024)]
+Tokens = Annotated[int, Meta(ge=1, le=100_000_000)]
+Bytes = Annotated[int, Meta(ge=1, le=1 << 50)]
+MessageBytes = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
+"""gRPC counts them in 32 bits."""
+Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
+Seconds = Annotated[float, Meta(ge=0.001, le=31_536_000)]
+"""Up to a year."""
+Share = Annotated[float, Meta(ge=0.001, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +63,18 @@ class PolicyConfig:
     dtype: str = "auto"
     """`bfloat16`, `float16`, `float32` or `auto`. `auto` is the model's own, except float32 on CPUs without bf16
     instructions, and half precision on GPUs for models in float32 (vLLM's rule)."""
-    context_tokens: Positive | None = None
+    context_tokens: Tokens | None = None
     """Longest prompt plus completion. Lower values need less memory. None: the model's own."""
-    running_samples: Positive = 128
+    running_samples: Count = 128
     """Candidates decoded at the same time; more candidates wait in the engine."""
-    kv_cache_bytes: Positive | None = None
+    kv_cache_bytes: Bytes | None = None
     """Memory for attention keys and values. On a GPU the share must be free all the same, and a larger cache goes
     beyond it. None: on a CPU 1 GiB, on a GPU the rest of `gpu_memory_share`."""
-    gpu_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.7
+    gpu_memory_share: Share = 0.7
     """Share of a GPU's memory that the engine may take; the reward model needs the rest. Not used on a CPU."""
-    gpus: Positive = 1
+    gpus: Gpus = 1
     """Number of GPUs that the model is split over (tensor parallelism). Not used on a CPU."""
-    data_parallel: Positive = 1
+    data_parallel: Gpus = 1
     """Copies of the model that share the candidates (data parallelism). Each has `gpus` GPUs of its own, and the
     full `running_samples` and cache. Not used on a CPU."""
     cpus: str = "all"
@@ -72,20 +82,20 @@ class PolicyConfig:
     engine_metrics: bool = True
     """Whether to keep vLLM's own metrics. They take about 14 µs of the server's processor time for each token. The
     server notices a hanging engine without them too."""
-    constraint_trial_ms: Positive = 250
+    constraint_trial_ms: Milliseconds = 250
     """Processor time that compiling a constraint and trying it on 64 tokens may take. The server rejects a
     constraint that takes longer."""
-    seed: int | None = None
+    seed: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)] | None = None
     """Seed of the engine for candidates without one. None: random, so that a restart draws new samples."""
     watch: str | None = None
     """Folder whose newest checkpoint the server loads while serving. The old weights stay until the new ones are
     tested, so there must be memory for both. None: no folder is watched."""
-    watch_poll_s: PositiveSeconds = 2.0
+    watch_poll_s: Seconds = 2.0
     """How often the server looks at that folder. It takes a checkpoint that is the same at two looks."""
-    watch_drain_s: PositiveSeconds = 600.0
+    watch_drain_s: Seconds = 600.0
     """How long requests may go on with replaced weights. Requests that take longer are UNAVAILABLE, and callers may
     retry."""
-    restarts: Annotated[int, Meta(ge=0)] = 0
+    restarts: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     """How many times in a row the server restarts an engine that died, or made no step for `limits.engine_stall_s`.
     Meanwhile it rejects requests that need samples. 0: the server ends. Not together with `watch`."""
 
@@ -104,20 +114,20 @@ class RewardConfig:
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda` or `cuda:1`. Not used with `vllm:`, which computes on the
     policy's device."""
-    context_tokens: Positive | None = None
+    context_tokens: Tokens | None = None
     """Longest prompt plus completion; longer ones get no reward. Lower values need less memory. None: the model's
     own."""
-    batch_tokens: Positive = 4096
+    batch_tokens: Tokens = 4096
     """Tokens in one forward pass, padding included."""
-    threads: Annotated[int, Meta(ge=0)] = 0
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     """CPU only, transformers only: threads of a forward pass; 0: torch's default."""
     share_prompts: bool | None = None
     """Whether a decoder computes a prompt once for all its completions. None: yes on a CPU, where large batches
     gain little. `vllm:` always does, in blocks."""
-    kv_cache_bytes: Positive | None = None
+    kv_cache_bytes: Bytes | None = None
     """`vllm:` only: memory for attention keys and values, of each such model. It must hold one input of
     `context_tokens`. Encoders need none. None: on a CPU 1 GiB, on a GPU the rest of `gpu_memory_share`."""
-    gpu_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    gpu_memory_share: Share = 0.2
     """`vllm:` only: share of a GPU's memory that each such engine may take. Not used on a CPU."""
     cpus: str = "all"
     """`vllm:` only: CPUs the engine computes on, `all` or a list as in `policy.cpus`. Not used on a GPU."""
@@ -125,74 +135,74 @@ class RewardConfig:
     """`vllm:` only: whether to keep vLLM's own metrics, as `policy.engine_metrics`."""
     combine: str = "mean"
     """Several models: the reward is their weighted `mean`, their `min`, or `mean-minus-k-std`."""
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, Annotated[float, Meta(gt=0, le=1e9)]] = field(default_factory=dict)
     """Several models: weight of each by its name, above 0; the default of a model is 1. `min` takes no weights."""
-    std_factor: Annotated[float, Meta(ge=0)] = 1.0
+    std_factor: Annotated[float, Meta(ge=0, le=1e6)] = 1.0
     """The k of `mean-minus-k-std`, which lowers the reward where the models disagree."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """Bounds of one request, and of all requests together."""
+    """What a request, and all requests together, may ask for."""
 
-    max_n: Positive = 128
+    max_n: Count = 128
     """Highest `n`."""
-    max_prompt_tokens: Positive | None = None
+    max_prompt_tokens: Tokens | None = None
     """Longest prompt. None: the policy's context."""
-    max_message_bytes: Positive = 4 << 20
+    max_message_bytes: MessageBytes = 4 << 20
     """Largest gRPC message, both ways."""
-    max_metadata_bytes: Positive = 16 << 10
+    max_metadata_bytes: MessageBytes = 16 << 10
     """Largest gRPC metadata."""
-    max_constraint_bytes: Positive = 64 << 10
+    max_constraint_bytes: MessageBytes = 64 << 10
     """Largest JSON schema, or all choices together."""
-    max_schema_depth: Positive = 32
+    max_schema_depth: Count = 32
     """How deeply a JSON schema may nest objects and lists."""
-    max_schema_values: Positive = 4096
+    max_schema_values: Count = 4096
     """Most values of any kind in a JSON schema."""
-    max_regex_bytes: Positive = 4096
+    max_regex_bytes: MessageBytes = 4096
     """Longest regular expression."""
-    max_choices: Positive = 1024
+    max_choices: Count = 1024
     """Most choices of one request."""
-    max_candidates_in_flight: Positive = 512
+    max_candidates_in_flight: Count = 512
     """Candidates being sampled or scored at once, over all callers."""
-    max_candidates_queued: Annotated[int, Meta(ge=0)] = 2048
+    max_candidates_queued: Annotated[int, Meta(ge=0, le=1_000_000)] = 2048
     """Candidates waiting for a permit. Beyond this, the server rejects requests immediately."""
-    max_queue_s: PositiveSeconds = 1.0
+    max_queue_s: Seconds = 1.0
     """A request waits only if it should start within so many seconds, or within half of the recent duration of
     requests if that is longer. Otherwise the server rejects it immediately."""
-    max_queue_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    max_queue_share: Share = 0.5
     """Share of `max_candidates_queued` that one caller may fill: a principal or, without keys, a connection."""
-    retry_after_ms: Positive = 500
+    retry_after_ms: Milliseconds = 500
     """Retry delay (pushback) that the server sends with rejections that callers may retry."""
-    default_deadline_s: PositiveSeconds = 600.0
+    default_deadline_s: Seconds = 600.0
     """Deadline of calls that set none."""
-    deadline_margin_ms: Annotated[int, Meta(ge=0)] = 100
+    deadline_margin_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 100
     """Time kept free before a deadline for stopping, choosing, committing and answering. The server keeps more if
     these steps took longer lately."""
-    slow_reader_s: PositiveSeconds = 60.0
+    slow_reader_s: Seconds = 60.0
     """The server ends a stream whose reader takes no message for so long. A retry with its request id gets the
     stored answer."""
-    engine_stall_s: PositiveSeconds = 120.0
+    engine_stall_s: Seconds = 120.0
     """An engine with work that makes no step for so long has hung: health says NOT_SERVING, and the server ends
     with an error. The value must exceed the longest step, which on a CPU is that of a whole prompt."""
     loop_stall_s: Annotated[float, Meta(ge=1, le=1_000_000)] = 120.0
     """A server that is itself stuck for so long prints the stacks of its threads and ends with an error. A process that
     is stopped (`docker pause`, a debugger) counts as stuck; a machine that sleeps does not."""
-    drain_s: PositiveSeconds = 30.0
+    drain_s: Seconds = 30.0
     """How long running calls may take to finish after SIGTERM, SIGINT or SIGHUP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultsConfig:
-    """Values for options that a request leaves unset."""
+    """What a request leaves unset."""
 
-    n: Positive = 16
+    n: Count = 16
     """Number of candidates."""
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.8
     """Softmax temperature."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Nucleus sampling. On CPU values below 1 cost about 30 % of the throughput."""
-    max_tokens: Positive = 256
+    max_tokens: Tokens = 256
     """Longest completion; less where the prompt leaves less."""
 
 
@@ -209,15 +219,15 @@ class LogConfig:
     crash of the machine loses the records since the last sync, see `async_sync_ms`."""
     linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
     """Durability `group`: how long a record waits for others. Longer waits make fewer syncs and later answers."""
-    group_records: Positive = 256
+    group_records: Count = 256
     """Most records in one transaction, which has one sync."""
-    async_sync_ms: Annotated[float, Meta(gt=0, le=60_000)] = 200.0
+    async_sync_ms: Annotated[float, Meta(ge=1, le=60_000)] = 200.0
     """Durability `async`: time between syncs. A power cut can lose the records of this time, plus the time of a
     sync and a checkpoint."""
-    queue_bytes: Positive = 64 << 20
+    queue_bytes: Bytes = 64 << 20
     """Most bytes of encoded records that wait to be committed. Beyond this, the server rejects new requests before
     it samples."""
-    min_free_bytes: Annotated[int, Meta(ge=0)] = 256 << 20
+    min_free_bytes: Annotated[int, Meta(ge=0, le=1 << 60)] = 256 << 20
     """With less free space on the log's disk, the server rejects new requests before it samples. It looks every
     second. It still logs running requests, so leave room for them."""
     allow_metadata_only: bool = True
@@ -227,14 +237,17 @@ class LogConfig:
     redact: str | None = None
     """`module:function`, which gets each text before it is logged and returns the text to log. None: the log gets
     the original texts."""
-    seal_bytes: Positive = 64 << 20
+    seal_bytes: Bytes = 64 << 20
     """The server seals records from the spool into a segment once there are so many bytes of them. This is also a
     segment's size before compression."""
-    seal_age_s: PositiveSeconds = 3600.0
+    seal_age_s: Seconds = 3600.0
     """The server also seals records once the oldest is so old."""
+    clock_is_right: bool = False
+    """Confirms the wall clock for this start. Wanted where it is more than an hour ahead of what the log saw before, as
+    after a long time off: until then nothing is removed or forgotten by it (`bon_log_clock_doubt_seconds`)."""
     seal_on_shutdown: bool = True
     """Whether a clean shutdown seals the remaining records."""
-    replay_window_s: Annotated[float, Meta(ge=0)] = 86400.0
+    replay_window_s: Annotated[float, Meta(ge=0, le=315_360_000)] = 86400.0
     """Least time after sealing for which a record answers retries of its request id, unless `retain_days` or
     `retain_bytes` removes it earlier."""
     publish: str | None = None
@@ -249,14 +262,14 @@ class LogConfig:
     """Whether published segments also stay here. If not, the server removes each one once it has read the published
     copy back whole and its records answer no more retries (`replay_window_s`), except the newest one and those of
     snapshots. The local log is then incomplete for everything that reads the folder."""
-    publish_timeout_s: PositiveSeconds = 60.0
+    publish_timeout_s: Seconds = 60.0
     """Time limit of one upload."""
-    publish_close_s: Annotated[float, Meta(ge=0)] = 10.0
+    publish_close_s: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
     """How long a shutdown may go on publishing; the next start publishes the rest."""
-    retain_days: PositiveSeconds | None = None
+    retain_days: Annotated[float, Meta(ge=0.000_001, le=36_500)] | None = None
     """The server removes sealed records older than so many days with their feedback, a day's file at a time, except
     those that snapshots pin. None: it keeps them for ever."""
-    retain_bytes: Positive | None = None
+    retain_bytes: Bytes | None = None
     """The server removes the oldest sealed files beyond so many bytes of them, except those that snapshots pin.
     None: never."""
 
@@ -270,7 +283,7 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TelemetryConfig:
-    """Reports of the server about itself, beside its metrics."""
+    """What the server tells of itself beside its metrics."""
 
     log_format: LogFormat = LogFormat.HUMAN
     """Lines on stderr for people, or one JSON object each."""

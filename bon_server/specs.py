@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from bon_server.errors import ConfigError, StartupError
+from bon_server.numbers import numbers
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,7 +35,11 @@ def parse_options(spec: str, options_type: type[Options]) -> Options:
     try:
         return msgspec.convert(values, options_type, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{spec!r}: {error}") from None
+        problem, _, place = str(error).partition(" - at `$.")
+        key = place.rstrip("`")
+        allowed = numbers(options_type).get(key)
+        asked = "" if allowed is None else f"; allowed is {allowed}"
+        raise ConfigError(f"{spec!r}: {key}: {problem[0].lower()}{problem[1:]}{asked}") from None
 
 
 def import_module(what: str, module_name: str) -> Any:

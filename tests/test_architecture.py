@@ -14,7 +14,7 @@ PACKAGE = ROOT / "bon_server"
 LAYERS = [
     ["__init__"],
     ["types"],
-    ["errors", "protocols", "terminal"],
+    ["errors", "protocols", "supervision", "numbers", "terminal"],
     ["security", "config_sources"],
     ["config", "specs"],
     ["selection", "estimators", "stopping"],

@@ -11,6 +11,7 @@ import typer
 
 from bon_server import __version__
 from bon_server.cli import asking, bench, demo, evaluate, keys, log, offline, rescore, rounds, serving, training
+from bon_server.cli.bounded import bound
 from bon_server.cli.show import fail
 from bon_server.errors import BonError, ConfigError
 from bon_server.terminal import let_go_of_streams, prepare_streams, say
@@ -65,3 +66,6 @@ def main() -> None:
 def version() -> None:
     """Print the version."""
     say(__version__)
+
+
+bound(app)

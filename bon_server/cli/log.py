@@ -15,12 +15,14 @@ from rich.table import Table
 
 from bon_server.cli.options import AsJson, ConfigFile, LogDir, Raw, Settings, SkipDamaged, Snapshot
 from bon_server.cli.show import fail, on_damage, print_result, progress
-from bon_server.config import load, parse_assignments
+from bon_server.config import LogConfig, load, parse_assignments
 from bon_server.errors import ConfigError
 from bon_server.terminal import Terminal, print_json, warn
 
 if TYPE_CHECKING:
     from bon_server.log.spool import Spool
+
+LOG_DEFAULTS = LogConfig()
 
 app = typer.Typer(help="Look into a log, or put records into it.", no_args_is_help=True)
 
@@ -126,7 +128,15 @@ def log_erase(
 
 
 @app.command("expire")
-def log_expire(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = []) -> None:  # noqa: B006 -- typer copies it
+def log_expire(
+    log: LogDir,
+    clock_is_right: Annotated[
+        bool, typer.Option("--clock-is-right", help="Confirm the clock, where the log has reason to doubt it.")
+    ] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    settings: Settings = [],  # noqa: B006 -- typer copies it
+) -> None:
     """Remove the oldest sealed files by log.retain_days and log.retain_bytes, as a server does by itself."""
     from bon_server.log.expire import Retention, expire
 
@@ -134,7 +144,10 @@ def log_expire(log: LogDir, config: ConfigFile = None, as_json: AsJson = False, 
     retention = Retention(chosen.retain_days, chosen.retain_bytes)
     if retention == Retention(None, None):
         raise ConfigError("log.retain_days and log.retain_bytes are unset: give --set log.retain_days=DAYS")
-    with _writing(log) as spool:
+    with _writing(log, LogConfig(clock_is_right=clock_is_right or chosen.clock_is_right)) as spool:
+        if retention.days is not None and (doubts := spool.clock.doubts()) is not None:
+            fail(doubts, 1)
+        spool.transaction(spool.clock.save)
         result = expire(spool, retention)
     print_result(dataclasses.asdict(result), as_json)
 
@@ -207,12 +220,12 @@ def log_import(
 
 
 @contextmanager
-def _writing(log: Path) -> Iterator[Spool]:
+def _writing(log: Path, config: LogConfig = LOG_DEFAULTS) -> Iterator[Spool]:
     """The spool of a log that exists, with the writer's lock."""
     from bon_server.log.database import SPOOL_NAME
     from bon_server.log.spool import Spool
 
     if not (log / SPOOL_NAME).is_file():
         fail(f"{log} holds no log: {SPOOL_NAME} is missing", 1)
-    with closing(Spool.open(log)) as spool:
+    with closing(Spool.open(log, config)) as spool:
         yield spool

@@ -132,7 +132,9 @@ def select(
         typer.Option(help="Folder of the tokenizer to count with. Default: as logged.", rich_help_panel=OUTPUT),
     ] = None,
     engine: Annotated[str, typer.Option(help="local or ray.", rich_help_panel=OUTPUT)] = "local",
-    threads: Annotated[int, typer.Option(help="How many tasks at a time.", rich_help_panel=OUTPUT)] = 2,
+    threads: Annotated[
+        int, typer.Option(min=1, max=1024, help="How many tasks at a time.", rich_help_panel=OUTPUT)
+    ] = 2,
     skip_damaged: SkipDamaged = False,
     as_json: AsJson = False,
 ) -> None:

@@ -37,7 +37,7 @@ TopP = Annotated[float | None, typer.Option(help="Nucleus sampling share. Defaul
 MaxTokens = Annotated[int | None, typer.Option(help="Longest completion. Default: the server's.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of candidate 0; candidate i uses seed + i. Default: random.")]
 System = Annotated[str | None, typer.Option(help="System message put before every prompt.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests in flight.")]
+Concurrency = Annotated[int, typer.Option(min=1, max=10_000, help="Requests in flight.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Prompts are texts to be continued, not user messages of a chat.")]
 JsonSchema = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="File with a JSON schema that completions satisfy.")

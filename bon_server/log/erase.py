@@ -20,12 +20,12 @@ erased.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import apsw
 import msgspec
@@ -39,6 +39,7 @@ from bon_server.log.erase_published import PublishedCopies
 from bon_server.log.feedback import unpack as unpack_feedback
 from bon_server.log.feedback_columns import FEEDBACK
 from bon_server.log.lock import WriterLock
+from bon_server.log.pieces import pieces
 from bon_server.log.publishing import content_of
 from bon_server.log.rewrite import Key, Match, matching_rows, rewrite
 from bon_server.log.score_files import changing_scores
@@ -127,10 +128,10 @@ class _Erasure:
         self._rewritten += scores
         for file, keys in segments.items():
             self._rewrite(file, RECORDS, keys)
+        self._forget(self._keys)
         with self._database:
-            self._database.executemany("DELETE FROM records WHERE ordinal = ?", ((row,) for row in rows))
-            self._forget(self._keys)
             self._database.execute("DELETE FROM sealed WHERE request_id = ?", (self._match.request_id,))
+        self._delete("DELETE FROM records WHERE ordinal = ?", ((row,) for row in rows))
         self._scrub()
         if copies is not None:
             self._erase_copies(copies, only_there)
@@ -221,8 +222,7 @@ class _Erasure:
             about = (one.principal, one.request_id, one.attempt)
             if one.request_id == self._match.request_id or about in self._keys or self._match.has(one.tags):
                 removed.append((row[0],))
-        with self._database:
-            self._database.executemany("DELETE FROM feedback WHERE ordinal = ?", removed)
+        self._delete("DELETE FROM feedback WHERE ordinal = ?", removed)
         return len(removed) + sum(map(len, (*segments.values(), *only_there.values())))
 
     def _rewrite(self, file: str, table: Table, keys: set[Key]) -> None:
@@ -230,9 +230,9 @@ class _Erasure:
         own = changes.is_registered(self._database, file)
         with rewrite(path, table, keys) as version:
             if own:
+                self._forget(keys, table)
                 with self._database:
                     changes.will_be(self._database, file, version)
-                    self._forget(keys, table)
         if own:
             with self._database:
                 changes.was_replaced(self._database, file)
@@ -244,7 +244,13 @@ class _Erasure:
             statement = "DELETE FROM sealed_feedback WHERE principal = ? AND feedback_id = ? AND ordinal = ?"
         else:
             statement = "DELETE FROM sealed WHERE principal = ? AND request_id = ? AND attempt = ?"
-        self._database.executemany(statement, keys)
+        self._delete(statement, keys)
+
+    def _delete(self, statement: str, keys: Iterable[tuple[Any, ...]]) -> None:
+        """In transactions of bounded size; what a crash leaves the next run finds again."""
+        for some in pieces(keys):
+            with self._database:
+                self._database.executemany(statement, some)
 
     def _scrub(self) -> None:
         """Free pages and the write-ahead log may hold what was deleted, also long ago by a sealing."""

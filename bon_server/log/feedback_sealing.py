@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -48,8 +47,6 @@ def seal_feedback(spool: Spool, seal_bytes: int, replay_window_s: float) -> Feed
         until = last_ordinal(reading, LEDGER)
         while (first_last := plan_next(spool, reading, until, seal_bytes, LEDGER)) is not None:
             _seal_range(spool, reading, writer, first_last, replay_window_s, result)
-    now_us = time.time_ns() // 1_000
-    spool.transaction(lambda database: feedback_register.forget(database, now_us))
     return result
 
 
@@ -74,7 +71,7 @@ def _seal_range(
     replay_window_s: float,
     result: FeedbackSealed,
 ) -> None:
-    until_us = time.time_ns() // 1_000 + round(replay_window_s * 1e6)
+    until_us = spool.clock.latest_us() + round(replay_window_s * 1e6)
     left: list[int] = []
     with SegmentsWriter(spool.directory, writer, *first_last, FEEDBACK) as files:
         for page in _pages(reading, first_last, left):

@@ -26,7 +26,8 @@ import apsw
 
 from bon_server.config import LogConfig
 from bon_server.errors import LogError
-from bon_server.log import feedback_register, published, register
+from bon_server.log import published, register
+from bon_server.log.pieces import forget_overdue
 from bon_server.log.register import Segment
 from bon_server.log.snapshot import read_snapshot, snapshot_files
 from bon_server.log.spool import Spool
@@ -163,7 +164,9 @@ class Publishing:
         return False
 
     def _remove_local(self) -> None:
-        now_us = time.time_ns() // 1_000
+        self._spool.clock.tell()
+        now_us = self._spool.clock.believed_us()
+        forget_overdue(self._spool)  # what answers no retries must not be looked for in a file that has gone
         pinned = _pinned(self._spool.directory)
         for segment in self._removable(now_us):
             if segment.file in pinned or time.monotonic() >= self.until_s:
@@ -176,7 +179,7 @@ class Publishing:
                 if self._note(error, segment.file):
                     continue
                 return
-            self._spool.transaction(partial(self._take_out, segment, now_us))
+            self._spool.transaction(partial(published.remove, file=segment.file, uri=self._uri))
             _unlink(self._spool.directory / segment.file)
             self.removed += 1
 
@@ -184,11 +187,6 @@ class Publishing:
         yield from published.removable(self._reading, self._uri, now_us)
         # Looked for when those have gone: what feedback is about goes first.
         yield from published.removable_feedback(self._reading, self._uri, now_us)
-
-    def _take_out(self, segment: Segment, now_us: int, database: apsw.Connection) -> None:
-        register.forget(database, now_us)  # what answers no retries must not be looked for in a file that has gone
-        feedback_register.forget(database, now_us)
-        published.remove(database, segment.file, self._uri)
 
     def _clear_away(self) -> None:
         """What a crash left between taking a segment out of the log and removing its file."""

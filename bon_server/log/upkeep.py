@@ -7,6 +7,7 @@ import time
 
 from bon_server.log.room import LOOK_EVERY_S, Room
 from bon_server.log.writer import Writer
+from bon_server.supervision import start_thread
 
 
 class Upkeep:
@@ -22,8 +23,7 @@ class Upkeep:
         self._pause_s = min(LOOK_EVERY_S, sync_every_s or LOOK_EVERY_S)
         self._wake = threading.Event()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="log-upkeep", daemon=True)
-        self._thread.start()
+        self._thread = start_thread("log-upkeep", self._run, writer.fail)
 
     def committed(self) -> None:
         """Tells that there may be something to move; called after each commit."""

@@ -22,6 +22,7 @@ import apsw
 from bon_server.errors import LogError, LogFull, RequestError, Unavailable
 from bon_server.log.database import SPOOL_NAME, Row, open_for_writing
 from bon_server.log.write_ahead import LEFT_PAGES, ROUNDS, SIZE_LIMIT_BYTES, WriteAheadLog
+from bon_server.supervision import place_of
 from bon_server.types import Durability
 
 Result = TypeVar("Result")
@@ -113,6 +114,10 @@ class Writer:
         if self.failure is not None:
             raise Unavailable("the log cannot be written", RETRY_AFTER_MS)
 
+    def fail(self, why: str) -> None:
+        """Nothing is written any more: what the log depends on has broken."""
+        self._fail(LogError(why))
+
     def sync(self) -> None:
         """Makes durable what was committed without waiting for the disk. An error is final."""
         if not self._unsynced or self.failure is not None:
@@ -170,6 +175,8 @@ class Writer:
         self.sync()
         self.checkpoint(at_least_pages=1)
         try:
+            if self.failure is not None:  # closing must not try again what failed to reach the disk
+                self._database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self._wal.close(leave_as_it_is=self.failure is not None)
             self._database.close()
         except apsw.Error as error:
@@ -203,9 +210,9 @@ class Writer:
     def _fail(self, error: Exception) -> RequestError:
         with self._failing:
             if self.failure is None:
-                # Closing must not try again what failed to reach the disk.
-                self._database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-                self.failure = LogError(f"{self._path} failed and is closed for good: {error}")
+                expected = isinstance(error, apsw.Error | OSError | LogError)  # another's message may quote a record
+                why = str(error) if expected else place_of(error)
+                self.failure = LogError(f"{self._path} failed and is closed for good: {why}")
                 self._on_failure(self.failure)
         return Unavailable("the log cannot be written", RETRY_AFTER_MS)
 

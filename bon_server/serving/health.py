@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from grpc_health.v1 import health_pb2
 
@@ -13,6 +14,7 @@ from bon_server.serving.listener import Listener
 from bon_server.serving.models import RunningReward, Started, is_hung
 from bon_server.serving.policies import Policies
 from bon_server.serving.restarts import Restarts
+from bon_server.supervision import FirstDeath, start_task
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,12 @@ class Health:
         engine_stall_s: float,
         restarts: Restarts | None,
         listener: Listener,
+        deaths: FirstDeath,
     ) -> None:
-        """restarts: looks after the policy's engine, so that the server can go on without it for a while."""
+        """restarts: looks after the policy's engine, so that the server can go on without it for a while.
+
+        deaths: of what runs in the background and must not end.
+        """
         self._servicer = servicer
         self._names = names
         self._policies = policies
@@ -43,6 +49,7 @@ class Health:
         self._engine_stall_s = engine_stall_s
         self._restarts = restarts
         self._listener = listener
+        self._deaths = deaths
         self._following: asyncio.Task[None] | None = None
 
     @property
@@ -58,6 +65,8 @@ class Health:
             return str(self._spool.failure)
         if self._listener.gave_up is not None:
             return self._listener.gave_up
+        if self._deaths.why is not None:
+            return self._deaths.why
         return self.hung
 
     @property
@@ -73,7 +82,7 @@ class Health:
     async def start(self) -> None:
         """Says what is, and from now on what changes."""
         await self._say((hindrance := self._hindrance()) is None)
-        self._following = asyncio.create_task(self._follow(hindrance))
+        self._following = start_task("health", partial(self._follow, hindrance), self._deaths.note)
 
     async def stop_serving(self) -> None:
         """NOT_SERVING for good."""

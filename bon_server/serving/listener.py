@@ -15,6 +15,7 @@ from prometheus_client import Counter
 
 from bon_server.errors import StartupError
 from bon_server.serving.port_probe import Heard
+from bon_server.supervision import OnDeath, start_task
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,12 @@ Probe = Callable[[int], Awaitable[Heard]]
 class Listener:
     """Keeps a port open from `start` until `stop`, or until it gives up."""
 
-    def __init__(self, open_port: Open, probe: Probe, restarts: Counter) -> None:
+    def __init__(self, open_port: Open, probe: Probe, restarts: Counter, on_death: OnDeath) -> None:
+        """restarts: counts the servers that took a port again. on_death: told when nobody looks after the port."""
         self._open = open_port
         self._probe = probe
         self._restarts = restarts
+        self._on_death = on_death
         self._retiring: dict[asyncio.Task[None], grpc.aio.Server] = {}
         self._starts = 0
         """In the place of servers that did not live long."""
@@ -57,7 +60,7 @@ class Listener:
         """Opens the port and returns `host:port`. Raises `StartupError`."""
         self._server, address = await self._open(port)
         self._port = int(address.rpartition(":")[2])
-        self._following = asyncio.create_task(self._follow())
+        self._following = start_task("listener", self._follow, self._on_death)
         return address
 
     async def stop(self, grace_s: float) -> None:

@@ -57,6 +57,7 @@ from bon_server.serving.restarts import Restarts
 from bon_server.serving.service import SERVICE, Service
 from bon_server.serving.state_metrics import StateCollector
 from bon_server.serving.weights_watcher import WeightsWatcher
+from bon_server.supervision import FirstDeath
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ class Server:
         guards: Guards,
         resources: AsyncExitStack,
     ) -> Server:
-        metrics_address = serve_metrics(config, metrics, guards, resources)
+        deaths = FirstDeath()
+        metrics_address = serve_metrics(config, metrics, guards, resources, deaths.note)
         limits = config.limits
         admission, deadlines = Admission(limits), Deadlines(limits.deadline_margin_ms)
         quotas = Quotas(guards.keys)
@@ -159,10 +161,11 @@ class Server:
             partial(open_port, make, host, guards),
             partial(listen_to, host, tls=tls, within_s=PROBE_S),
             metrics.listener_restarts,
+            deaths.note,
         )
-        restarts = _look_after_policy(config, policies, metrics)
+        restarts = _look_after_policy(config, policies, metrics, deaths)
         following = Health(
-            servicer, ("", SERVICE), policies, reward_model, spool, limits.engine_stall_s, restarts, listener
+            servicer, ("", SERVICE), policies, reward_model, spool, limits.engine_stall_s, restarts, listener, deaths
         )
         address = await listener.start(config.listen.port)
         started = cls(
@@ -177,7 +180,7 @@ class Server:
             service,
             listener,
             following,
-            restarts or _watch_weights(config.policy, policies, metrics),
+            restarts or _watch_weights(config.policy, policies, metrics, deaths),
             resources.pop_all(),
         )
         await started._health.start()
@@ -257,19 +260,22 @@ def _trace(attempts: Attempts, resources: AsyncExitStack) -> grpc.aio.ServerInte
     return TracedCalls(tracing, SERVICE)
 
 
-def _look_after_policy(config: Config, policies: Policies, metrics: Metrics) -> Restarts | None:
+def _look_after_policy(config: Config, policies: Policies, metrics: Metrics, deaths: FirstDeath) -> Restarts | None:
     """None: nobody does, so the server ends with the policy's engine."""
     most = config.policy.restarts
     if not most:
         return None
     start = partial(restart_policy, config.policy)
-    return Restarts(most, config.limits.engine_stall_s, policies, start, metrics.engine_restarts)
+    return Restarts(most, config.limits.engine_stall_s, policies, start, metrics.engine_restarts, deaths.note)
 
 
-def _watch_weights(config: PolicyConfig, policies: Policies, metrics: Metrics) -> WeightsWatcher | None:
+def _watch_weights(
+    config: PolicyConfig, policies: Policies, metrics: Metrics, deaths: FirstDeath
+) -> WeightsWatcher | None:
     if config.watch is None:
         return None
     load = partial(start_successor, config)
-    watcher = WeightsWatcher(Path(config.watch), config.watch_poll_s, config.watch_drain_s, policies, load, metrics)
+    folder = Path(config.watch)
+    watcher = WeightsWatcher(folder, config.watch_poll_s, config.watch_drain_s, policies, load, metrics, deaths.note)
     watcher.start()
     return watcher

@@ -199,6 +199,22 @@ LIFECYCLE = (
         (f"{PROCESS}test_a_server_that_nobody_hears_serves_and_drains",),
     ),
     Elsewhere(
+        "any number on the command line that is infinite, no number, or far beyond use",
+        "exit code 2, naming the option",
+        ("tests/test_numeric_options.py::test_an_absurd_number_is_a_wrong_use",),
+    ),
+    Elsewhere(
+        "any numeric setting at inf, nan, 1e300, -1, 0 and the like",
+        "no start, one sentence with key, value and range; allowed extremes work",
+        (
+            "tests/test_numeric_settings.py::test_every_number_has_both_bounds",
+            "tests/test_numeric_settings.py::test_absurd_values_are_refused_by_name",
+            "tests/test_numeric_settings.py::test_absurd_options_of_models_are_refused_by_name",
+            "tests/test_numeric_settings.py::test_a_server_runs_at_all_extremes_together",
+            "tests/test_numeric_settings.py::test_sealing_works_at_each_extreme",
+        ),
+    ),
+    Elsewhere(
         "SIGTERM while idle", "exit code 0 in 2 s", (f"{PROCESS}test_a_signal_while_idle_ends_it_within_two_seconds",)
     ),
     Elsewhere(
@@ -356,6 +372,50 @@ LOG_FAULTS = (
             f"{LOG}test_spool_faults.py::test_a_reader_in_another_process_always_sees_a_prefix",
             f"{LOG}test_reading_segments.py::test_sealing_while_reading_loses_and_doubles_nothing",
             f"{LOG}test_erase.py::test_a_reader_goes_on",
+        ),
+    ),
+    Elsewhere(
+        "a thread of the log, or a task that follows engines, ends by a bug",
+        "NOT_SERVING, UNAVAILABLE, type and place in the operator's log, exit code 1",
+        (
+            f"{SERVING}test_dead_threads.py::test_a_loop_that_breaks_ends_the_server",
+            f"{SERVING}test_dead_threads.py::test_a_thread_of_the_log_that_breaks_closes_the_log",
+            f"{SERVING}test_dead_threads.py::test_nobody_waits_for_a_writer_that_broke",
+            f"{SERVING}test_dead_threads.py::test_a_watcher_of_checkpoints_that_breaks",
+            f"{SERVING}test_dead_threads.py::test_who_restarts_engines_breaks",
+            "tests/test_supervision.py::test_threads_and_tasks_are_started_in_one_place",
+        ),
+    ),
+    Elsewhere(
+        "no memory for a sealing",
+        "nothing is lost, it is tried again and counted",
+        (f"{SERVING}test_dead_threads.py::test_want_of_memory_is_tried_again_and_counted",),
+    ),
+    Elsewhere(
+        "the clock a day or forty days ahead, also across restarts",
+        "nothing is removed or forgotten; an error line names both times; `bon log expire` exits with code 1",
+        (
+            f"{LOG}test_clock.py::test_a_clock_that_is_ahead_removes_nothing",
+            f"{LOG}test_clock.py::test_a_server_says_so_once_and_goes_on",
+            f"{LOG}test_clock.py::test_the_command_refuses_until_the_clock_is_confirmed",
+            f"{LOG}test_clock.py::test_local_copies_of_published_segments_stay_while_in_doubt",
+        ),
+    ),
+    Elsewhere(
+        "the clock forty days behind, or in 1970",
+        "what is written meanwhile is not removed when the clock is right again",
+        (
+            f"{LOG}test_clock.py::test_a_clock_that_was_behind_makes_nothing_old",
+            f"{LOG}test_clock.py::test_a_new_log_with_a_wrong_clock_recovers",
+        ),
+    ),
+    Elsewhere(
+        "many ids that are over together, many files that expire, a large erasure",
+        "a few hundred rows in a transaction, so commits go on",
+        (
+            f"{LOG}test_pieces.py::test_ids_that_are_over_together_are_forgotten_in_pieces",
+            f"{LOG}test_pieces.py::test_many_files_expire_in_pieces",
+            f"{LOG}test_pieces.py::test_an_erasure_goes_in_pieces",
         ),
     ),
     Elsewhere(
