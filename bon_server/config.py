@@ -102,6 +102,11 @@ class RewardConfig:
     device: str = "auto"
     """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`. Not used with `vllm:`, which computes where the policy
     does."""
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
+    """`function:` only: a call that takes longer is ended, and its candidate is FAILED with the error `timeout`."""
+    processes: Annotated[int, Meta(ge=1, le=256)] | None = None
+    """`function:` only: processes that call the function; a plain function runs one call at a time in each, an async
+    one up to 128. None: as many as there are CPUs, at most 4."""
     context_tokens: Positive | None = None
     """Longest prompt plus completion; longer ones get no reward. None: the model's own. Less needs less memory."""
     batch_tokens: Positive = 4096
@@ -220,6 +225,8 @@ class LogConfig:
     """Whether a request may ask that nothing of it is logged."""
     redact: str | None = None
     """`module:function`, given each text before it is logged; it returns the text to log. None: texts as they are."""
+    redact_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 5.0
+    """A call of `redact` that takes longer is ended, and the request is INTERNAL, with nothing logged."""
     seal_bytes: Positive = 64 << 20
     """Records go from the spool into a segment once there are so many bytes of them; also a segment's size before
     compression."""

@@ -59,6 +59,8 @@ class TransformersReward:
         self._arrivals: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._waiting: list[_Job] = []
         self._failure: str | None = None
+        self.engines = (Telemetry(),)
+        """Written by the thread: a forward pass that does not return makes no step."""
         self._thread = threading.Thread(target=self._run, name=f"reward-{name}", daemon=True)
         self._thread.start()
 
@@ -71,11 +73,6 @@ class TransformersReward:
     def facts(self) -> Mapping[str, str | int]:
         """What the start-up banner says of the model."""
         return self._classifier.facts
-
-    @property
-    def engines(self) -> tuple[Telemetry, ...]:
-        """None: it computes in this process."""
-        return ()
 
     @property
     def healthy(self) -> bool:
@@ -118,7 +115,8 @@ class TransformersReward:
             os.nice(NICENESS)  # on Linux of this thread alone, and of those it starts
         try:
             while self._take_arrivals():
-                self._work()
+                with self.engines[0].working():
+                    self._work()
         except Exception:
             logger.exception("the reward thread ended by a bug")
             self._failure = "the reward thread ended"
