@@ -8,6 +8,8 @@ from pathlib import Path
 
 def place_of(error: BaseException) -> str:
     """`file.py:12`, where it was raised; `?` where that is not known."""
+    if isinstance(error.__cause__, StopIteration):
+        error = error.__cause__  # it could not leave a coroutine as it was
     try:
         frames = traceback.extract_tb(error.__traceback__, limit=-1)
     except Exception:  # noqa: BLE001 -- `__traceback__` can be of the operator's making
