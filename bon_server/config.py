@@ -114,6 +114,12 @@ class RewardConfig:
     device: str = "auto"
     """`auto` (cuda if there is one), `cpu`, `cuda` or `cuda:1`. Not used with `vllm:`, which computes on the
     policy's device."""
+    timeout_s: Annotated[float, Meta(ge=0.001, le=3600)] = 30.0
+    """`function:` only: time limit of one call. The server ends a call that takes longer, and its candidate is FAILED
+    with the error `timeout`."""
+    processes: Annotated[int, Meta(ge=1, le=256)] | None = None
+    """`function:` only: processes that call the function. A plain function runs one call at a time in each, an async one
+    up to 128. None: as many as there are CPUs, at most 4."""
     context_tokens: Tokens | None = None
     """Longest prompt plus completion; longer ones get no reward. Lower values need less memory. None: the model's
     own."""
@@ -237,14 +243,18 @@ class LogConfig:
     redact: str | None = None
     """`module:function`, which gets each text before it is logged and returns the text to log. None: the log gets
     the original texts."""
+    redact_timeout_s: Annotated[float, Meta(ge=0.001, le=60)] = 5.0
+    """Time limit of one call of `redact`. The server ends a call that takes longer; the request is then INTERNAL, and
+    nothing of it is logged."""
     seal_bytes: Bytes = 64 << 20
     """The server seals records from the spool into a segment once there are so many bytes of them. This is also a
     segment's size before compression."""
     seal_age_s: Seconds = 3600.0
     """The server also seals records once the oldest is so old."""
     clock_is_right: bool = False
-    """Confirms the wall clock for this start. Wanted where it is more than an hour ahead of what the log saw before, as
-    after a long time off: until then nothing is removed or forgotten by it (`bon_log_clock_doubt_seconds`)."""
+    """Confirms the wall clock for this start. Set it when the clock is more than an hour ahead of the time that the log
+    proves, as after a long time off. Until then the server removes and forgets nothing by age
+    (`bon_log_clock_doubt_seconds`)."""
     seal_on_shutdown: bool = True
     """Whether a clean shutdown seals the remaining records."""
     replay_window_s: Annotated[float, Meta(ge=0, le=315_360_000)] = 86400.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from dataclasses import fields
@@ -51,12 +52,15 @@ def import_module(what: str, module_name: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return importlib.import_module(module_name)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to our commands
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise StartupError(f"{what}: there is no module {module_name} in {here} or installed") from error
         raise StartupError(f"{what}: {module_name} needs the module {error.name}, which is missing") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise  # the operator's, at a terminal
+    except BaseException as error:
         raise StartupError(f"{what}: importing {module_name} raised {type(error).__name__}") from error
 
 

@@ -21,6 +21,7 @@ LAYERS = [
     ["pruning", "scores"],
     ["tokenizer", "weights"],
     ["engine"],
+    ["operator_code"],
     ["policy", "reward", "log"],
     ["candidates"],
     ["best_of_n"],

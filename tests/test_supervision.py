@@ -29,6 +29,8 @@ ELSEWHERE = {
     "engine/lifecycle.py": "of one start",
     "harvest/loop.py": "of one command",
     "offline/scoring.py": "of one command",
+    "operator_code/pool.py": "reaps one process that was killed",
+    "operator_code/worker.py": "of one call, in the worker",
     "policy/grammar_gate.py": "of one constraint",
     "policy/shared_pace.py": "of one sample",
     "pruning.py": "of one request",

@@ -108,7 +108,7 @@ def serve(
 async def _serve(config: Config) -> int:
     from bon_server.serving.banner import banner
     from bon_server.serving.server import Server, write_ready_file
-    from bon_server.serving.signals import catch_signals, run_until_signalled
+    from bon_server.serving.signals import catch_signals, end_soon, run_until_signalled
 
     server = await Server.start(config)
     gc.collect()
@@ -118,7 +118,9 @@ async def _serve(config: Config) -> int:
     signals = catch_signals()
     say_if_heard(banner(server))
     write_ready_file(server)
-    return await run_until_signalled(server, signals)
+    code = await run_until_signalled(server, signals)
+    end_soon(code)
+    return code
 
 
 def health(

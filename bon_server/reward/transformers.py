@@ -59,6 +59,8 @@ class TransformersReward:
         self._arrivals: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._waiting: list[_Job] = []
         self._failure: str | None = None
+        self.engines = (Telemetry(),)
+        """Written by the thread: a forward pass that does not return makes no step."""
         self._thread = start_thread(f"reward-{name}", self._run, self._died)
 
     @classmethod
@@ -70,11 +72,6 @@ class TransformersReward:
     def facts(self) -> Mapping[str, str | int]:
         """What the start-up banner says of the model."""
         return self._classifier.facts
-
-    @property
-    def engines(self) -> tuple[Telemetry, ...]:
-        """None: it computes in this process."""
-        return ()
 
     @property
     def healthy(self) -> bool:
@@ -116,7 +113,8 @@ class TransformersReward:
         if self._classifier.on_cpu and sys.platform == "linux":
             os.nice(NICENESS)  # on Linux of this thread alone, and of those it starts
         while self._take_arrivals():
-            self._work()
+            with self.engines[0].working():
+                self._work()
         self._fail_waiting()
 
     def _died(self, why: str) -> None:

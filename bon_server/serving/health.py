@@ -9,6 +9,7 @@ from functools import partial
 from grpc_health.v1 import health_pb2
 
 from bon_server.log.spool import Spool
+from bon_server.serving.content import Redaction
 from bon_server.serving.health_service import HealthServicer
 from bon_server.serving.listener import Listener
 from bon_server.serving.models import RunningReward, Started, is_hung
@@ -31,6 +32,7 @@ class Health:
         names: tuple[str, ...],
         policies: Policies,
         reward_model: RunningReward,
+        redaction: Redaction | None,
         spool: Spool,
         engine_stall_s: float,
         restarts: Restarts | None,
@@ -45,6 +47,7 @@ class Health:
         self._names = names
         self._policies = policies
         self._reward_model = reward_model
+        self._redaction = redaction
         self._spool = spool
         self._engine_stall_s = engine_stall_s
         self._restarts = restarts
@@ -61,6 +64,8 @@ class Health:
             return "the policy's engine died"
         if not self._reward_model.healthy:
             return "the reward model can score no more"
+        if self._redaction is not None and self._redaction.failure is not None:
+            return self._redaction.failure
         if self._spool.failure is not None:
             return str(self._spool.failure)
         if self._listener.gave_up is not None:
@@ -71,7 +76,7 @@ class Health:
 
     @property
     def hung(self) -> str | None:
-        """Which engine makes no progress, and has nobody who looks after it."""
+        """Which engine or reward model makes no progress, and has nobody who looks after it."""
         models: dict[str, Started] = {} if self._restarts else {"policy": self._policies.current}
         models["reward model"] = self._reward_model
         for role, model in models.items():

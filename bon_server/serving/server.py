@@ -27,7 +27,7 @@ from bon_server.serving.accepting import make_server
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
 from bon_server.serving.auth import Authentication, check_rights
-from bon_server.serving.content import Redact, load_redact
+from bon_server.serving.content import Redaction, load_redact
 from bon_server.serving.deadlines import Deadlines
 from bon_server.serving.grpc_services import health_handlers, reflection_handlers
 from bon_server.serving.guards import Guards
@@ -95,8 +95,11 @@ class Server:
             if not config.log.directory:
                 raise ConfigError("log.directory is empty: give --log a folder")
             guards = Guards.of(config)
-            redact = load_redact(config.log.redact)
+            redaction = load_redact(config.log.redact, config.log.redact_timeout_s)
             refuse_taken_port(config.listen.host, config.listen.port)
+            if redaction is not None:
+                resources.push_async_callback(redaction.close)
+                await redaction.start()
             metrics = Metrics()
             spool = Spool.open(Path(config.log.directory), config.log, on_group=metrics.log_group)
             resources.push_async_callback(asyncio.to_thread, spool.close)
@@ -117,7 +120,7 @@ class Server:
             reward_model = await start_reward(config.reward)
             resources.push_async_callback(reward_model.close)
             return await cls._listen(
-                config, metrics, spool, publisher, policies, reward_model, redact, guards, resources
+                config, metrics, spool, publisher, policies, reward_model, redaction, guards, resources
             )
 
     @classmethod
@@ -129,7 +132,7 @@ class Server:
         publisher: Publisher | None,
         policies: Policies,
         reward_model: RunningReward,
-        redact: Redact | None,
+        redaction: Redaction | None,
         guards: Guards,
         resources: AsyncExitStack,
     ) -> Server:
@@ -138,7 +141,7 @@ class Server:
         limits = config.limits
         admission, deadlines = Admission(limits), Deadlines(limits.deadline_margin_ms)
         quotas = Quotas(guards.keys)
-        attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redact, quotas)
+        attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redaction, quotas)
         metrics.in_flight.set_function(lambda: attempts.running)
         metrics.tasks.set_function(partial(_count_tasks, asyncio.get_running_loop()))
         metrics.queued.set_function(lambda: admission.queued)
@@ -152,7 +155,7 @@ class Server:
             interceptors.append(Authentication(guards.keys, metrics.refused))
         if config.telemetry.tracing:
             interceptors.append(_trace(attempts, resources))
-        service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
+        service = Service(config, policies, reward_model, spool, attempts, metrics, redaction)
         servicer = HealthServicer()
         handlers = {SERVICE: service.handlers(), **health_handlers(servicer), **reflection_handlers(services)}
         make = partial(make_server, handlers, interceptors, channel_options(limits))
@@ -165,7 +168,16 @@ class Server:
         )
         restarts = _look_after_policy(config, policies, metrics, deaths)
         following = Health(
-            servicer, ("", SERVICE), policies, reward_model, spool, limits.engine_stall_s, restarts, listener, deaths
+            servicer,
+            ("", SERVICE),
+            policies,
+            reward_model,
+            redaction,
+            spool,
+            limits.engine_stall_s,
+            restarts,
+            listener,
+            deaths,
         )
         address = await listener.start(config.listen.port)
         started = cls(

@@ -6,7 +6,10 @@ import asyncio
 import faulthandler
 import logging
 import math
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 WATCH_S = 0.25
 """How often the engines and the log are asked whether they still work."""
+EXIT_S = 5.0
+"""How long the interpreter may take to end after the server has."""
 BROKEN_GRACE_S = 1.0
 """How long running calls may take once an engine or the log is broken."""
 
@@ -72,6 +77,25 @@ def _watchdog(stall_s: float) -> Iterator[Callable[[], None]]:
         yield alive
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def end_soon(code: int) -> None:
+    """The process ends within `EXIT_S` seconds from now, with this code. Call it once everything of ours is closed.
+
+    Python joins threads before it ends, so a forward pass or a library's call that never returns would keep the
+    process for ever. Only what is left to the interpreter is cut short: calls are answered and the log is closed.
+    """
+
+    def end() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed, or nobody reads it
+                stream.flush()
+        os._exit(code)
+
+    timer = threading.Timer(EXIT_S, end)
+    timer.daemon = True
+    timer.start()
+    faulthandler.dump_traceback_later(2 * EXIT_S, exit=True)  # where a thread keeps the interpreter's lock
 
 
 async def _signalled(server: Server, signals: Signals, alive: Callable[[], None]) -> bool:

@@ -253,7 +253,74 @@ LIFECYCLE = (
     ),
 )
 
+FUNCTION = f"{REWARD}test_function_faults.py::"
+REDACTION = f"{SERVING}test_redaction.py::test_a_redaction_that_fails_fails_the_request"
+
 MODELS = (
+    Elsewhere(
+        "reward function that hangs: sleep, a regex or C code that holds the interpreter's lock, a program it started",
+        "that candidate FAILED with `timeout`, its process killed and replaced",
+        (
+            f"{FUNCTION}test_a_call_that_hangs_is_ended_and_the_next_one_is_scored",
+            f"{FUNCTION}test_an_async_call_that_hangs_is_ended_beside_others",
+            "tests/offline/test_rescore.py::test_a_function_that_prints_hangs_and_dies",
+        ),
+    ),
+    Elsewhere(
+        "eight calls of a reward function that hang, then a good one",
+        "the good one is answered, health SERVING",
+        (
+            f"{FUNCTION}test_eight_that_hang_and_then_a_good_one",
+            f"{FUNCTION}test_a_call_that_nobody_waits_for_does_not_keep_others_waiting",
+            f"{PROCESS}test_a_reward_function_that_hangs_fails_its_requests_and_no_others",
+        ),
+    ),
+    Elsewhere(
+        "SIGTERM or SIGINT while a reward function hangs; a thread that never ends",
+        "exit code 0 within `limits.drain_s` and a margin",
+        (
+            f"{PROCESS}test_a_signal_ends_a_server_whose_reward_function_hangs",
+            f"{PROCESS}test_a_thread_that_never_ends_does_not_keep_the_process",
+            f"{FUNCTION}test_close_does_not_wait_for_a_function_that_hangs",
+        ),
+    ),
+    Elsewhere(
+        "reward function that raises anything, KeyboardInterrupt and GeneratorExit too",
+        "that candidate FAILED; type and place in the server's log, no text",
+        (f"{FUNCTION}test_whatever_is_raised_fails_that_completion_without_telling_it",),
+    ),
+    Elsewhere(
+        "reward function that ends or crashes its process (`os._exit`, SIGSEGV, SIGKILL)",
+        "that candidate FAILED with `worker died`; the others are scored",
+        (
+            f"{FUNCTION}test_a_process_that_dies_costs_the_call_that_killed_it",
+            f"{FUNCTION}test_many_that_die_are_answered_all_the_same",
+        ),
+    ),
+    Elsewhere(
+        "reward function that returns None, a text, an object, a tensor; that prints; a completion that is no Unicode",
+        "FAILED, naming the type; stdout stays clean",
+        (
+            f"{FUNCTION}test_what_is_no_number_names_its_type",
+            f"{FUNCTION}test_a_number_that_cannot_be_read",
+            f"{FUNCTION}test_what_it_prints_does_not_reach_stdout",
+            f"{FUNCTION}test_text_that_is_no_unicode_fails_alone",
+        ),
+    ),
+    Elsewhere(
+        "reward function that can be loaded no more; its import hangs; a forward pass hangs",
+        "no progress is seen as for an engine: NOT_SERVING, exit code 1",
+        (
+            f"{FUNCTION}test_a_function_that_can_be_loaded_no_more",
+            f"{FUNCTION}test_an_import_that_hangs_is_no_progress",
+            f"{REWARD}test_transformers.py::test_a_forward_pass_that_hangs_is_no_progress_whoever_waits",
+        ),
+    ),
+    Elsewhere(
+        "redaction that hangs, holds the interpreter's lock, raises anything, ends its process, gives half a character",
+        "INTERNAL, nothing logged, the next request is answered",
+        (REDACTION,),
+    ),
     Elsewhere(
         "real engine killed (−9) or stopped (SIGSTOP)",
         "UNAVAILABLE for all in flight, NOT_SERVING, exit code 1 within the limit",

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,18 @@ class Serve:
         self._output = output
         self._processes: list[subprocess.Popen[str]] = []
 
-    def __call__(self, policy: str = "synthetic", *more: str) -> Process:
-        """Returns once it answers."""
+    def __call__(
+        self, policy: str = "synthetic", *more: str, program: Sequence[str] = ("-m", "bon_server.cli")
+    ) -> Process:
+        """Returns once it answers. program: the words after `python` that run `bon`."""
         ready = self._tmp_path / f"ready-{len(self._processes)}"
         words = command(self._tmp_path, "--policy", policy, "--ready-file", str(ready), *more)
         process = subprocess.Popen(
-            [sys.executable, *words], env=environment(), text=True, stdout=self._output, stderr=subprocess.STDOUT
+            [sys.executable, *program, *words[2:]],
+            env=environment(),
+            text=True,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
         )
         self._processes.append(process)
         deadline = time.monotonic() + START_S

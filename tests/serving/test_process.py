@@ -217,6 +217,51 @@ async def test_when_the_grace_is_over_the_rest_is_told_and_logged(serve: Serve) 
     assert outcomes(server.log) == {"a": Outcome.FAILED}
 
 
+HANGING_REWARD = ["--reward", "hanging=function:tests.serving.hanging_reward:reward"]
+
+
+async def test_a_reward_function_that_hangs_fails_its_requests_and_no_others(serve: Serve) -> None:
+    server = serve("synthetic", *HANGING_REWARD, "--set", "reward.timeout_s=0.5", "--set", "reward.processes=2")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = BestOfNServiceStub(channel)
+        bad = [stub.Generate(question(text="bad", n=8), timeout=2) for _ in range(2)]
+        for call in bad:
+            assert (await refusal(call)).code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED)
+        assert (await stub.Generate(question(text="good"), timeout=START_S)).n_scored == 4
+        health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+    server.signal()
+    assert await server.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_a_server_whose_reward_function_hangs(serve: Serve, number: int) -> None:
+    server = serve("synthetic", *HANGING_REWARD, "--set", "reward.timeout_s=3600", "--set", "limits.drain_s=0.5")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = BestOfNServiceStub(channel).Generate(question(text="bad", request_id="a", n=8), timeout=START_S)
+        refused = asyncio.create_task(refusal(call))
+        await asyncio.sleep(0.5)
+        server.signal(number)
+        assert (await refused).code is grpc.StatusCode.UNAVAILABLE
+        assert await server.end() == 0
+    assert outcomes(server.log) == {"a": Outcome.FAILED}
+
+
+HANGING_THREAD = """
+import threading
+threading.Thread(target=threading.Event().wait).start()
+from bon_server.cli import main
+main()
+"""
+"""`bon`, in which a library keeps a thread that never ends."""
+
+
+async def test_a_thread_that_never_ends_does_not_keep_the_process(serve: Serve) -> None:
+    server = serve(program=("-c", HANGING_THREAD))
+    server.signal()
+    assert await server.end() == 0
+
+
 async def test_an_engine_that_hangs_ends_the_server(serve: Serve) -> None:
     server = serve(HANGING_POLICY, "--set", "limits.engine_stall_s=1")
     async with grpc.aio.insecure_channel(server.address) as channel:
