@@ -27,6 +27,7 @@ class Publisher:
     """Publishes what a spool seals, from its construction to `close`. Raises as `Publishing` does."""
 
     def __init__(self, spool: Spool, config: LogConfig) -> None:
+        self._spool = spool
         self._close_s = config.publish_close_s
         self._reading = open_for_reading(spool.directory / SPOOL_NAME)
         self.publishing = Publishing(spool, self._reading, config)
@@ -57,6 +58,8 @@ class Publisher:
             self.publishing.round()
         except (BonError, OSError, apsw.Error) as error:
             logger.error("publishing failed: %s", error)
+            if isinstance(error, apsw.Error):
+                self._spool.cannot_read(error)
             return False
         failure, waiting = self.publishing.last_failure, self.publishing.backlog.segments
         if failure is not None:

@@ -71,6 +71,7 @@ class Sealer:
             size, oldest_us = waiting(self._reading)
         except apsw.Error as error:
             logger.error("the spool cannot be measured (%s)", type(error).__name__)
+            self._spool.cannot_read(error)
             return False
         self.waiting_bytes, self.oldest_s = size, None if oldest_us is None else oldest_us / 1e6
         if self.oldest_s is None:
