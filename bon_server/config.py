@@ -118,8 +118,8 @@ class RewardConfig:
     """`function:` only: time limit of one call. The server ends a call that takes longer, and its candidate is FAILED
     with the error `timeout`."""
     processes: Annotated[int, Meta(ge=1, le=256)] | None = None
-    """`function:` only: processes that call the function. A plain function runs one call at a time in each, an async one
-    up to 128. None: as many as there are CPUs, at most 4."""
+    """`function:` only: processes that call the function. A plain function runs one call at a time in each, an async
+    one up to 128. None: as many as there are CPUs, at most 4."""
     context_tokens: Tokens | None = None
     """Longest prompt plus completion; longer ones get no reward. Lower values need less memory. None: the model's
     own."""

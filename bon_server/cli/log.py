@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -108,7 +109,12 @@ def log_verify(log: LogDir, as_json: AsJson = False) -> None:
 def log_erase(
     log: LogDir,
     request_id: Annotated[str | None, typer.Option(help="Remove every attempt at this request.")] = None,
-    tag: Annotated[str | None, typer.Option(help="key=value: remove what has this tag.")] = None,
+    tag: Annotated[
+        str | None, typer.Option(help='Remove what has this tag: key=value, or \'{"key": "value"}\' for a key with =.')
+    ] = None,
+    principal: Annotated[
+        str | None, typer.Option(help="Remove only what is this caller's. Needed where several used the request id.")
+    ] = None,
     to: Annotated[str | None, typer.Option(help="Also from what was published there. Default: log.publish.")] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -118,12 +124,9 @@ def log_erase(
     from bon_server.log.erase import erase
     from bon_server.log.rewrite import Match
 
-    key, separator, value = (tag or "").partition("=")
-    if tag is not None and not separator:
-        raise ConfigError(f"--tag {tag!r} given; allowed is key=value")
     published = {} if to is None else {"log.publish": to}
     chosen = load(config, flags={**parse_assignments(settings), **published}).log
-    result = erase(log, Match(request_id, None if tag is None else (key, value)), chosen)
+    result = erase(log, Match(request_id, None if tag is None else _key_and_value(tag), principal), chosen)
     print_result(dict(result), as_json)
 
 
@@ -217,6 +220,20 @@ def log_import(
         warn(f"{result.rejected} lines were rejected, see {result.rejected_file}")
     if result.rejected and result.rejected == result.lines:
         raise typer.Exit(1)
+
+
+def _key_and_value(tag: str) -> tuple[str, str]:
+    """A JSON object of one pair of strings is that pair; anything else is split at its first `=`."""
+    try:
+        ((key, value),) = json.loads(tag).items()
+        if isinstance(value, str):
+            return key, value
+    except (ValueError, AttributeError):  # no JSON, no object, or not one pair
+        pass
+    key, separator, value = tag.partition("=")
+    if not separator:
+        raise ConfigError(f"--tag {tag!r} given; allowed are key=value and a JSON object of one key and its value")
+    return key, value
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from pathlib import Path
 from bon_server.errors import LogError
 from bon_server.log import register
 from bon_server.log import register_changes as changes
-from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.pieces import change_in_pieces, pieces
 from bon_server.log.register import Segment
 from bon_server.log.score_files import FOLDER as SCORES_FOLDER
@@ -66,7 +65,7 @@ def expire(spool: Spool, retention: Retention, now: datetime | None = None) -> E
     Raises `LogError` for a snapshot that cannot be read, since it may pin anything, OSError when a file cannot be
     removed, and the `RequestError`s of `Spool.transaction`.
     """
-    with closing(open_for_reading(spool.directory / SPOOL_NAME)) as reading:
+    with spool.reading() as reading:
         with reading:
             records, feedback = register.segments(reading), register.segments(reading, ledger=register.FEEDBACK)
             oldest_us: int | None = reading.execute("SELECT min(created_at_us) FROM records").get

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -17,7 +16,6 @@ from typing import Any, TypeVar
 import apsw
 
 from bon_server.log import feedback_register, register
-from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.spool import Spool
 
 PIECE_ROWS = 256
@@ -55,10 +53,10 @@ def _change(
 def forget_overdue(spool: Spool) -> None:
     """Drops the ids, of requests and of feedback, whose time is over by the clock that is believed.
 
-    Raises the `RequestError`s of `Spool.transaction` and apsw.Error.
+    Raises the `RequestError`s of `Spool.transaction` and `Spool.reading`.
     """
     now_us = spool.clock.believed_us()
-    with closing(open_for_reading(spool.directory / SPOOL_NAME)) as reading:
+    with spool.reading() as reading:
         if spool.clock.doubt_s and register.overdue(reading, spool.clock.latest_us(), 1):
             spool.clock.tell(logging.WARNING)  # a table that grows is no harm
         change_in_pieces(spool, _overdue(reading, now_us), partial(register.forget, now_us=now_us))

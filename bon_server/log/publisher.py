@@ -9,6 +9,8 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 
+import apsw
+
 from bon_server.config import LogConfig
 from bon_server.log.database import SPOOL_NAME, TRANSIENT, open_for_reading
 from bon_server.log.publishing import ONE_OBJECT, Publishing, pause_s
@@ -25,6 +27,7 @@ class Publisher:
     """Publishes what a spool seals, from its construction to `close`. Raises as `Publishing` does."""
 
     def __init__(self, spool: Spool, config: LogConfig) -> None:
+        self._spool = spool
         self._close_s = config.publish_close_s
         self._reading = open_for_reading(spool.directory / SPOOL_NAME)
         self.publishing = Publishing(spool, self._reading, config)
@@ -54,6 +57,8 @@ class Publisher:
             self.publishing.round()
         except TRANSIENT as error:
             logger.error("publishing failed: %s", error)
+            if isinstance(error, apsw.Error):
+                self._spool.cannot_read(error)
             return False
         failure, waiting = self.publishing.last_failure, self.publishing.backlog.segments
         if failure is not None:

@@ -31,7 +31,7 @@ from bon_server.log.pieces import forget_overdue
 from bon_server.log.register import Segment
 from bon_server.log.snapshot import read_snapshot, snapshot_files
 from bon_server.log.spool import Spool
-from bon_server.log.store import Store, StoreError
+from bon_server.log.store import Store, StoreError, check_apart
 from bon_server.log.whole_file import sync_folder
 
 FIRST_PAUSE_S = 1.0
@@ -43,7 +43,10 @@ ONE_OBJECT = ("conflict", "local")
 
 def publish(store: Store, directory: Path, segment: Segment) -> None:
     """Puts one segment and its description; what is there already is compared. Raises `StoreError`."""
-    _put(store, segment.file, content_of(directory, segment))
+    content = content_of(directory, segment)
+    if store.is_at(segment.file, directory / segment.file):
+        raise StoreError("folder", f"{store.uri}/{segment.file} is the file of the log itself, and no copy")
+    _put(store, segment.file, content)
     _put(store, published.description_of(segment.file), published.describe(segment))
 
 
@@ -94,6 +97,7 @@ class Publishing:
 
     def __init__(self, spool: Spool, reading: apsw.Connection, config: LogConfig) -> None:
         assert config.publish is not None
+        check_apart(spool.directory, config.publish)
         self._spool = spool
         self._reading = reading
         self._connect: Callable[[], Store] = partial(
@@ -173,6 +177,8 @@ class Publishing:
                 continue
             try:
                 self._store = self._store or self._connect()
+                if self._store.is_at(segment.file, self._spool.directory / segment.file):
+                    raise StoreError("folder", f"{self._uri}/{segment.file} is the file of the log itself: it stays")
                 if self._store.sha256(segment.file) != segment.sha256:
                     raise StoreError("conflict", f"{self._uri}/{segment.file} has changed: the local copy stays")
             except StoreError as error:

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import apsw
+
 from bon_server.config import LogConfig
 from bon_server.log.database import SPOOL_NAME, TRANSIENT, open_for_reading
 from bon_server.log.expire import Retention, expire
@@ -74,6 +76,8 @@ class Sealer:
             size, oldest_us = waiting(self._reading)
         except TRANSIENT as error:
             logger.error("the spool cannot be measured (%s)", type(error).__name__)
+            if isinstance(error, apsw.Error):
+                self._spool.cannot_read(error)
             return False
         self.waiting_bytes, self.oldest_s = size, None if oldest_us is None else oldest_us / 1e6
         if self.oldest_s is None:

@@ -1,7 +1,9 @@
 """Sealing: committed records leave the spool for segments.
 
     plan        the next ordinals, up to `seal_bytes` of records, are noted in the register
-    write       one file for each date: temporary name, fsync, rename, fsync of the folder; then read back
+    write       one file for each date: temporary name, fsync, its name if that is free, fsync of the folder; then read
+                back. A file that has the name and the same rows is what a crash left; any other is left alone, and the
+                log is closed
     remember    request ids, so that retries still find their answers
     complete    one transaction registers the files and drops the rows
 
@@ -15,7 +17,6 @@ are damaged stay in the spool, where readers and `bon log verify` report them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +24,13 @@ import apsw
 
 from bon_server.errors import LogError
 from bon_server.log import register
-from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading
+from bon_server.log.database import StoredRow
 from bon_server.log.feedback_sealing import feedback_waiting, seal_feedback
 from bon_server.log.pieces import change_in_pieces, forget_overdue, pieces
 from bon_server.log.register import RECORDS, Sealed
 from bon_server.log.sealed_page import SealedPage, seal_page
 from bon_server.log.sealing_process import sealing_process
-from bon_server.log.sealing_steps import last_ordinal, plan_next, registered, waiting_bytes
+from bon_server.log.sealing_steps import last_ordinal, plan_next, read_back, waiting_bytes
 from bon_server.log.segments import SegmentsWriter
 from bon_server.log.spool import Spool
 
@@ -65,11 +66,11 @@ def seal(spool: Spool, seal_bytes: int, replay_window_s: float, make_page: MakeP
     seal_bytes: of records in one sealing. replay_window_s: how long sealed records answer retries; imported ones always
     do, so that a file can be imported twice.
 
-    Raises `LogError` and OSError when files cannot be written, and the `RequestError`s of `Spool.transaction`; then
-    what was not completed is still in the spool.
+    Raises `LogError` and OSError when files cannot be written, and the `RequestError`s of `Spool.transaction` and
+    `Spool.reading`; then what was not completed is still in the spool.
     """
     result = SealResult()
-    with closing(open_for_reading(spool.directory / SPOOL_NAME)) as reading:
+    with spool.reading() as reading:
         writer = register.writer_id(reading) or ""
         until = last_ordinal(reading, RECORDS)
         while (first_last := plan_next(spool, reading, until, seal_bytes, RECORDS)) is not None:
@@ -121,7 +122,7 @@ def _seal_range(
                 files.add(date, batch)
             remembered += page.sealed
             left += page.left
-    made = [registered(spool.directory, file, rows, first_last, until_us) for file, rows in files.rows().items()]
+    made = read_back(spool.directory, files.rows(), first_last, until_us)
     kept = [one for one in remembered if replay_window_s > 0 or one.keep_until_us is None]
     change_in_pieces(spool, pieces(kept), register.remember)
     spool.transaction(lambda database: register.complete(database, made, left))

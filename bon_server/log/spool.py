@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -30,7 +30,7 @@ from bon_server.log.logged import Logged, Lookup
 from bon_server.log.record import Record
 from bon_server.log.room import Room
 from bon_server.log.upkeep import Upkeep
-from bon_server.log.whole_file import make_folder
+from bon_server.log.whole_file import NameTaken, make_folder
 from bon_server.log.writer import RETRY_AFTER_MS, Writer
 from bon_server.supervision import start_thread
 from bon_server.types import Durability
@@ -56,10 +56,10 @@ class Spool:
         self._config = config
         self._on_group = on_group
         self._room = Room(directory, config.min_free_bytes)
-        self._writer = Writer(directory, on_failure, config.durability)
+        self._writer = Writer(directory, lock, on_failure, config.durability)
         self.recovery = self._writer.recovery
         """What was found on disk at the start."""
-        self._lookup = Lookup(directory)
+        self._lookup = Lookup(directory, self.cannot_read)
         with closing(open_for_reading(directory / SPOOL_NAME)) as reading:
             self.clock = Clock(proven(reading, directory), config.clock_is_right, times)
         self._mutex = threading.Lock()
@@ -192,19 +192,41 @@ class Spool:
             finally:
                 self._upkeep.committed()
 
+    @contextmanager
+    def reading(self) -> Iterator[apsw.Connection]:
+        """A reading connection of its own, for what seals or removes.
+
+        What the database then says, and a segment's name that is taken by something else, close the log for good, but
+        for a lock that another program holds. Raises a `RequestError` for these.
+        """
+        try:
+            connection = open_for_reading(self.directory / SPOOL_NAME)
+        except LogError as error:
+            raise self.cannot_read(error) from error
+        with closing(connection):
+            try:
+                yield connection
+            except (apsw.Error, NameTaken) as error:
+                raise self.cannot_read(error) from error
+
+    def cannot_read(self, error: Exception) -> RequestError:
+        """What to raise for an error of a reading connection. It is final, as an error while writing is."""
+        return self._writer.cannot_read(error)
+
     def latest(self, principal: str, request_id: str) -> Logged | None:
         """The latest attempt at a request, None when there is none or it was sealed too long ago.
 
         For the event loop: a look into two indices, without waiting for the writer. Tens of microseconds when there is
         none, and the decoding of one record when it is in the spool.
-        Raises `Unavailable` when the log is closed or cannot be read, `InternalError` when the row is damaged.
+        Raises `Unavailable` when the log is closed or cannot be read (see `cannot_read`), and `InternalError` when the
+        row is damaged.
         """
         return self._lookup.latest(principal, request_id)
 
     def read(self, logged: Logged) -> Record:
         """The record of what `latest` found; blocks for a look into a segment when it is in one.
 
-        Raises `InternalError` when it cannot be read.
+        Raises `InternalError` when the segment cannot be read, and `Unavailable` as `latest` does.
         """
         return self._lookup.read(logged)
 

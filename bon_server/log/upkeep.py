@@ -1,4 +1,7 @@
-"""What is done beside the commits, on a thread of its own: checkpoints, the syncs of durability `async`, free space."""
+"""What is done beside the commits, on a thread of its own: checkpoints, the syncs of durability `async`, looks.
+
+Every second it looks at the free space, and whether the log's files are still those that are written to.
+"""
 
 from __future__ import annotations
 
@@ -45,5 +48,6 @@ class Upkeep:
                 self._writer.sync()
             self._writer.checkpoint()
             if time.monotonic() - looked_s >= LOOK_EVERY_S:
+                self._writer.look()
                 self._room.look(self._writer.probe)
                 looked_s = time.monotonic()

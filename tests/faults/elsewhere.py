@@ -403,6 +403,47 @@ LOG_FAULTS = (
         ),
     ),
     Elsewhere(
+        "the log's files deleted, truncated, replaced, overwritten or moved away under a running server",
+        "UNAVAILABLE at the next commit, NOT_SERVING within a second, exit code 1; the reason names the file",
+        (
+            f"{SERVING}test_log_files.py::test_it_ends_without_being_asked",
+            f"{SERVING}test_log_files.py::test_nothing_is_acknowledged_that_would_be_lost",
+            f"{SERVING}test_log_files.py::test_nor_feedback",
+            f"{SERVING}test_log_files.py::test_what_cannot_be_read_is_final",
+        ),
+    ),
+    Elsewhere(
+        "the log's lock file deleted or replaced, and a second server started",
+        "the second is refused, naming the holder; the first ends with exit code 1",
+        (f"{SERVING}test_log_files.py::test_a_second_server_is_refused_without_the_lock_file",),
+    ),
+    Elsewhere(
+        "the log's database locked by another program under a running server",
+        "answers wait, the server goes on",
+        (f"{SERVING}test_log_files.py::test_a_database_that_another_holds_is_not",),
+    ),
+    Elsewhere(
+        "another file where a sealing puts its segment",
+        "left alone; the log is closed",
+        (
+            f"{LOG}test_sealing.py::test_another_segment_of_that_name_is_left_alone_and_closes_the_log",
+            f"{LOG}test_sealing.py::test_so_for_feedback",
+        ),
+    ),
+    Elsewhere(
+        "publish to itself: into the log's own folder, also by links",
+        "no start; the local files stay",
+        (
+            f"{LOG}test_publishing_places.py::test_a_log_is_not_published_to_itself",
+            f"{LOG}test_publishing_places.py::test_a_copy_that_has_become_the_file_itself_is_none",
+        ),
+    ),
+    Elsewhere(
+        "the same request id of several callers, erased",
+        "refused until one is named; the others' records stay",
+        (f"{LOG}test_erase.py::test_ids_of_several_callers_are_not_taken_for_each_other",),
+    ),
+    Elsewhere(
         "bit flip, truncated or missing segment, foreign file",
         "`bon log verify` names it; readers stop, or leave it out when asked to",
         (
