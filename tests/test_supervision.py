@@ -36,6 +36,7 @@ ELSEWHERE = {
     "pruning.py": "of one request",
     "reward/ensemble.py": "of one score",
     "scores.py": "of one request",
+    "serving/accepting.py": "of one call that is refused",
     "serving/attempts.py": "of one request",
     "serving/listener.py": "of a server that was replaced",
     "serving/service.py": "of one stream",
