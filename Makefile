@@ -13,7 +13,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 STUBS := clients/python
 
-.PHONY: demo test test-long test-engines check audit unit proto clean
+KILLS ?= 10000
+
+.PHONY: demo test test-long test-nightly test-engines check audit unit proto clean
 
 demo: .venv/demo.installed  ## the main job, end to end, with a real model
 	$(BIN)/bon demo
@@ -23,6 +25,10 @@ test: check  ## everything continuous integration checks
 
 test-long: .venv/test.installed test-engines  ## the tests that take minutes each: a thousand kills, all crash states, storms
 	$(BIN)/python -m pytest -m long
+
+# It prints how many kills each durability had, and what was held against what. KILLS=NUMBER: another size.
+test-nightly: .venv/test.installed  ## ten thousand kills of a whole server, about two hours
+	BON_TEST_KILLS=$(KILLS) $(BIN)/python -m pytest -m long tests/serving/test_kill_server.py
 
 test-engines: .venv-engines/installed  ## Ray Data and Spark (which needs Java) read a log; Ray selects from one
 	.venv-engines/bin/python -m pytest -m "long or slow" tests/log/test_other_readers.py \

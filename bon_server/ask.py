@@ -9,11 +9,13 @@ from typing import Unpack
 import bon
 from bon.requests import GenerateOptions, Prompt
 from bon.v1 import bon_pb2 as pb
+from bon.visible import visible_json
 from google.protobuf.json_format import MessageToJson
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
+
+from bon_server.terminal import Terminal, styled
 
 _SHORT_CHARACTERS = 60
 
@@ -35,7 +37,7 @@ def ask_streamed(
     prompt: Prompt,
     *,
     target: str,
-    console: Console,
+    console: Terminal,
     security: bon.Security | None = None,
     timeout_s: float | None = None,
     **options: Unpack[GenerateOptions],
@@ -57,7 +59,7 @@ def ask_streamed(
             elif kind == "candidate":
                 ended.append(event.candidate)
                 if not console.is_terminal:
-                    console.print(Text(_line(event.candidate)))
+                    console.print(_line(event.candidate))
             if console.is_terminal:
                 live.update(_table(ended, best), refresh=True)
     raise RuntimeError("the stream ended without a final answer")
@@ -65,7 +67,9 @@ def ask_streamed(
 
 def as_json(answer: pb.GenerateResponse) -> str:
     """Protobuf JSON with the proto's field names; zeros and empty lists are written out."""
-    return MessageToJson(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return visible_json(
+        MessageToJson(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    )
 
 
 def as_table(answer: pb.GenerateResponse, whole_texts: bool = False) -> RenderableType:
@@ -73,12 +77,10 @@ def as_table(answer: pb.GenerateResponse, whole_texts: bool = False) -> Renderab
 
     whole_texts: whether the other candidates' texts are shown in full too.
     """
-    # Text, not str: completions may hold what rich would take for markup.
-    winner = Text(answer.best.text, style="bold")
+    parts = [styled((answer.best.text, "bold")), styled((summary(answer), "dim"))]
     if not answer.candidates:
-        return Group(winner, Text(summary(answer), style="dim"))
-    table = _table(answer.candidates, answer.best.index, whole_texts)
-    return Group(table, winner, Text(summary(answer), style="dim"))
+        return Group(*parts)
+    return Group(_table(answer.candidates, answer.best.index, whole_texts), *parts)
 
 
 def summary(answer: pb.GenerateResponse) -> str:
@@ -114,7 +116,7 @@ def _table(candidates: Iterable[pb.Candidate], best: int | None, whole_texts: bo
             _reward(candidate),
             str(candidate.completion_tokens),
             _word(pb.FinishReason.Name(candidate.finish_reason), "FINISH_REASON_"),
-            Text(text),
+            styled(text),
             style="bold green" if is_best else None,
         )
     return table

@@ -21,9 +21,19 @@ from bon_server.errors import ConfigError
 from bon_server.security import SecurityConfig
 from bon_server.types import Durability
 
+# Every number has both bounds: what is absurd is refused at the start, not met by a thread that it breaks. The upper
+# ones are far above what anybody wants, and work.
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Positive = Annotated[int, Meta(ge=1)]
-PositiveSeconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Gpus = Annotated[int, Meta(ge=1, le=1024)]
+Tokens = Annotated[int, Meta(ge=1, le=100_000_000)]
+Bytes = Annotated[int, Meta(ge=1, le=1 << 50)]
+MessageBytes = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
+"""gRPC counts them in 32 bits."""
+Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
+Seconds = Annotated[float, Meta(ge=0.001, le=31_536_000)]
+"""Up to a year."""
+Share = Annotated[float, Meta(ge=0.001, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +41,15 @@ class ListenConfig:
     """Where the server listens."""
 
     host: str = "127.0.0.1"
-    """Listen for gRPC at this address; another than loopback needs TLS and API keys."""
+    """Listen for gRPC at this address. Beyond loopback it needs TLS and API keys."""
     port: Port = 50051
     """Listen for gRPC on this port; 0 takes a free one, which the ready file names."""
     metrics_host: str = "127.0.0.1"
-    """Serve metrics at this address; another than loopback needs TLS, and keys with the right `admin`."""
+    """Serve metrics at this address. Beyond loopback it needs TLS, and a key with the right `admin`."""
     metrics_port: Port = 9464
     """Serve metrics on this port; 0 takes a free one."""
     ready_file: str | None = None
-    """Write the addresses to this JSON file once the server answers. Default: no file."""
+    """Write the server's addresses to this file, as JSON, once it answers. Default: no file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,41 +61,43 @@ class PolicyConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub id; for a directory, the digest that its weights must have. None: any."""
     dtype: str = "auto"
-    """`bfloat16`, `float16`, `float32`, or `auto`: the model's own; but float32 on CPUs without bf16 instructions, and
-    half precision on GPUs for models in float32 (vLLM's rule)."""
-    context_tokens: Positive | None = None
-    """Longest prompt plus completion. None: the model's own. Less needs less memory."""
-    running_samples: Positive = 128
-    """Candidates decoded at the same time; more wait their turn in the engine."""
-    kv_cache_bytes: Positive | None = None
-    """Memory for attention keys and values. None: on a CPU 1 GiB, on a GPU what `gpu_memory_share` leaves. On a GPU the
-    share has to be free all the same, and a larger cache goes beyond it."""
-    gpu_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.7
+    """`bfloat16`, `float16`, `float32` or `auto`. `auto` is the model's own, except float32 on CPUs without bf16
+    instructions, and half precision on GPUs for models in float32 (vLLM's rule)."""
+    context_tokens: Tokens | None = None
+    """Longest prompt plus completion. Lower values need less memory. None: the model's own."""
+    running_samples: Count = 128
+    """Candidates decoded at the same time; more candidates wait in the engine."""
+    kv_cache_bytes: Bytes | None = None
+    """Memory for attention keys and values. On a GPU the share must be free all the same, and a larger cache goes
+    beyond it. None: on a CPU 1 GiB, on a GPU the rest of `gpu_memory_share`."""
+    gpu_memory_share: Share = 0.7
     """Share of a GPU's memory that the engine may take; the reward model needs the rest. Not used on a CPU."""
-    gpus: Positive = 1
-    """GPUs that the model is split over (tensor parallelism). Not used on a CPU."""
-    data_parallel: Positive = 1
-    """Copies of the model that share the candidates (data parallelism), each on `gpus` GPUs of its own and with so many
-    `running_samples` and so large a cache. Not used on a CPU."""
+    gpus: Gpus = 1
+    """Number of GPUs that the model is split over (tensor parallelism). Not used on a CPU."""
+    data_parallel: Gpus = 1
+    """Copies of the model that share the candidates (data parallelism). Each has `gpus` GPUs of its own, and the
+    full `running_samples` and cache. Not used on a CPU."""
     cpus: str = "all"
     """CPUs the engine computes on: `all` this process may use, or a list such as `0-3,8`. Not used on a GPU."""
     engine_metrics: bool = True
-    """Whether vLLM's own metrics are kept; they take about 14 µs of the server's processor time for each token. Whether
-    the engine makes progress is seen without them too."""
-    constraint_trial_ms: Positive = 250
-    """Processor time that compiling a constraint and trying it on 64 tokens may take; beyond it is refused."""
-    seed: int | None = None
-    """Seed of the engine for candidates without one. None: random, so that a restart samples anew."""
+    """Whether to keep vLLM's own metrics. They take about 14 µs of the server's processor time for each token. The
+    server notices a hanging engine without them too."""
+    constraint_trial_ms: Milliseconds = 250
+    """Processor time that compiling a constraint and trying it on 64 tokens may take. The server rejects a
+    constraint that takes longer."""
+    seed: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)] | None = None
+    """Seed of the engine for candidates without one. None: random, so that a restart draws new samples."""
     watch: str | None = None
-    """Load the newest checkpoint of this folder while serving; the old weights stay until the new ones are tested, so
+    """Load the newest checkpoint of this folder while serving. The old weights stay until the new ones are tested, so
     there must be memory for both. Default: keep the weights of the start."""
-    watch_poll_s: PositiveSeconds = 2.0
-    """How often that folder is looked at; a checkpoint is taken once it is the same at two looks."""
-    watch_drain_s: PositiveSeconds = 600.0
-    """How long requests may go on with replaced weights; what is not done then is UNAVAILABLE, to be tried again."""
-    restarts: Annotated[int, Meta(ge=0)] = 0
-    """How many times in a row an engine that died, or made no step for `limits.engine_stall_s`, is started anew inside
-    the server, which refuses what has to be sampled meanwhile. 0: the server ends. Not together with `watch`."""
+    watch_poll_s: Seconds = 2.0
+    """How often the server looks at that folder. It takes a checkpoint that is the same at two looks."""
+    watch_drain_s: Seconds = 600.0
+    """How long requests may go on with replaced weights. Requests that take longer are UNAVAILABLE, and callers may
+    retry."""
+    restarts: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """How many times in a row the server restarts an engine that died, or made no step for `limits.engine_stall_s`.
+    Meanwhile it rejects requests that need samples. 0: the server ends. Not together with `watch`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,103 +105,111 @@ class RewardConfig:
     """The model or function that scores."""
 
     models: tuple[str, ...] = ()
-    """Score with this reward model: a directory or hub id (transformers), `vllm:` and one of these (a vLLM engine of
-    its own), `function:module:name` or `synthetic[:key=value,...]`; `name=` in front names it. May be repeated: several
-    models score together. There is no default."""
+    """Score with this reward model: a directory or hub id (run by transformers), `vllm:` and one of these (a vLLM
+    engine of its own), `function:module:name`, or `synthetic[:key=value,...]`. `NAME=` in front gives it a name. May
+    be repeated: several models score together. There is no default."""
     revision: str | None = None
-    """Hub revision; None: the hub's default branch."""
+    """Hub revision. None: the hub's default branch."""
     dtype: str = "float32"
     """`float32`, `bfloat16` or `float16`. Half precision quantises rewards and makes ties."""
     device: str = "auto"
-    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`. Not used with `vllm:`, which computes where the policy
-    does."""
-    context_tokens: Positive | None = None
-    """Longest prompt plus completion; longer ones get no reward. None: the model's own. Less needs less memory."""
-    batch_tokens: Positive = 4096
+    """`auto` (cuda if there is one), `cpu`, `cuda` or `cuda:1`. Not used with `vllm:`, which computes on the
+    policy's device."""
+    timeout_s: Annotated[float, Meta(ge=0.001, le=3600)] = 30.0
+    """`function:` only: time limit of one call. The server ends a call that takes longer, and its candidate is FAILED
+    with the error `timeout`."""
+    processes: Annotated[int, Meta(ge=1, le=256)] | None = None
+    """`function:` only: processes that call the function. A plain function runs one call at a time in each, an async
+    one up to 128. None: as many as there are CPUs, at most 4."""
+    context_tokens: Tokens | None = None
+    """Longest prompt plus completion; longer ones get no reward. Lower values need less memory. None: the model's
+    own."""
+    batch_tokens: Tokens = 4096
     """Tokens in one forward pass, padding included."""
-    threads: Annotated[int, Meta(ge=0)] = 0
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     """CPU only, transformers only: threads of a forward pass; 0: torch's default."""
     share_prompts: bool | None = None
-    """Whether a decoder runs a prompt once for all its completions. None: on a CPU, where large batches gain little.
-    With `vllm:` it always does, in blocks."""
-    kv_cache_bytes: Positive | None = None
-    """`vllm:` only: memory for attention keys and values, of each such model; it must hold one input of
-    `context_tokens`. None: on a CPU 1 GiB, on a GPU what `gpu_memory_share` leaves. Encoders keep none."""
-    gpu_memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    """Whether a decoder computes a prompt once for all its completions. None: yes on a CPU, where large batches
+    gain little. `vllm:` always does, in blocks."""
+    kv_cache_bytes: Bytes | None = None
+    """`vllm:` only: memory for attention keys and values, of each such model. It must hold one input of
+    `context_tokens`. Encoders need none. None: on a CPU 1 GiB, on a GPU the rest of `gpu_memory_share`."""
+    gpu_memory_share: Share = 0.2
     """`vllm:` only: share of a GPU's memory that each such engine may take. Not used on a CPU."""
     cpus: str = "all"
     """`vllm:` only: CPUs the engine computes on, `all` or a list as in `policy.cpus`. Not used on a GPU."""
     engine_metrics: bool = True
-    """`vllm:` only: whether vLLM's own metrics are kept, as `policy.engine_metrics`."""
+    """`vllm:` only: whether to keep vLLM's own metrics, as `policy.engine_metrics`."""
     combine: str = "mean"
     """Several models: the reward is their weighted `mean`, their `min`, or `mean-minus-k-std`."""
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Several models: weight of each by its name, above 0; those not named have 1. `min` does not take any."""
-    std_factor: Annotated[float, Meta(ge=0)] = 1.0
-    """k of `mean-minus-k-std`, which distrusts what the models disagree on."""
+    weights: Mapping[str, Annotated[float, Meta(gt=0, le=1e9)]] = field(default_factory=dict)
+    """Several models: weight of each by its name, above 0; the default of a model is 1. `min` takes no weights."""
+    std_factor: Annotated[float, Meta(ge=0, le=1e6)] = 1.0
+    """The k of `mean-minus-k-std`, which lowers the reward where the models disagree."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
     """What a request, and all requests together, may ask for."""
 
-    max_n: Positive = 128
+    max_n: Count = 128
     """Highest `n`."""
-    max_prompt_tokens: Positive | None = None
-    """Longest prompt; None: what the policy's context allows."""
-    max_message_bytes: Positive = 4 << 20
+    max_prompt_tokens: Tokens | None = None
+    """Longest prompt. None: the policy's context."""
+    max_message_bytes: MessageBytes = 4 << 20
     """Largest gRPC message, both ways."""
-    max_metadata_bytes: Positive = 16 << 10
+    max_metadata_bytes: MessageBytes = 16 << 10
     """Largest gRPC metadata."""
-    max_constraint_bytes: Positive = 64 << 10
+    max_constraint_bytes: MessageBytes = 64 << 10
     """Largest JSON schema, or all choices together."""
-    max_schema_depth: Positive = 32
+    max_schema_depth: Count = 32
     """How deeply a JSON schema may nest objects and lists."""
-    max_schema_values: Positive = 4096
-    """Most values in a JSON schema, of whatever kind."""
-    max_regex_bytes: Positive = 4096
+    max_schema_values: Count = 4096
+    """Most values of any kind in a JSON schema."""
+    max_regex_bytes: MessageBytes = 4096
     """Longest regular expression."""
-    max_choices: Positive = 1024
+    max_choices: Count = 1024
     """Most choices of one request."""
-    max_candidates_in_flight: Positive = 512
+    max_candidates_in_flight: Count = 512
     """Candidates being sampled or scored at once, over all callers."""
-    max_candidates_queued: Annotated[int, Meta(ge=0)] = 2048
-    """Candidates waiting for a permit; beyond this a request is refused at once."""
-    max_queue_s: PositiveSeconds = 1.0
-    """A request waits only if it should start within so many seconds, or within half the time that requests take
-    lately if that is longer; otherwise it is refused at once."""
-    max_queue_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    max_candidates_queued: Annotated[int, Meta(ge=0, le=1_000_000)] = 2048
+    """Candidates waiting for a permit. Beyond this, the server rejects requests immediately."""
+    max_queue_s: Seconds = 1.0
+    """A request waits only if it should start within so many seconds, or within half of the recent duration of
+    requests if that is longer. Otherwise the server rejects it immediately."""
+    max_queue_share: Share = 0.5
     """Share of `max_candidates_queued` that one caller may fill: a principal or, without keys, a connection."""
-    retry_after_ms: Positive = 500
-    """Pushback sent with refusals that may be tried again."""
-    default_deadline_s: PositiveSeconds = 600.0
+    retry_after_ms: Milliseconds = 500
+    """Retry delay (pushback) that the server sends with rejections that callers may retry."""
+    default_deadline_s: Seconds = 600.0
     """Deadline of calls that set none."""
-    deadline_margin_ms: Annotated[int, Meta(ge=0)] = 100
-    """Kept free before a deadline for stopping, choosing, committing and answering; more where that took longer
-    lately."""
-    slow_reader_s: PositiveSeconds = 60.0
-    """A stream from which nothing is read for so long is ended; a retry with its request id gets the stored answer."""
-    engine_stall_s: PositiveSeconds = 120.0
-    """An engine that makes no step for so long, while it has work, has hung: health says NOT_SERVING, and the server
-    ends with an error. Must be more than the longest step, which on a CPU is that of a whole prompt."""
+    deadline_margin_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 100
+    """Time kept free before a deadline for stopping, choosing, committing and answering. The server keeps more if
+    these steps took longer lately."""
+    slow_reader_s: Seconds = 60.0
+    """The server ends a stream whose reader takes no message for so long. A retry with its request id gets the
+    stored answer."""
+    engine_stall_s: Seconds = 120.0
+    """An engine with work that makes no step for so long has hung: health says NOT_SERVING, and the server ends
+    with an error. The value must exceed the longest step, which on a CPU is that of a whole prompt."""
     loop_stall_s: Annotated[float, Meta(ge=1, le=1_000_000)] = 120.0
     """A server that is itself stuck for so long prints the stacks of its threads and ends with an error. A process that
     is stopped (`docker pause`, a debugger) counts as stuck; a machine that sleeps does not."""
-    drain_s: PositiveSeconds = 30.0
-    """How long running calls may take to finish after SIGTERM."""
+    drain_s: Seconds = 30.0
+    """How long running calls may take to finish after SIGTERM, SIGINT or SIGHUP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultsConfig:
     """What a request leaves unset."""
 
-    n: Positive = 16
+    n: Count = 16
     """Number of candidates."""
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.8
     """Softmax temperature."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Nucleus sampling. On CPU values below 1 cost about 30 % of the throughput."""
-    max_tokens: Positive = 256
+    max_tokens: Tokens = 256
     """Longest completion; less where the prompt leaves less."""
 
 
@@ -198,60 +218,71 @@ class LogConfig:
     """Where and how records are kept."""
 
     directory: str = ""
-    """Keep the log in this folder, which is made when missing. There is no default."""
+    """Keep the log in this folder. The server creates it if it is missing. There is no default."""
     durability: Durability = Durability.FSYNC
-    """What OK promises. `fsync`: the record was synced to disk before the answer left; each sync takes along what came
-    during the one before. `group`: the same promise, and a record waits `linger_ms` for others to share its sync.
-    `async`: the record was handed to the kernel: safe when the server is killed, but a crash of the machine loses what
-    came since the last sync, see `async_sync_ms`. Every answer says which."""
+    """The promise of OK, which every answer names. `fsync`: the record was synced to disk before the answer left;
+    records that arrive during one sync share the next. `group`: the same promise, but a record waits `linger_ms`
+    for others to share its sync. `async`: the record was handed to the kernel: it survives a killed server, but a
+    crash of the machine loses the records since the last sync, see `async_sync_ms`."""
     linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 2.0
-    """Durability `group`: how long a record waits for company. Fewer syncs, and every answer so much later."""
-    group_records: Positive = 256
-    """Most records in one transaction, that is, of one sync."""
-    async_sync_ms: Annotated[float, Meta(gt=0, le=60_000)] = 200.0
-    """Durability `async`: time between syncs; what a power cut can cost, plus the time a sync and a checkpoint take."""
-    queue_bytes: Positive = 64 << 20
-    """Encoded records waiting to be committed; beyond this new requests are refused before they are sampled."""
-    min_free_bytes: Annotated[int, Meta(ge=0)] = 256 << 20
-    """Below so much free space on the log's disk new requests are refused before they are sampled; looked at every
-    second. What is being answered then is still logged, so leave room for it."""
+    """Durability `group`: how long a record waits for others. Longer waits make fewer syncs and later answers."""
+    group_records: Count = 256
+    """Most records in one transaction, which has one sync."""
+    async_sync_ms: Annotated[float, Meta(ge=1, le=60_000)] = 200.0
+    """Durability `async`: time between syncs. A power cut can lose the records of this time, plus the time of a
+    sync and a checkpoint."""
+    queue_bytes: Bytes = 64 << 20
+    """Most bytes of encoded records that wait to be committed. Beyond this, the server rejects new requests before
+    it samples."""
+    min_free_bytes: Annotated[int, Meta(ge=0, le=1 << 60)] = 256 << 20
+    """With less free space on the log's disk, the server rejects new requests before it samples. It looks every
+    second. It still logs running requests, so leave room for them."""
     allow_metadata_only: bool = True
     """Whether a request may ask that its prompt and completions are not logged."""
     allow_none: bool = True
     """Whether a request may ask that nothing of it is logged."""
     redact: str | None = None
-    """`module:function`, given each text before it is logged; it returns the text to log. None: texts as they are."""
-    seal_bytes: Positive = 64 << 20
-    """Records go from the spool into a segment once there are so many bytes of them; also a segment's size before
-    compression."""
-    seal_age_s: PositiveSeconds = 3600.0
-    """Or once the oldest of them is so old."""
+    """`module:function`, which gets each text before it is logged and returns the text to log. None: the log gets
+    the original texts."""
+    redact_timeout_s: Annotated[float, Meta(ge=0.001, le=60)] = 5.0
+    """Time limit of one call of `redact`. The server ends a call that takes longer; the request is then INTERNAL, and
+    nothing of it is logged."""
+    seal_bytes: Bytes = 64 << 20
+    """The server seals records from the spool into a segment once there are so many bytes of them. This is also a
+    segment's size before compression."""
+    seal_age_s: Seconds = 3600.0
+    """The server also seals records once the oldest is so old."""
+    clock_is_right: bool = False
+    """Confirms the wall clock for this start. Set it when the clock is more than an hour ahead of the time that the log
+    proves, as after a long time off. Until then the server removes and forgets nothing by age
+    (`bon_log_clock_doubt_seconds`)."""
     seal_on_shutdown: bool = True
-    """Whether a clean shutdown seals what is left."""
-    replay_window_s: Annotated[float, Meta(ge=0)] = 86400.0
-    """How long after its sealing a record still answers retries of its request id, at least, unless it is removed
-    before by one of the next two."""
+    """Whether a clean shutdown seals the remaining records."""
+    replay_window_s: Annotated[float, Meta(ge=0, le=315_360_000)] = 86400.0
+    """Least time after sealing for which a record answers retries of its request id, unless `retain_days` or
+    `retain_bytes` removes it earlier."""
     publish: str | None = None
     """Copy sealed segments to `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix` or
-    `file:///folder`, which any number of servers may share. Records that are not sealed yet are on this disk only, see
+    `file:///folder`. Any number of servers may share one place. Unsealed records exist on this disk only, see
     `log.seal_age_s`. Default: copy nothing."""
     publish_options: str | None = None
-    """TOML file with options of the store, named as the package obstore names them: `endpoint`, `region`,
-    `access_key_id`, ...; `[client_options]` are those of its client, for example `allow_http`. Read again after each
-    failure, so that credentials may change. None: all from the environment."""
+    """TOML file with options of the store, under the names of the package obstore: `endpoint`, `region`,
+    `access_key_id`, ...; `[client_options]` are those of its client, for example `allow_http`. The server reads the
+    file again after each failure, so that credentials may change. None: all options come from the environment."""
     publish_keep_local: bool = True
-    """Whether published segments stay here too. If not, each is removed once it has been read back whole from where it
-    was published and its records answer no retries any more (`replay_window_s`), but for the newest one and those of
-    snapshots. The local log is then no longer complete: what reads a folder reads less."""
-    publish_timeout_s: PositiveSeconds = 60.0
+    """Whether published segments also stay here. If not, the server removes each one once it has read the published
+    copy back whole and its records answer no more retries (`replay_window_s`), except the newest one and those of
+    snapshots. The local log is then incomplete for everything that reads the folder."""
+    publish_timeout_s: Seconds = 60.0
     """Time limit of one upload."""
-    publish_close_s: Annotated[float, Meta(ge=0)] = 10.0
-    """How long a shutdown may go on publishing; the next start does the rest."""
-    retain_days: PositiveSeconds | None = None
-    """Sealed records older than so many days are removed with their feedback, a day's file at a time, but for what
-    snapshots pin. None: kept for ever."""
-    retain_bytes: Positive | None = None
-    """The oldest sealed files are removed beyond so many bytes of them, but for what snapshots pin. None: never."""
+    publish_close_s: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
+    """How long a shutdown may go on publishing; the next start publishes the rest."""
+    retain_days: Annotated[float, Meta(ge=0.000_001, le=36_500)] | None = None
+    """The server removes sealed records older than so many days with their feedback, a day's file at a time, except
+    those that snapshots pin. None: it keeps them for ever."""
+    retain_bytes: Bytes | None = None
+    """The server removes the oldest sealed files beyond so many bytes of them, except those that snapshots pin.
+    None: never."""
 
 
 class LogFormat(StrEnum):
@@ -268,7 +299,7 @@ class TelemetryConfig:
     log_format: LogFormat = LogFormat.HUMAN
     """Write lines on stderr for people, or one JSON object each."""
     tracing: bool = False
-    """Trace each call with OpenTelemetry; its own OTEL_ variables say where the traces go."""
+    """Trace each call with OpenTelemetry. Its own OTEL_ variables set the destination."""
 
 
 @dataclass(frozen=True, kw_only=True)

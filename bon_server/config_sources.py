@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from bon_server.errors import ConfigError
+from bon_server.numbers import Range, numbers
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -42,7 +43,7 @@ def read_settings(
     try:
         return msgspec.convert(merged, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(_with_value(str(error), merged)) from None
+        raise ConfigError(_with_value(str(error), merged, numbers(kind))) from None
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
@@ -102,10 +103,12 @@ def _refuse_unknown(tree: Tree, sections: Sections) -> None:
                 raise ConfigError(f"unknown key {section}.{key}; {section} has {', '.join(sections[section])}")
 
 
-def _with_value(message: str, tree: Tree) -> str:
+def _with_value(message: str, tree: Tree, ranges: Mapping[str, Range]) -> str:
     """msgspec names the place and what is allowed; this adds the value that was given."""
     problem, _, place = message.partition(" - at `$.")
     section, _, key = place.rstrip("`").partition(".")
     key = key.partition("[")[0]
     given = tree.get(section, {}).get(key)
-    return f"{section}.{key} = {given!r}: {problem[0].lower()}{problem[1:]}"
+    allowed = ranges.get(f"{section}.{key}")
+    asked = "" if allowed is None else f"; allowed is {allowed}"
+    return f"{section}.{key} = {given!r}: {problem[0].lower()}{problem[1:]}{asked}"

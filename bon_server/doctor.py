@@ -20,7 +20,7 @@ from bon_server.engine.memory import host_room
 from bon_server.errors import BonError
 from bon_server.log.database import check_sqlite
 from bon_server.log.lock import LOCK_NAME, holder
-from bon_server.log.store import Store, folder_of
+from bon_server.log.store import Store, check_apart, folder_of
 from bon_server.policy.synthetic import SyntheticPolicy
 from bon_server.reward.ensemble import check_ensemble
 from bon_server.reward.function import FunctionReward
@@ -255,6 +255,8 @@ def _publish(config: Config) -> Iterator[Finding]:
         return
     try:
         folder = folder_of(uri)
+        if config.log.directory:
+            check_apart(Path(config.log.directory), uri)
         if folder is not None:
             yield _room("publish", folder)
             return

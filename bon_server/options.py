@@ -30,7 +30,13 @@ PositiveNumber = Annotated[float, Meta(gt=0)]
 NotNegativeNumber = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Meta(ge=0, lt=1)]
+RequestsInFlight = Annotated[int, Meta(ge=1, le=10_000)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
+CallSeed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""As the field `seed` of a request holds it."""
+MOST = 1_000_000_000
+"""Highest absolute value of a number whose annotation has no bound on that side. Nothing needs more, and what is far
+beyond any use, such as a deadline of a thousand years, would break the first thread or clock that meets it."""
 
 FLAT = Parameter(name="*")
 """The fields of a dataclass are flags of their own names."""
@@ -59,12 +65,13 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     kind, _ = _core(hint)
     if isinstance(value, str) and get_origin(kind) is tuple:
         hint = get_args(kind)[0]
+    _, meta = _core(hint)
     allowed = _allowed(hint)
     if allowed is None:
         return
     try:
         read = msgspec.convert(value, hint, strict=not isinstance(value, str))
-        good = not isinstance(read, float) or math.isfinite(read)
+        good = not isinstance(read, int | float) or _is_bounded(read, meta)
     except msgspec.ValidationError:
         good = False
     if not good:
@@ -114,9 +121,16 @@ def _allowed(hint: Any) -> str | None:
         return ", ".join(member.value for member in kind)
     if kind not in (int, float):
         return None
-    bounds = [("from", meta.ge), ("above", meta.gt), ("to", meta.le), ("below", meta.lt)]
-    numbers = "whole numbers" if kind is int else "finite numbers"
-    return " ".join([numbers, *(f"{word} {bound}" for word, bound in bounds if bound is not None)])
+    low = f"from {-MOST if meta.ge is None else meta.ge}" if meta.gt is None else f"above {meta.gt}"
+    high = f"to {MOST if meta.le is None else meta.le}" if meta.lt is None else f"below {meta.lt}"
+    return f"{'whole' if kind is int else 'finite'} numbers {low} {high}"
+
+
+def _is_bounded(number: float, meta: Meta) -> bool:
+    """Whether `MOST` holds on those sides where the annotation has no bound. False for NaN."""
+    low = -MOST if meta.ge is None and meta.gt is None else -math.inf
+    high = MOST if meta.le is None and meta.lt is None else math.inf
+    return low <= number <= high
 
 
 def _core(hint: Any) -> tuple[Any, Meta]:

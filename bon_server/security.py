@@ -14,19 +14,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SecurityConfig:
-    """Who may call, and how the way there is protected. All of these files are read again when they change."""
+    """TLS and keys. The server reads all of these files again when they change."""
 
     tls_cert: str | None = None
-    """Use TLS with the certificate chain in this PEM file, the server's first. Default: plain text."""
+    """Use TLS with the certificate in this PEM file, followed by the intermediate certificates up to its authority.
+    Default: plain text."""
     tls_key: str | None = None
     """Take the certificate's private key from this PEM file, which is not encrypted. Default: none."""
     tls_client_ca: str | None = None
-    """Ask callers for a certificate of the authorities in this PEM file (mutual TLS). Default: ask for none."""
+    """Let in callers with a certificate of an authority in this PEM file only (mutual TLS). Default: ask for none."""
     api_keys: str | None = None
     """Let in callers with an API key of this TOML file only, see `bon keys new`. Default: whoever reaches the port."""
     allow_insecure: bool = False
-    """Open an address that other machines reach without TLS or keys, with a warning at the start, where something in
-    front of it does their work."""
+    """Listen beyond loopback without TLS or without keys, because a proxy in front provides them. The server warns at
+    the start."""
 
 
 def check_exposure(addresses: Mapping[str, str], security: SecurityConfig) -> None:

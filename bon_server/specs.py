@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from dataclasses import fields
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from bon_server.errors import ConfigError, StartupError
+from bon_server.numbers import numbers
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,7 +36,11 @@ def parse_options(spec: str, options_type: type[Options]) -> Options:
     try:
         return msgspec.convert(values, options_type, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{spec!r}: {error}") from None
+        problem, _, place = str(error).partition(" - at `$.")
+        key = place.rstrip("`")
+        allowed = numbers(options_type).get(key)
+        asked = "" if allowed is None else f"; allowed is {allowed}"
+        raise ConfigError(f"{spec!r}: {key}: {problem[0].lower()}{problem[1:]}{asked}") from None
 
 
 def import_module(what: str, module_name: str) -> Any:
@@ -46,12 +52,15 @@ def import_module(what: str, module_name: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return importlib.import_module(module_name)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to our commands
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise StartupError(f"{what}: there is no module {module_name} in {here} or installed") from error
         raise StartupError(f"{what}: {module_name} needs the module {error.name}, which is missing") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise  # the operator's, at a terminal
+    except BaseException as error:
         raise StartupError(f"{what}: importing {module_name} raised {type(error).__name__}") from error
 
 

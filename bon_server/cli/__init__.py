@@ -19,6 +19,7 @@ from bon_server import __version__
 from bon_server.cli.show import as_default, fail
 from bon_server.errors import BonError, ConfigError
 from bon_server.options import check_value
+from bon_server.terminal import let_go_of_streams, prepare_streams
 
 if TYPE_CHECKING:
     import bon
@@ -30,12 +31,15 @@ def main(words: Sequence[str] | None = None) -> None:
 
     words: of the command line, without `bon`. None: those of this process.
     """
+    prepare_streams()
     try:
         _run(list(sys.argv[1:] if words is None else words))
     except (CycloptsError, ConfigError) as error:
         fail(str(error), 2)
     except BonError as error:
         fail(str(error), 1)
+    except UnicodeEncodeError as error:  # Python reads such bytes of the command line as halves of characters
+        fail(f"an argument or the name of a file is not UTF-8 ({error.reason}, character {error.start + 1})", 2)
     except OSError as error:
         fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
@@ -46,6 +50,8 @@ def main(words: Sequence[str] | None = None) -> None:
         from bon import describe
 
         fail(describe(error), 1)
+    finally:
+        let_go_of_streams()
 
 
 def _run(words: list[str]) -> None:

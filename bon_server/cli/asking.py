@@ -21,7 +21,8 @@ from bon_server.cli.options import (
 )
 from bon_server.cli.show import print_result
 from bon_server.errors import ConfigError
-from bon_server.options import FLAT, NotNegativeNumber, Positive, PositiveNumber, read_pairs
+from bon_server.options import FLAT, CallSeed, NotNegativeNumber, Positive, PositiveNumber, read_pairs
+from bon_server.terminal import Terminal, say
 
 
 def ask(
@@ -50,7 +51,6 @@ def ask(
 ) -> None:
     """Ask one question and show the best answer."""
     import bon
-    from rich.console import Console
 
     from bon_server import ask as asking
 
@@ -63,16 +63,16 @@ def ask(
     security = access.security()
     question = bon.Text(prompt) if raw else prompt
     if stream:
-        console = Console(stderr=as_json)
+        console = Terminal(stderr=as_json)
         answer = asking.ask_streamed(
             question, target=target, security=security, timeout_s=timeout, console=console, **options
         )
     else:
         answer = asking.ask(question, target=target, security=security, timeout_s=timeout, **options)
     if as_json:
-        print(asking.as_json(answer))  # noqa: T201
+        say(asking.as_json(answer))
     else:
-        Console().print(asking.as_table(answer, whole_texts=show_all))
+        Terminal().print(asking.as_table(answer, whole_texts=show_all))
 
 
 def harvest(
@@ -135,7 +135,7 @@ def harvest(
         Positive | None,
         Parameter(help="Ask so many prompts in a dry run. Default: 8, or --concurrency if that is more."),
     ] = None,
-    sample_seed: Annotated[int, Parameter(help="Draw the prompts of a dry run from this seed.")] = 0,
+    sample_seed: Annotated[CallSeed, Parameter(help="Draw the prompts of a dry run from this seed.")] = 0,
     as_json: AsJson = False,
     access: Annotated[Access, FLAT] = Access(),
 ) -> None:
@@ -151,6 +151,8 @@ def harvest(
 
     if raw and system is not None:
         raise ConfigError("--system is for chats; with --raw prompts are texts")
+    for text in (system, sampling.regex, *sampling.choice, *stop, *(word for tag in tags for word in tag)):
+        (text or "").encode()  # what is not UTF-8 is told once, not at each line
     more = {"top_k": top_k, "min_p": min_p, "stop": list(stop) or None, "tags": dict(tags) or None}
     options = sampling.given() | {name: value for name, value in more.items() if value is not None}
     run = Run(options, raw, system, parse_columns(column))  # type: ignore[arg-type]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 from cyclopts import App
-from rich.console import Console
 from rich.table import Table
 
 from bon_server.cli.options import Access, AsJson
 from bon_server.options import FLAT
 from bon_server.soak.options import SoakOptions
+from bon_server.terminal import Terminal, print_json, styled
 
 app = App(name="bench", help="Measure a server.")
 
@@ -34,7 +33,7 @@ def soak(
     with _telling() as tell:
         told = run_soak(options, access.security(), tell)
     if as_json:
-        print(json.dumps(told))  # noqa: T201
+        print_json(told)
     else:
         _show(told)
     if not told["ok"]:
@@ -44,21 +43,21 @@ def soak(
 @contextmanager
 def _telling() -> Iterator[Callable[[str], None]]:
     """On stderr: one line that changes or, where that is no terminal, one after the other."""
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         yield console.print
         return
     with console.status("") as status:
-        yield status.update
+        yield lambda said: status.update(styled(said))
 
 
 def _show(told: dict[str, Any]) -> None:
-    marks = {True: "[green]ok[/]", False: "[red]!![/]", None: "--"}
+    marks = {True: styled(("ok", "green")), False: styled(("!!", "red")), None: styled("--")}
     table = Table("", "check", "figure", "limit", "detail", box=None)
     for check in told["checks"]:
         figure = "" if check["figure"] is None else f"{check['figure']:.4g}"
         table.add_row(marks[check["passed"]], check["name"], figure, check["limit"], check["detail"])
-    console = Console()
+    console = Terminal()
     console.print(table)
     console.print(
         f"{told['calls']:,} calls in {told['seconds']:.0f} s, {told['acknowledged']:,} ids acknowledged, "

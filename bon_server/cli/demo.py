@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
-from rich.console import Console
 
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
 from bon_server.options import Positive
+from bon_server.terminal import Terminal
 
 app = App(name="demo")
 
@@ -23,7 +23,7 @@ def demo(*, folder: Folder = FOLDER) -> None:
     """Build the demo models, serve them, ask, look into the log, and make a training set."""
     from bon_server.demo.run import run_demo
 
-    run_demo(folder, Console())
+    run_demo(folder, Terminal())
 
 
 @app.command(name="evaluate")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
-from rich.console import Console
+from msgspec import Meta
 
 from bon_server.cli.evaluate_tables import Part, compare_tables, curve_tables, headroom_tables, kl_tables
 from bon_server.cli.options import AsJson, RewardModelId, SkipDamaged
 from bon_server.cli.show import on_damage, progress
 from bon_server.options import Positive
+from bon_server.terminal import Terminal, print_json
 
 if TYPE_CHECKING:
     from bon_server.evaluate.curve_sums import CurveOptions
@@ -37,7 +37,7 @@ Value = Annotated[
 ]
 Merge = Annotated[bool, Parameter(help="Count the requests of one prompt as one.")]
 DropTruncated = Annotated[bool, Parameter(help="Leave out candidates that were cut at max_tokens.")]
-BootstrapSeed = Annotated[int, Parameter(help="Draw the bootstrap from this seed.")]
+BootstrapSeed = Annotated[int, Meta(ge=0, le=2**63 - 1), Parameter(help="Draw the bootstrap from this seed.")]
 KlName = Annotated[
     Literal["bound", "exact-plugin", "winner-probability"] | None,
     Parameter(
@@ -196,9 +196,9 @@ def _source(log: Sequence[Path], merge: bool, reward_model: str | None, skip_dam
 
 def _show(document: dict[str, Any], as_json: bool, as_tables: Callable[[dict[str, Any]], list[Part]]) -> None:
     if as_json:
-        print(json.dumps(document))  # noqa: T201
+        print_json(document)
         return
-    console = Console(markup=False, emoji=False)  # names and paths may hold [brackets]
+    console = Terminal()
     for part in as_tables(document):
         console.print(part)
     for warning in document.get("warnings", []):

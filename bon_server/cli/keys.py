@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
 from bon_server.options import Positive
+from bon_server.terminal import say
 
 app = App(name="keys", help="Make, list and revoke API keys of a server, which reads their file again when it changes.")
 
@@ -42,7 +43,7 @@ def new(
     from bon_server.serving.keys import Quota
 
     words = [word.strip() for word in rights.split(",") if word.strip()]
-    print(add_key(file, name, words, Quota(candidates_per_minute, tokens_per_minute)))  # noqa: T201
+    say(add_key(file, name, words, Quota(candidates_per_minute, tokens_per_minute)))
 
 
 @app.command(name="list")

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
-from rich.console import Console
 from rich.table import Table
 
 from bon_server.cli.options import AsJson, ConfigFile, LogDir, Raw, Settings, SkipDamaged, Snapshot
 from bon_server.cli.show import fail, on_damage, print_result, progress
-from bon_server.config import load, parse_assignments
+from bon_server.config import LogConfig, load, parse_assignments
 from bon_server.errors import ConfigError
 from bon_server.options import NotNegativeNumber, Positive
+from bon_server.terminal import Terminal, print_json, warn
 
 if TYPE_CHECKING:
     from bon_server.log.spool import Spool
+
+LOG_DEFAULTS = LogConfig()
 
 app = App(name="log", help="Look into a log, or put records into it.")
 
@@ -89,7 +91,7 @@ def log_snapshot(
 
     snapshot = make_snapshot(log, name)
     if as_json:
-        print(json.dumps(snapshot))  # noqa: T201
+        print_json(snapshot)
     else:
         rows = sum(segment["rows"] for segment in snapshot["segments"])
         print_result({"name": name, "segments": len(snapshot["segments"]), "records": rows}, as_json=False)
@@ -102,14 +104,14 @@ def log_verify(*, log: LogDir, as_json: AsJson = False) -> None:
 
     report = verify(log)
     if as_json:
-        print(json.dumps(report))  # noqa: T201
+        print_json(report)
     else:
         table = Table("kind", "file", "row", "detail", box=None)
         for problem in [*report["problems"], *report["notes"]]:
             table.add_row(problem["kind"], problem["file"], str(problem.get("row", "")), problem["detail"])
         problems = len(report["problems"]) + report["unlisted"]
         counts = f"{report['records']} records, {report['segments']} segments, {problems} problems"
-        Console().print(table, counts)
+        Terminal().print(table, counts)
     if not report["ok"]:
         raise SystemExit(1)
 
@@ -124,7 +126,16 @@ def log_erase(
     tag: Annotated[
         str | None,
         Parameter(
-            metavar="KEY=VALUE", help="Remove the records with this tag, KEY=VALUE. Default: --request-id says which."
+            metavar="KEY=VALUE",
+            help='Remove the records with this tag, KEY=VALUE, or {"KEY": "VALUE"} for a key with an equals sign. '
+            "Default: --request-id says which.",
+        ),
+    ] = None,
+    principal: Annotated[
+        str | None,
+        Parameter(
+            help="Remove the records of this caller only. Needed where several callers used the request id. Default: "
+            "of every caller."
         ),
     ] = None,
     to: Annotated[
@@ -138,17 +149,21 @@ def log_erase(
     from bon_server.log.erase import erase
     from bon_server.log.rewrite import Match
 
-    key, separator, value = (tag or "").partition("=")
-    if tag is not None and not separator:
-        raise ConfigError(f"--tag {tag!r} given; allowed is key=value")
     published = {} if to is None else {"log.publish": to}
     chosen = load(config, flags={**parse_assignments(settings), **published}).log
-    result = erase(log, Match(request_id, None if tag is None else (key, value)), chosen)
+    result = erase(log, Match(request_id, None if tag is None else _key_and_value(tag), principal), chosen)
     print_result(dict(result), as_json)
 
 
 @app.command(name="expire")
-def log_expire(*, log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = ()) -> None:
+def log_expire(
+    *,
+    log: LogDir,
+    clock_is_right: Annotated[bool, Parameter(help="Confirm the clock, where the log has reason to doubt it.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    settings: Settings = (),
+) -> None:
     """Remove the oldest sealed files by log.retain_days and log.retain_bytes, as a server does by itself."""
     from bon_server.log.expire import Retention, expire
 
@@ -156,7 +171,10 @@ def log_expire(*, log: LogDir, config: ConfigFile = None, as_json: AsJson = Fals
     retention = Retention(chosen.retain_days, chosen.retain_bytes)
     if retention == Retention(None, None):
         raise ConfigError("log.retain_days and log.retain_bytes are unset: give --set log.retain_days=DAYS")
-    with _writing(log) as spool:
+    with _writing(log, LogConfig(clock_is_right=clock_is_right or chosen.clock_is_right)) as spool:
+        if retention.days is not None and (doubts := spool.clock.doubts()) is not None:
+            fail(doubts, 1)
+        spool.transaction(spool.clock.save)
         result = expire(spool, retention)
     print_result(dataclasses.asdict(result), as_json)
 
@@ -177,6 +195,8 @@ def log_records(
     """Print records as JSON lines, in commit order, also while a server writes them."""
     from itertools import islice
 
+    from bon.visible import visible_json
+
     from bon_server.log.feedback import to_json_with
     from bon_server.log.feedback_reader import FeedbackReader
     from bon_server.log.reader import LogReader, Where
@@ -191,7 +211,7 @@ def log_records(
             if feedback:
                 lines = [to_json_with(record, observed.of(record))]
             for line in lines:
-                sys.stdout.buffer.write(line + b"\n")
+                sys.stdout.buffer.write(visible_json(line.decode()).encode() + b"\n")
 
 
 @app.command(name="import")
@@ -235,18 +255,32 @@ def log_import(
         result = import_files(options, advance)
     print_result(dataclasses.asdict(result), as_json)
     if result.rejected:
-        print(f"bon: {result.rejected} lines were rejected, see {result.rejected_file}", file=sys.stderr)  # noqa: T201
+        warn(f"{result.rejected} lines were rejected, see {result.rejected_file}")
     if result.rejected and result.rejected == result.lines:
         raise SystemExit(1)
 
 
+def _key_and_value(tag: str) -> tuple[str, str]:
+    """A JSON object of one pair of strings is that pair; anything else is split at its first `=`."""
+    try:
+        ((key, value),) = json.loads(tag).items()
+        if isinstance(value, str):
+            return key, value
+    except (ValueError, AttributeError):  # no JSON, no object, or not one pair
+        pass
+    key, separator, value = tag.partition("=")
+    if not separator:
+        raise ConfigError(f"--tag {tag!r} given; allowed are key=value and a JSON object of one key and its value")
+    return key, value
+
+
 @contextmanager
-def _writing(log: Path) -> Iterator[Spool]:
+def _writing(log: Path, config: LogConfig = LOG_DEFAULTS) -> Iterator[Spool]:
     """The spool of a log that exists, with the writer's lock."""
     from bon_server.log.database import SPOOL_NAME
     from bon_server.log.spool import Spool
 
     if not (log / SPOOL_NAME).is_file():
         fail(f"{log} holds no log: {SPOOL_NAME} is missing", 1)
-    with closing(Spool.open(log)) as spool:
+    with closing(Spool.open(log, config)) as spool:
         yield spool

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 from bon_server.cli.options import AsJson, SkipDamaged
 from bon_server.cli.show import on_damage, print_result, progress
 from bon_server.offline.options import SelectOptions
 from bon_server.options import FLAT
+from bon_server.terminal import print_json
 
 
 def select(
@@ -20,6 +20,6 @@ def select(
     with progress("reading records", None) as advance:
         manifest = run(options, advance, on_damage(skip_damaged))
     if as_json:
-        print(json.dumps(manifest))  # noqa: T201
+        print_json(manifest)
         return
     print_result({**manifest["counts"], "training set": str(options.out)}, as_json=False)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Path as PathCheck
 
 from bon_server.errors import ConfigError
-from bon_server.options import Positive, panel
+from bon_server.options import CallSeed, Positive, RequestsInFlight, panel
 
 if TYPE_CHECKING:
     from bon import Security
@@ -36,7 +36,7 @@ Snapshot = Annotated[
     Parameter(help="Read what the snapshot of this name pins; see bon log snapshot. Default: all records."),
 ]
 LogDir = Annotated[Path, Parameter(name="--log", help="Use the log in this folder.")]
-Concurrency = Annotated[Positive, Parameter(help="Keep so many requests in flight.")]
+Concurrency = Annotated[RequestsInFlight, Parameter(help="Keep so many requests in flight.")]
 System = Annotated[
     str | None,
     Parameter(help="Put this system message before every prompt. Default: none.", allow_leading_hyphen=True),
@@ -106,7 +106,7 @@ class Sampling:
     """Sample from the likeliest tokens that together have this probability. Default: the server's."""
     max_tokens: int | None = None
     """Cut completions after so many tokens. Default: the server's."""
-    seed: int | None = None
+    seed: CallSeed | None = None
     """Sample candidate i with the seed SEED + i. Default: random."""
     json_schema: Annotated[Path | None, FILE] = None
     """Let every completion satisfy the JSON schema in this file. Default: no constraint."""

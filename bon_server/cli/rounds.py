@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bon_server.cli.options import AsJson
 from bon_server.options import FLAT
 from bon_server.rounds.options import RoundsOptions
+from bon_server.terminal import Terminal, print_json, say
 
 
 def rounds(*, options: Annotated[RoundsOptions, FLAT], as_json: AsJson = False) -> None:
@@ -20,19 +19,19 @@ def rounds(*, options: Annotated[RoundsOptions, FLAT], as_json: AsJson = False) 
     """
     from bon_server.rounds.run import run_rounds
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     told = run_rounds(
         options,
-        lambda doing: console.print(f"[dim]{doing}[/]", highlight=False),
+        lambda doing: console.print(doing, style="dim"),
         lambda so_far: console.print(_table(so_far)),
     )
     if as_json:
-        print(json.dumps(told))  # noqa: T201
+        print_json(told)
         return
     best = told["best"]
-    Console().print(f"best: round {best['round']}, {best['policy']}", highlight=False, soft_wrap=True)
+    say(f"best: round {best['round']}, {best['policy']}")
     if told["stopped"] is not None:
-        Console().print(f"stopped: {told['stopped']}", highlight=False, soft_wrap=True)
+        say(f"stopped: {told['stopped']}")
 
 
 def _table(told: dict[str, Any]) -> Table:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
 from bon_server.cli.options import ACCESS, DEFAULT_TARGET, AsJson, ConfigFile, Encryption, Settings, Target
 from bon_server.cli.settings import given, settings_flags
 from bon_server.config import Config, load, parse_assignments
 from bon_server.options import FLAT, PositiveNumber, panel
+from bon_server.terminal import Terminal, print_json, say, say_if_heard, styled
 
 MODELS = {"policy.model": "--policy", "reward.models": "--reward", "log.directory": "--log"}
 SERVER = {
@@ -55,7 +54,7 @@ def serve(
     config: ConfigFile = None,
     settings: Settings = (),
 ) -> None:
-    """Serve best-of-N until SIGTERM or SIGINT."""
+    """Serve best-of-N until SIGTERM, SIGINT or SIGHUP."""
     from bon_server.serving import log_lines
 
     settled = load(config, flags={**given(flags), **given(callers), **parse_assignments(settings)})
@@ -68,7 +67,7 @@ def serve(
 async def _serve(config: Config) -> int:
     from bon_server.serving.banner import banner
     from bon_server.serving.server import Server, write_ready_file
-    from bon_server.serving.signals import catch_signals, run_until_signalled
+    from bon_server.serving.signals import catch_signals, end_soon, run_until_signalled
 
     server = await Server.start(config)
     gc.collect()
@@ -76,9 +75,11 @@ async def _serve(config: Config) -> int:
     # Calls leave few cycles, with nothing in them of what was said; looking took 6 % of the event loop's time.
     gc.set_threshold(20_000)
     signals = catch_signals()
-    print(banner(server), flush=True)  # noqa: T201
+    say_if_heard(banner(server))
     write_ready_file(server)
-    return await run_until_signalled(server, signals)
+    code = await run_until_signalled(server, signals)
+    end_soon(code)
+    return code
 
 
 def health(
@@ -98,7 +99,7 @@ def health(
     from bon_server import probe
 
     said = probe.health(target, service=service, timeout_s=timeout, tls_name=tls_name, **encryption.security())
-    print(said)  # noqa: T201
+    say(said)
     if said.startswith(probe.NOT_REACHED) or (said != probe.SERVING and not alive):
         raise SystemExit(1)
 
@@ -115,11 +116,12 @@ def doctor(
 
     findings = examine(load(config, flags={**given(flags), **parse_assignments(settings)}))
     if as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings]))  # noqa: T201
+        print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         table = Table("", "check", "finding", box=None)
         for finding in findings:
-            table.add_row("[green]ok[/]" if finding.ok else "[red]!![/]", finding.check, finding.detail)
-        Console().print(table)
+            mark = styled(("ok", "green") if finding.ok else ("!!", "red"))
+            table.add_row(mark, finding.check, finding.detail)
+        Terminal().print(table)
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)

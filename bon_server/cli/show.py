@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any, NoReturn
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bon_server.errors import BonError
+from bon_server.terminal import Terminal, print_json, warn
 
 
 @contextmanager
 def progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr; yields what to call with how far it has come."""
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn() if total is None else TaskProgressColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, TimeElapsedColumn(), console=Terminal(stderr=True), transient=True) as bar:
         task = bar.add_task(doing, total=total)
         yield lambda completed: bar.update(task, completed=completed)
 
@@ -31,7 +31,7 @@ def on_damage(skip: bool) -> Callable[[BonError], None]:
     def report(error: BonError) -> None:
         if not skip:
             raise error
-        print(f"bon: left out: {error}", file=sys.stderr)  # noqa: T201
+        warn(f"left out: {error}")
 
     return report
 
@@ -49,14 +49,14 @@ def as_default(default: Any) -> str | None:
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result))  # noqa: T201
+        print_json(result)
         return
     table = Table(box=None, show_header=False)
     for name, value in result.items():
         table.add_row(name, json.dumps(value) if isinstance(value, dict) else str(value))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    print(f"bon: {message}", file=sys.stderr)  # noqa: T201
+    warn(message)
     sys.exit(code)

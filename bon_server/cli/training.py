@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
 from bon_server.offline.training.options import TrainOptions
 from bon_server.options import FLAT
+from bon_server.terminal import Terminal, print_json, warn
 
 if TYPE_CHECKING:
     from bon_server.offline.training.train import Progress as Done
@@ -31,7 +29,7 @@ def train(*, options: Annotated[TrainOptions, FLAT], as_json: AsJson = False) ->
     if os.environ.get("RANK", "0") != "0":  # under accelerate's launcher the first process speaks
         return
     if as_json:
-        print(json.dumps(result))  # noqa: T201
+        print_json(result)
         return
     print_result(_told(result, options.out), as_json=False)
 
@@ -48,13 +46,13 @@ def _told(result: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def _warn(warning: str) -> None:
-    print(f"bon: {warning}", file=sys.stderr)  # noqa: T201
+    warn(warning)
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Done], None]]:
     """A bar with the loss where stderr is a terminal, else ten lines."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -71,6 +69,6 @@ def _progress() -> Iterator[Callable[[Done], None]]:
             bar.update(task, completed=done.step, total=done.steps, description=loss)
             line = done.step * 10 // done.steps > (done.step - 1) * 10 // done.steps
             if not console.is_terminal and loss and (line or done.step == 1):
-                print(f"bon: step {done.step} of {done.steps}, {loss}", file=sys.stderr)  # noqa: T201
+                warn(f"step {done.step} of {done.steps}, {loss}")
 
         yield advance

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import bon
 from bon.v1 import bon_pb2 as pb
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
@@ -27,6 +26,7 @@ from bon_server.log.stats import log_stats
 from bon_server.offline.select import SelectOptions, select
 from bon_server.selection import OfflineRule
 from bon_server.server_process import serving
+from bon_server.terminal import Terminal, styled
 
 N = 8
 TEMPERATURE = 0.8
@@ -38,9 +38,9 @@ SHOWN = 3
 Answered = tuple[Problem, pb.GenerateResponse]
 
 
-def run_demo(folder: Path, console: Console) -> None:
+def run_demo(folder: Path, console: Terminal) -> None:
     """Runs the whole demo, keeping its files under `folder`. Ends what it started, also when it fails."""
-    console.rule("[bold]Best-of-N: sample N, score N, answer with the best, keep them all")
+    console.rule(styled(("Best-of-N: sample N, score N, answer with the best, keep them all", "bold")))
     policy, reward = _models(folder / "models", console)
     run = folder / time.strftime("run-%Y%m%d-%H%M%S")
     run.mkdir(parents=True)
@@ -53,8 +53,8 @@ def run_demo(folder: Path, console: Console) -> None:
     _show_next_steps(policy, reward, run, console)
 
 
-def _models(folder: Path, console: Console) -> tuple[Path, Path]:
-    console.print("\n[bold]1. Models[/], built from Python packages alone (kept for the next run)")
+def _models(folder: Path, console: Terminal) -> tuple[Path, Path]:
+    console.print(styled(("\n1. Models", "bold"), ", built from Python packages alone (kept for the next run)"))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with console.status("the policy: SmolLM2-135M-Instruct"):
@@ -65,8 +65,8 @@ def _models(folder: Path, console: Console) -> tuple[Path, Path]:
     return policy, reward
 
 
-def _ask_all(policy: Path, reward: Path, run: Path, console: Console) -> list[Answered]:
-    console.print(f"\n[bold]2. Server[/], in the background (its output: {run / 'server.log'})")
+def _ask_all(policy: Path, reward: Path, run: Path, console: Terminal) -> list[Answered]:
+    console.print(styled(("\n2. Server", "bold"), f", in the background (its output: {run / 'server.log'})"))
     arguments = ["--policy", str(policy), "--reward", str(reward), "--log", str(run / "log")]
     asked = problems("development", COUNTS)  # the test split is for final figures
     with Progress(console=console, transient=True) as progress:
@@ -74,7 +74,8 @@ def _ask_all(policy: Path, reward: Path, run: Path, console: Console) -> list[An
         with serving(arguments, run, lambda: progress.advance(starting)) as address:
             progress.remove_task(starting)
             console.print(f"   answers on {address}")
-            console.print(f"\n[bold]3. {len(asked)} problems[/] that the reward model never saw, N = {N} for each")
+            heading = (f"\n3. {len(asked)} problems", "bold")
+            console.print(styled(heading, f" that the reward model never saw, N = {N} for each"))
             asking = progress.add_task("   asking", total=len(asked))
             return asyncio.run(_answers(address, asked, lambda: progress.advance(asking)))
 
@@ -110,10 +111,10 @@ def _candidate_table(problem: Problem, response: pb.GenerateResponse) -> Table:
     table = Table("", "reward", "gold", "completion", title=title, title_justify="left", title_style="bold")
     for candidate in sorted(response.candidates, key=lambda each: (-each.reward, each.index)):
         table.add_row(
-            "[bold]winner[/]" if candidate.index == response.best.index else "",
+            styled(("winner", "bold")) if candidate.index == response.best.index else "",
             f"{candidate.reward:+.2f}" if candidate.HasField("reward") else "none",
-            "[green]right[/]" if is_right(problem, candidate.text) else "[red]wrong[/]",
-            " ".join(candidate.text.split())[:70].replace("[", "\\["),
+            styled(("right", "green") if is_right(problem, candidate.text) else ("wrong", "red")),
+            " ".join(candidate.text.split())[:70],
         )
     return table
 
@@ -121,7 +122,7 @@ def _candidate_table(problem: Problem, response: pb.GenerateResponse) -> Table:
 def _comparison(outcome: DemoOutcome) -> Table:
     table = Table("", "right", title="\n4. What best-of-N gained", title_justify="left", title_style="bold", box=None)
     table.add_row("one sample (mean over all)", f"{outcome.single:.0%}")
-    table.add_row(f"[bold]best of {N} by the reward model[/]", f"[bold]{outcome.best_of_n:.0%}[/]")
+    table.add_row(f"best of {N} by the reward model", f"{outcome.best_of_n:.0%}", style="bold")
     table.add_row(f"the best possible (any of the {N} is right)", f"{outcome.any_of_n:.0%}")
     table.caption = (
         f"{outcome.problems} problems are few: +-{outcome.standard_error:.0%}; `bon demo evaluate` asks more"
@@ -129,32 +130,34 @@ def _comparison(outcome: DemoOutcome) -> Table:
     return table
 
 
-def _show_log(log: Path, console: Console) -> None:
+def _show_log(log: Path, console: Terminal) -> None:
     stats = log_stats(log)
     console.print(
-        f"\n[bold]5. The log[/]: {stats['requests']} requests, {stats['candidates']} candidates with rewards, "
-        f"{stats['bytes'] / 1024:,.0f} KiB, every one synced before its answer left\n"
-        f"   look: .venv/bin/bon log records --log {log} --limit 1"
+        styled(
+            ("\n5. The log", "bold"),
+            f": {stats['requests']} requests, {stats['candidates']} candidates with rewards, "
+            f"{stats['bytes'] / 1024:,.0f} KiB, every one synced before its answer left\n"
+            f"   look: .venv/bin/bon log records --log {log} --limit 1",
+        )
     )
 
 
-def _show_selection(run: Path, console: Console) -> None:
+def _show_selection(run: Path, console: Terminal) -> None:
     manifest = select(SelectOptions(logs=(run / "log",), rule=OfflineRule.BEST_PER_PROMPT, out=run / "selected"))
     data = next(output for output in manifest["outputs"] if output["role"] == "data")
-    console.print(
-        f"\n[bold]6. A training set[/]: {data['rows']} rows in {run / 'selected' / data['file']}, with its manifest"
-    )
+    rows = f": {data['rows']} rows in {run / 'selected' / data['file']}, with its manifest"
+    console.print(styled(("\n6. A training set", "bold"), rows))
     first = (run / "selected" / data["file"]).read_text(encoding="utf-8").splitlines()[0]
-    console.print(f"   {first[:150]}…", markup=False, highlight=False)
-    console.print(f"   {json.dumps(manifest['counts'])}", markup=False, highlight=False)
+    console.print(f"   {first[:150]}…")
+    console.print(f"   {json.dumps(manifest['counts'])}")
 
 
-def _show_next_steps(policy: Path, reward: Path, run: Path, console: Console) -> None:
+def _show_next_steps(policy: Path, reward: Path, run: Path, console: Terminal) -> None:
     console.print(
-        "\n[bold]7. Go on[/]\n"
+        styled(("\n7. Go on", "bold")),
         f"   the same server:     .venv/bin/bon serve --policy {policy} --reward {reward} --log {run / 'log'}\n"
         "   a question:          .venv/bin/bon ask 'What is 7 + 5?' -n 8 --all\n"
         "   your own models:     .venv/bin/bon serve --policy HUB/INSTRUCT-MODEL --reward HUB/REWARD-MODEL --log DIR\n"
         "   on a GPU:            make demo BACKEND=cuda (in a fresh clone)",
-        highlight=False,
+        sep="\n",
     )

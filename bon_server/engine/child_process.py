@@ -20,9 +20,11 @@ def live_and_die_with_parent() -> None:
     os.setpgid(0, 0)
 
     def watch() -> None:
-        wait([parent.sentinel])
-        for child in multiprocessing.active_children():
-            child.kill()
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            wait([parent.sentinel])
+            for child in multiprocessing.active_children():
+                child.kill()
+        finally:  # also where this thread has a bug: nobody would watch any more
+            os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

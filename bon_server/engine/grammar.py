@@ -2,7 +2,7 @@
 
 It was chosen over xgrammar, vLLM's first choice, because it compiles lazily and under limits, and because it refuses
 what it does not implement (`not`, `uniqueItems`, a foreign `$ref`), where xgrammar lets anything pass. Figures are in
-docs/design.md.
+docs/decisions.md.
 """
 
 from __future__ import annotations

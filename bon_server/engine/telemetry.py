@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 
 class Telemetry:
-    """Of one engine. Written on the event loop; may be read from any thread."""
+    """Of one engine. Written by one thread, mostly the event loop's; may be read from any."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

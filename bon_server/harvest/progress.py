@@ -10,12 +10,13 @@ from typing import IO
 
 import bon
 from bon.v1 import bon_pb2 as pb
-from rich.console import Console
+from bon.visible import visible
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bon_server.harvest.lines import Run
 from bon_server.harvest.loop import Harvest, Watcher, harvest
 from bon_server.harvest.prompts import Line, find_prompts
+from bon_server.terminal import Terminal
 
 
 def run_harvest(
@@ -60,13 +61,13 @@ class _Shown:
 
     def __init__(self, size_bytes: int, answers: IO[str] | None) -> None:
         self._progress = Progress(
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[done]} answered, {task.fields[failed]} failed"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Terminal(stderr=True),
         )
         self._task = self._progress.add_task("", total=size_bytes, state="harvesting", done=0, failed=0)
         self._answers = answers
@@ -89,13 +90,13 @@ class _Shown:
 
     def failure(self, line: Line, reason: str) -> None:
         """One line has failed for good."""
-        self._progress.console.print(f"line {line.number}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(f"line {line.number}: {reason}", soft_wrap=True)
         self._failed += 1
         self._advance(line)
 
     def wait(self, reason: str) -> None:
         """The server is full or away."""
-        self._progress.update(self._task, state=f"waiting ({reason.partition(':')[0]})")
+        self._progress.update(self._task, state=visible(f"waiting ({reason.partition(':')[0]})"))
 
     def _advance(self, line: Line) -> None:
         self._progress.update(

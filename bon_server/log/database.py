@@ -27,13 +27,15 @@ from typing import NamedTuple, TypeVar
 import apsw
 import msgspec
 
-from bon_server.errors import LogError, StartupError
+from bon_server.errors import BonError, LogError, StartupError
 from bon_server.log.feedback_register import FEEDBACK_REGISTER
 from bon_server.log.record import Record, encode
 from bon_server.log.register import REGISTER, new_writer_id
 from bon_server.log.register_changes import CHANGES
 
 Fields = TypeVar("Fields")
+TRANSIENT = (BonError, OSError, apsw.Error, MemoryError)
+"""What sealing, publishing and removing meet on a disk, at a store, or for want of memory: to be tried again later."""
 SPOOL_NAME = "spool.sqlite"
 APPLICATION_ID = 0x426F4E53
 """`BoNS`, in SQLite's file header: tells a spool from another SQLite file."""

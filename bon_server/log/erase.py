@@ -1,7 +1,7 @@
 """`bon log erase`: removes records, with their feedback, from every file of a log.
 
     finish       what a crash left of an erasure; what it left of a sealing is removed, its rows are in the spool
-    find         the records, in all segments and the spool
+    find         the records and the feedback, in all segments and the spool; an id that several callers used is refused
     mark         the snapshots that pin a file about to change are stale from here on
     feedback     segments and rows
     scores       of them that were added, see `score_files.py`
@@ -20,12 +20,13 @@ erased.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import apsw
 import msgspec
@@ -39,13 +40,14 @@ from bon_server.log.erase_published import PublishedCopies
 from bon_server.log.feedback import unpack as unpack_feedback
 from bon_server.log.feedback_columns import FEEDBACK
 from bon_server.log.lock import WriterLock
+from bon_server.log.pieces import pieces
 from bon_server.log.publishing import content_of
 from bon_server.log.rewrite import Key, Match, matching_rows, rewrite
 from bon_server.log.score_files import changing_scores
 from bon_server.log.score_removal import erase_scores
 from bon_server.log.segments import RECORDS, Table, listed, place_of
 from bon_server.log.snapshot import mark_stale
-from bon_server.log.store import Store, StoreError
+from bon_server.log.store import Store, StoreError, check_apart
 from bon_server.log.whole_file import sha256_of, sync_folder
 
 NOT_PUBLISHED = LogConfig()
@@ -54,6 +56,8 @@ NOT_PUBLISHED = LogConfig()
 class Erased(TypedDict):
     """The document of `bon log erase --json`."""
 
+    principals: list[str]
+    """Whose records and feedback they were, sorted; empty: nobody's."""
     records: int
     """Removed, from segments and spool."""
     feedback: int
@@ -81,9 +85,10 @@ def erase(directory: Path, match: Match, config: LogConfig = NOT_PUBLISHED) -> E
 
     config: where it does so too, `publish`, and how to get there.
 
-    Raises `LogLocked` while another process writes this log, `ConfigError` for a match of everything or nothing and a
-    place that cannot be, `StartupError` without the package for it, and `LogError` when a file or object cannot be
-    read, so that it is not known what it holds, or cannot be written.
+    Raises `LogLocked` while another process writes this log, `ConfigError` for a match of everything or nothing, for a
+    request id that several callers used when the match names none of them, and for a place that cannot be,
+    `StartupError` without the package for it, and `LogError` when a file or object cannot be read, so that it is not
+    known what it holds, or cannot be written.
     """
     if (match.request_id is None) == (match.tag is None):
         raise ConfigError("erase: give either a request id or a tag")
@@ -97,10 +102,30 @@ def erase(directory: Path, match: Match, config: LogConfig = NOT_PUBLISHED) -> E
             database.pragma("secure_delete", True)
             store = None
             if config.publish is not None:
+                check_apart(directory, config.publish)
                 store = Store(config.publish, config.publish_options, config.publish_timeout_s)
             return _Erasure(directory, database, match, store).run()
         except (apsw.Error, OSError, StoreError) as error:
             raise LogError(f"{directory}: the erasure is not complete, run it again: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Feedback:
+    """Observations to remove."""
+
+    segments: dict[str, set[Key]]
+    only_there: dict[str, set[Key]]
+    """Published, and no longer here."""
+    spool: set[Key] = field(default_factory=set)
+
+    def keys(self) -> Iterator[Key]:
+        """Of all of them."""
+        return chain(self.spool, *self.segments.values(), *self.only_there.values())
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(1 for _ in self.keys())
 
 
 class _Erasure:
@@ -121,22 +146,28 @@ class _Erasure:
         segments = self._segments(RECORDS)
         rows = list(self._spool_rows())
         only_there = self._only_there(copies, RECORDS)
+        found = self._find_feedback(copies)
+        principals = self._whose(found)
+        if self._match.request_id is not None and principals:
+            self._match = replace(self._match, principal=principals[0])
         stale = mark_stale(self._directory, segments)
-        feedback = self._erase_feedback(copies)
+        self._erase_feedback(copies, found)
         scores = erase_scores(self._directory, self._match, self._keys)
         self._rewritten += scores
         for file, keys in segments.items():
             self._rewrite(file, RECORDS, keys)
+        self._forget(self._keys)
         with self._database:
-            self._database.executemany("DELETE FROM records WHERE ordinal = ?", ((row,) for row in rows))
-            self._forget(self._keys)
-            self._database.execute("DELETE FROM sealed WHERE request_id = ?", (self._match.request_id,))
+            remembered = ((self._match.request_id, principal) for principal in principals)
+            self._database.executemany("DELETE FROM sealed WHERE request_id = ? AND principal = ?", remembered)
+        self._delete("DELETE FROM records WHERE ordinal = ?", ((row,) for row in rows))
         self._scrub()
         if copies is not None:
             self._erase_copies(copies, only_there)
         return Erased(
+            principals=principals,
             records=len(rows) + sum(map(len, (*segments.values(), *only_there.values()))),
-            feedback=feedback,
+            feedback=found.count,
             scores=sum(scores.values()),
             rewritten=self._rewritten,
             stale_snapshots=stale,
@@ -203,36 +234,50 @@ class _Erasure:
         decoder = msgspec.msgpack.Decoder(_Tagged)
         path, wanted = self._directory / SPOOL_NAME, (self._match.request_id,)
         for row in self._database.execute(f"SELECT {columns} FROM records WHERE {where} ORDER BY ordinal", wanted):
+            if not self._match.may_be_of(row[3]):
+                continue
             if by_id or self._match.has(unpack_fields(StoredRow(*row[:3]), decoder.decode, path).tags):
                 self._keys.add(row[3:])
                 yield row[0]
 
-    def _erase_feedback(self, copies: PublishedCopies | None) -> int:
-        segments = self._segments(FEEDBACK)
-        only_there = self._only_there(copies, FEEDBACK)
-        for file, keys in segments.items():
-            self._rewrite(file, FEEDBACK, keys)
-        for file, keys in only_there.items():
-            if copies is not None:
-                copies.rewrite(file, FEEDBACK, keys)
-        removed = []
+    def _find_feedback(self, copies: PublishedCopies | None) -> _Feedback:
+        found = _Feedback(self._segments(FEEDBACK), self._only_there(copies, FEEDBACK))
         for row in self._database.execute("SELECT ordinal, sha256, feedback FROM feedback"):
             one = unpack_feedback(*row)
+            said = self._match.has(one.tags) and self._match.may_be_of(one.principal)
             about = (one.principal, one.request_id, one.attempt)
-            if one.request_id == self._match.request_id or about in self._keys or self._match.has(one.tags):
-                removed.append((row[0],))
-        with self._database:
-            self._database.executemany("DELETE FROM feedback WHERE ordinal = ?", removed)
-        return len(removed) + sum(map(len, (*segments.values(), *only_there.values())))
+            if said or self._match.is_of(*about[:2]) or about in self._keys:
+                found.spool.add((one.principal, one.feedback_id, row[0]))
+        return found
+
+    def _whose(self, feedback: _Feedback) -> list[str]:
+        """Who made what is going to be erased. Raises `ConfigError` when an id would erase that of several callers."""
+        found = {key[0] for key in chain(self._keys, feedback.keys())}
+        if self._match.request_id is not None:
+            remembered = "SELECT DISTINCT principal FROM sealed WHERE request_id = ?"
+            known = (row[0] for row in self._database.execute(remembered, (self._match.request_id,)))
+            found |= {principal for principal in known if self._match.may_be_of(principal)}
+            if len(found) > 1:
+                names = ", ".join(repr(principal) for principal in sorted(found))
+                raise ConfigError(f"erase: several callers used this request id: {names}; say whose with --principal")
+        return sorted(found)
+
+    def _erase_feedback(self, copies: PublishedCopies | None, found: _Feedback) -> None:
+        for file, keys in found.segments.items():
+            self._rewrite(file, FEEDBACK, keys)
+        for file, keys in found.only_there.items():
+            if copies is not None:
+                copies.rewrite(file, FEEDBACK, keys)
+        self._delete("DELETE FROM feedback WHERE ordinal = ?", ((key[2],) for key in found.spool))
 
     def _rewrite(self, file: str, table: Table, keys: set[Key]) -> None:
         path = self._directory / file
         own = changes.is_registered(self._database, file)
         with rewrite(path, table, keys) as version:
             if own:
+                self._forget(keys, table)
                 with self._database:
                     changes.will_be(self._database, file, version)
-                    self._forget(keys, table)
         if own:
             with self._database:
                 changes.was_replaced(self._database, file)
@@ -244,7 +289,13 @@ class _Erasure:
             statement = "DELETE FROM sealed_feedback WHERE principal = ? AND feedback_id = ? AND ordinal = ?"
         else:
             statement = "DELETE FROM sealed WHERE principal = ? AND request_id = ? AND attempt = ?"
-        self._database.executemany(statement, keys)
+        self._delete(statement, keys)
+
+    def _delete(self, statement: str, keys: Iterable[tuple[Any, ...]]) -> None:
+        """In transactions of bounded size; what a crash leaves the next run finds again."""
+        for some in pieces(keys):
+            with self._database:
+                self._database.executemany(statement, some)
 
     def _scrub(self) -> None:
         """Free pages and the write-ahead log may hold what was deleted, also long ago by a sealing."""

@@ -1,7 +1,7 @@
 """Retention: the oldest sealed files go, by age and by size, unless a snapshot pins them.
 
     forget      request ids of their records: a retry after this samples again
-    expire      one transaction takes the files out of the log, and notes that it was on purpose
+    expire      transactions take the files out of the log, and note that it was on purpose
     look        snapshots made meanwhile keep their files
     remove      the files, and the scores that were added to their records; what a crash leaves of them is no part of
                 the log, and is removed the next time
@@ -13,19 +13,18 @@ left alone.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
-
-import apsw
 
 from bon_server.errors import LogError
 from bon_server.log import register
 from bon_server.log import register_changes as changes
-from bon_server.log.database import SPOOL_NAME, open_for_reading
+from bon_server.log.pieces import change_in_pieces, pieces
 from bon_server.log.register import Segment
 from bon_server.log.score_files import FOLDER as SCORES_FOLDER
 from bon_server.log.score_files import changing_scores
@@ -34,9 +33,6 @@ from bon_server.log.segments import naming, open_parquet, writer_of
 from bon_server.log.snapshot import read_snapshot, snapshot_files
 from bon_server.log.spool import Spool
 from bon_server.log.whole_file import sync_folder
-
-_FORGET_ROWS = 512
-_FORGET = "DELETE FROM sealed WHERE principal = ? AND request_id = ? AND attempt = ?"
 
 
 @dataclass(slots=True)
@@ -64,24 +60,24 @@ class Retention:
 def expire(spool: Spool, retention: Retention, now: datetime | None = None) -> Expired:
     """Removes what need not be kept any more; blocks. Not while another thread seals.
 
-    now: for tests; None: the time of the system.
+    now: for tests; None: the time that is believed, see `clock`.
 
     Raises `LogError` for a snapshot that cannot be read, since it may pin anything, OSError when a file cannot be
     removed, and the `RequestError`s of `Spool.transaction`.
     """
-    with closing(open_for_reading(spool.directory / SPOOL_NAME)) as reading:
+    with spool.reading() as reading:
         with reading:
             records, feedback = register.segments(reading), register.segments(reading, ledger=register.FEEDBACK)
             oldest_us: int | None = reading.execute("SELECT min(created_at_us) FROM records").get
-        going = _choose(records, feedback, oldest_us, pinned(spool.directory), retention, now or datetime.now(UTC))
+        going = _choose(records, feedback, oldest_us, pinned(spool.directory), retention, now or _believed(spool))
         files = [one.file for one in going]
         kept: set[str] = set()
         for file in files:
             _forget(spool, spool.directory / file)
         if files:
-            spool.transaction(lambda database: changes.expire(database, files))
+            change_in_pieces(spool, pieces(files), changes.expire)
             kept = pinned(spool.directory) & set(files)
-            spool.transaction(lambda database: changes.keep(database, sorted(kept)))
+            change_in_pieces(spool, pieces(sorted(kept)), changes.keep)
         _remove(spool.directory, changes.expired(reading))
     return _counted([one for one in going if one.file not in kept])
 
@@ -100,20 +96,26 @@ def _choose(
     now: datetime,
 ) -> list[Segment]:
     """What goes, oldest first."""
-    left = sorted(records, key=lambda one: (_date(one), one.first_ordinal))
-    left_feedback = sorted(feedback, key=_date)
+    dates, feedback_dates = _dates(records, now), _dates(feedback, now)
+    in_order = sorted(
+        (one for one in records if one.file not in pinned), key=lambda one: (dates[one], one.first_ordinal)
+    )
+    left_feedback = deque(sorted(feedback, key=lambda one: feedback_dates[one]))
     spool_date = date.max if oldest_us is None else (datetime(1970, 1, 1) + timedelta(microseconds=oldest_us)).date()
+    oldest = min([spool_date, *(_date(one) for one in records if one.file in pinned)])
+    oldest_after = list(accumulate(map(_date, reversed(in_order)), min, initial=oldest))[-2::-1]
+    size = sum(one.bytes for one in (*records, *feedback))
     going: list[Segment] = []
-    for one in [one for one in left if one.file not in pinned]:
-        size = sum(each.bytes for each in (*left, *left_feedback))
-        too_old = retention.days is not None and _end(one) + timedelta(days=retention.days) <= now
+    for one, oldest in zip(in_order, oldest_after, strict=True):
+        too_old = retention.days is not None and _end(dates[one]) + timedelta(days=retention.days) <= now
         if not too_old and (retention.bytes is None or size <= retention.bytes):
             break
-        left.remove(one)
-        oldest = min([spool_date, *map(_date, left[:1])])
-        unneeded = [each for each in left_feedback if _date(each) < oldest]
-        left_feedback = left_feedback[len(unneeded) :]
-        going += [one, *unneeded]
+        going.append(one)
+        size -= one.bytes
+        while left_feedback and feedback_dates[left_feedback[0]] < oldest:
+            unneeded = left_feedback.popleft()
+            going.append(unneeded)
+            size -= unneeded.bytes
     return going
 
 
@@ -121,8 +123,28 @@ def _date(segment: Segment) -> date:
     return date.fromisoformat(segment.file.split("date=")[1][:10])
 
 
-def _end(segment: Segment) -> datetime:
-    return datetime(*(_date(segment) + timedelta(days=1)).timetuple()[:3], tzinfo=UTC)
+def _end(day: date) -> datetime:
+    return datetime(*(day + timedelta(days=1)).timetuple()[:3], tzinfo=UTC)
+
+
+def _dates(segments: Sequence[Segment], now: datetime) -> dict[Segment, date]:
+    """The day of each segment: that of its name, or a later one.
+
+    A segment is not older than those sealed before it: the clock may have been behind while its records were written.
+    What has a date to come was written with a clock that was ahead, and says nothing of others.
+    """
+    dates, newest, newest_before = {}, date.min, date.min
+    for _, alike in groupby(sorted(segments, key=lambda one: one.last_ordinal), key=lambda one: one.last_ordinal):
+        for one in alike:  # of one sealing, in which days have no order
+            own = _date(one)
+            newest = max(newest, own) if own <= now.date() else newest
+            dates[one] = max(own, newest_before)
+        newest_before = newest
+    return dates
+
+
+def _believed(spool: Spool) -> datetime:
+    return datetime.fromtimestamp(spool.clock.believed_us() / 1e6, UTC)
 
 
 def _forget(spool: Spool, path: Path) -> None:
@@ -130,24 +152,17 @@ def _forget(spool: Spool, path: Path) -> None:
     if path.parts[-4] != "segments":
         return
     try:
-        for some in _ids(path):
-            spool.transaction(partial(_delete_ids, ids=some))
+        change_in_pieces(spool, pieces(_ids(path)), register.forget)
     except LogError:
         return
 
 
-def _delete_ids(database: apsw.Connection, ids: Sequence[tuple[str, str, int]]) -> None:
-    database.executemany(_FORGET, ids)
-
-
-def _ids(path: Path) -> Iterator[list[tuple[str, str, int]]]:
+def _ids(path: Path) -> Iterator[tuple[str, str, int]]:
     with closing(open_parquet(path)) as parquet:
         for group in range(parquet.metadata.num_row_groups):
             with naming(path, f": row group {group}"):
                 table = parquet.read_row_group(group, columns=["principal", "request_id", "attempt"])
-                ids = list(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
-            for start in range(0, len(ids), _FORGET_ROWS):
-                yield ids[start : start + _FORGET_ROWS]
+            yield from zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
 
 
 def _remove(directory: Path, files: Sequence[str]) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -15,12 +13,11 @@ import apsw
 
 from bon_server.errors import LogError
 from bon_server.log import feedback_register, register
-from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.feedback import Feedback, said, unpack
 from bon_server.log.feedback_columns import FEEDBACK, to_batch
 from bon_server.log.feedback_register import SealedFeedback
 from bon_server.log.register import FEEDBACK as LEDGER
-from bon_server.log.sealing_steps import last_ordinal, plan_next, registered, waiting_bytes
+from bon_server.log.sealing_steps import last_ordinal, plan_next, read_back, waiting_bytes
 from bon_server.log.segments import SegmentsWriter
 from bon_server.log.spool import Spool
 
@@ -43,13 +40,11 @@ class FeedbackSealed:
 def seal_feedback(spool: Spool, seal_bytes: int, replay_window_s: float) -> FeedbackSealed:
     """Seals the feedback that is in the spool now; blocks. Parameters and errors are those of `sealing.seal`."""
     result = FeedbackSealed()
-    with closing(open_for_reading(spool.directory / SPOOL_NAME)) as reading:
+    with spool.reading() as reading:
         writer = register.writer_id(reading) or ""
         until = last_ordinal(reading, LEDGER)
         while (first_last := plan_next(spool, reading, until, seal_bytes, LEDGER)) is not None:
             _seal_range(spool, reading, writer, first_last, replay_window_s, result)
-    now_us = time.time_ns() // 1_000
-    spool.transaction(lambda database: feedback_register.forget(database, now_us))
     return result
 
 
@@ -74,7 +69,7 @@ def _seal_range(
     replay_window_s: float,
     result: FeedbackSealed,
 ) -> None:
-    until_us = time.time_ns() // 1_000 + round(replay_window_s * 1e6)
+    until_us = spool.clock.latest_us() + round(replay_window_s * 1e6)
     left: list[int] = []
     with SegmentsWriter(spool.directory, writer, *first_last, FEEDBACK) as files:
         for page in _pages(reading, first_last, left):
@@ -82,7 +77,7 @@ def _seal_range(
                 files.add(date, to_batch(some))
             if replay_window_s > 0:
                 spool.transaction(partial(feedback_register.remember, observations=_sealed(page, until_us)))
-    made = [registered(spool.directory, file, rows, first_last, until_us) for file, rows in files.rows().items()]
+    made = read_back(spool.directory, files.rows(), first_last, until_us)
     spool.transaction(lambda database: register.complete(database, made, left, LEDGER))
     result.rows += sum(files.rows().values())
     result.files += files.rows()

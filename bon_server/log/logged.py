@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import apsw
 
-from bon_server.errors import InternalError, LogError, Unavailable
+from bon_server.errors import InternalError, LogError, RequestError
 from bon_server.log import register
 from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading, unpack
 from bon_server.log.record import Record, decode
 from bon_server.log.segment_reader import read_one
-from bon_server.log.writer import RETRY_AFTER_MS
 from bon_server.types import Outcome
 
 _FIND = """
@@ -57,8 +57,10 @@ class Logged:
 class Lookup:
     """A reading connection of its own, for any thread. Its methods are those of `Spool`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cannot_read: Callable[[Exception], RequestError]) -> None:
+        """cannot_read: told of what the database says, and answers what the caller is told."""
         self._directory = directory
+        self._cannot_read = cannot_read
         self._reading = open_for_reading(directory / SPOOL_NAME)
         self._mutex = threading.Lock()
 
@@ -74,7 +76,7 @@ class Lookup:
                 row = self._reading.execute(_FIND, (principal, request_id)).fetchone()
                 sealed = register.latest(self._reading, principal, request_id)
             except apsw.Error as error:
-                raise Unavailable("the log cannot be read", RETRY_AFTER_MS) from error
+                raise self._cannot_read(error) from error
         if row is not None and (sealed is None or row[0] >= sealed.attempt):
             return Logged.of(self._unpack(StoredRow(*row[1:])))
         return None if sealed is None else Logged.sealed(sealed)
@@ -86,8 +88,11 @@ class Lookup:
         try:
             with self._mutex:
                 segments = register.segments_around(self._reading, logged.ordinal)
+        except apsw.Error as error:
+            raise self._cannot_read(error) from error
+        try:
             return read_one(self._directory, segments, logged.ordinal)
-        except (LogError, apsw.Error) as error:
+        except LogError as error:
             raise InternalError("the logged answer cannot be read") from error
 
     def _unpack(self, row: StoredRow) -> Record:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import apsw
 
 from bon_server.config import LogConfig
-from bon_server.errors import BonError
-from bon_server.log.database import SPOOL_NAME, open_for_reading
+from bon_server.log.database import SPOOL_NAME, TRANSIENT, open_for_reading
 from bon_server.log.publishing import ONE_OBJECT, Publishing, pause_s
 from bon_server.log.spool import Spool
+from bon_server.supervision import start_thread
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ class Publisher:
     """Publishes what a spool seals, from its construction to `close`. Raises as `Publishing` does."""
 
     def __init__(self, spool: Spool, config: LogConfig) -> None:
+        self._spool = spool
         self._close_s = config.publish_close_s
         self._reading = open_for_reading(spool.directory / SPOOL_NAME)
         self.publishing = Publishing(spool, self._reading, config)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="log-publisher", daemon=True)
-        self._thread.start()
+        self._thread = start_thread("log-publisher", self._run, spool.fail)
 
     def close(self) -> None:
         """Tries to publish what is left, for a bounded time; the next start goes on with the rest. Blocks.
@@ -55,8 +55,10 @@ class Publisher:
     def _try_round(self) -> bool:
         try:
             self.publishing.round()
-        except (BonError, OSError, apsw.Error) as error:
+        except TRANSIENT as error:
             logger.error("publishing failed: %s", error)
+            if isinstance(error, apsw.Error):
+                self._spool.cannot_read(error)
             return False
         failure, waiting = self.publishing.last_failure, self.publishing.backlog.segments
         if failure is not None:

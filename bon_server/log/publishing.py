@@ -26,11 +26,12 @@ import apsw
 
 from bon_server.config import LogConfig
 from bon_server.errors import LogError
-from bon_server.log import feedback_register, published, register
+from bon_server.log import published, register
+from bon_server.log.pieces import forget_overdue
 from bon_server.log.register import Segment
 from bon_server.log.snapshot import read_snapshot, snapshot_files
 from bon_server.log.spool import Spool
-from bon_server.log.store import Store, StoreError
+from bon_server.log.store import Store, StoreError, check_apart
 from bon_server.log.whole_file import sync_folder
 
 FIRST_PAUSE_S = 1.0
@@ -42,7 +43,10 @@ ONE_OBJECT = ("conflict", "local")
 
 def publish(store: Store, directory: Path, segment: Segment) -> None:
     """Puts one segment and its description; what is there already is compared. Raises `StoreError`."""
-    _put(store, segment.file, content_of(directory, segment))
+    content = content_of(directory, segment)
+    if store.is_at(segment.file, directory / segment.file):
+        raise StoreError("folder", f"{store.uri}/{segment.file} is the file of the log itself, and no copy")
+    _put(store, segment.file, content)
     _put(store, published.description_of(segment.file), published.describe(segment))
 
 
@@ -93,6 +97,7 @@ class Publishing:
 
     def __init__(self, spool: Spool, reading: apsw.Connection, config: LogConfig) -> None:
         assert config.publish is not None
+        check_apart(spool.directory, config.publish)
         self._spool = spool
         self._reading = reading
         self._connect: Callable[[], Store] = partial(
@@ -163,20 +168,24 @@ class Publishing:
         return False
 
     def _remove_local(self) -> None:
-        now_us = time.time_ns() // 1_000
+        self._spool.clock.tell()
+        now_us = self._spool.clock.believed_us()
+        forget_overdue(self._spool)  # what answers no retries must not be looked for in a file that has gone
         pinned = _pinned(self._spool.directory)
         for segment in self._removable(now_us):
             if segment.file in pinned or time.monotonic() >= self.until_s:
                 continue
             try:
                 self._store = self._store or self._connect()
+                if self._store.is_at(segment.file, self._spool.directory / segment.file):
+                    raise StoreError("folder", f"{self._uri}/{segment.file} is the file of the log itself: it stays")
                 if self._store.sha256(segment.file) != segment.sha256:
                     raise StoreError("conflict", f"{self._uri}/{segment.file} has changed: the local copy stays")
             except StoreError as error:
                 if self._note(error, segment.file):
                     continue
                 return
-            self._spool.transaction(partial(self._take_out, segment, now_us))
+            self._spool.transaction(partial(published.remove, file=segment.file, uri=self._uri))
             _unlink(self._spool.directory / segment.file)
             self.removed += 1
 
@@ -184,11 +193,6 @@ class Publishing:
         yield from published.removable(self._reading, self._uri, now_us)
         # Looked for when those have gone: what feedback is about goes first.
         yield from published.removable_feedback(self._reading, self._uri, now_us)
-
-    def _take_out(self, segment: Segment, now_us: int, database: apsw.Connection) -> None:
-        register.forget(database, now_us)  # what answers no retries must not be looked for in a file that has gone
-        feedback_register.forget(database, now_us)
-        published.remove(database, segment.file, self._uri)
 
     def _clear_away(self) -> None:
         """What a crash left between taking a segment out of the log and removing its file."""

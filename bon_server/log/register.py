@@ -16,7 +16,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -179,9 +179,18 @@ def remember(database: apsw.Connection, records: Iterable[Sealed]) -> None:
     database.executemany(f"INSERT OR REPLACE INTO sealed VALUES ({places})", records)
 
 
-def forget(database: apsw.Connection, now_us: int) -> None:
-    """Drops request ids whose time is over."""
-    database.execute("DELETE FROM sealed WHERE keep_until_us < ?", (now_us,))
+def overdue(database: apsw.Connection, now_us: int, most: int) -> list[tuple[Any, ...]]:
+    """Keys of request ids whose time is over, for `forget`; a limited number."""
+    keys = "SELECT principal, request_id, attempt FROM sealed WHERE keep_until_us < ? LIMIT ?"
+    return database.execute(keys, (now_us, most)).fetchall()
+
+
+def forget(database: apsw.Connection, keys: Iterable[tuple[Any, ...]], now_us: int | None = None) -> None:
+    """Drops request ids; now_us: only those whose time is over then."""
+    statement = "DELETE FROM sealed WHERE principal = ? AND request_id = ? AND attempt = ?"
+    if now_us is not None:
+        statement += f" AND keep_until_us < {now_us:d}"
+    database.executemany(statement, keys)
 
 
 def latest(database: apsw.Connection, principal: str, request_id: str) -> Sealed | None:

@@ -25,12 +25,22 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What to erase: one of the two."""
+    """What to erase: one of request id and tag."""
 
     request_id: str | None = None
-    """Every attempt, of every caller."""
+    """Every attempt."""
     tag: tuple[str, str] | None = None
     """Key and value."""
+    principal: str | None = None
+    """Only what is this caller's; None: whose it is says the rest."""
+
+    def is_of(self, principal: str, request_id: str) -> bool:
+        """Whether the request is the one."""
+        return self.request_id == request_id and self.may_be_of(principal)
+
+    def may_be_of(self, principal: str) -> bool:
+        """Whether something of this caller can match."""
+        return self.principal in (None, principal)
 
     def has(self, tags: Mapping[str, str]) -> bool:
         """Whether the tag is among them."""
@@ -49,7 +59,8 @@ def matching_rows(path: Path, match: Match, about: Collection[Key]) -> Iterator[
             for row in rows:
                 key = (row["principal"], row["request_id"], row["attempt"])
                 tags = {entry["key"]: entry["value"] for entry in row.get("tags") or ()}
-                if row["request_id"] == match.request_id or key in about or match.has(tags):
+                said = match.is_of(*key[:2]) or (match.has(tags) and match.may_be_of(row["principal"]))
+                if said or key in about:
                     yield _key(row)
 
 

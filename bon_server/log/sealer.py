@@ -13,11 +13,11 @@ from collections.abc import Callable
 import apsw
 
 from bon_server.config import LogConfig
-from bon_server.errors import BonError
-from bon_server.log.database import SPOOL_NAME, open_for_reading
+from bon_server.log.database import SPOOL_NAME, TRANSIENT, open_for_reading
 from bon_server.log.expire import Retention, expire
 from bon_server.log.sealing import SealResult, seal, seal_beside_commits, waiting
 from bon_server.log.spool import Spool
+from bon_server.supervision import start_thread
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,10 @@ class Sealer:
         """Since the start."""
         self.failures = 0
         """Sealings that failed since the start."""
+        self.expire_failures = 0
+        """Applications of the retention that failed since the start."""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="log-sealer", daemon=True)
-        self._thread.start()
+        self._thread = start_thread("log-sealer", self._run, spool.fail)
 
     def close(self) -> None:
         """Waits for a sealing that is under way and, unless configured otherwise, seals what is left. Blocks."""
@@ -57,20 +58,26 @@ class Sealer:
         self._reading.close()
         if self._config.seal_on_shutdown and self._spool.failure is None:
             self._try_to_seal(seal)  # nothing is committed any more
+            self._try_to_save_clock()
 
     def _run(self) -> None:
+        self._try_to_save_clock()  # before anything can be old
         while not self._stop.wait(CHECK_S) and self._spool.failure is None:
             if self._is_due() and not self._try_to_seal(seal_beside_commits):
                 self._stop.wait(RETRY_S)
             if self._retention != Retention(None, None) and time.monotonic() >= self._expire_at_s:
                 self._try_to_expire()
                 self._expire_at_s = time.monotonic() + EXPIRE_S
+            if self._spool.clock.save_is_due():
+                self._try_to_save_clock()
 
     def _is_due(self) -> bool:
         try:
             size, oldest_us = waiting(self._reading)
-        except apsw.Error as error:
+        except TRANSIENT as error:
             logger.error("the spool cannot be measured (%s)", type(error).__name__)
+            if isinstance(error, apsw.Error):
+                self._spool.cannot_read(error)
             return False
         self.waiting_bytes, self.oldest_s = size, None if oldest_us is None else oldest_us / 1e6
         if self.oldest_s is None:
@@ -81,9 +88,11 @@ class Sealer:
     def _try_to_seal(self, sealing: Callable[[Spool, int, float], SealResult]) -> bool:
         try:
             result = sealing(self._spool, self._config.seal_bytes, self._config.replay_window_s)
-        except (BonError, OSError, apsw.Error) as error:
+        except TRANSIENT as error:
             self.failures += 1
-            logger.error("sealing failed, what is not sealed stays in the spool: %s", error)
+            logger.error(
+                "sealing failed, what is not sealed stays in the spool: %s", str(error) or type(error).__name__
+            )
             return False
         self.sealed_records += result.records
         if result.files:
@@ -93,10 +102,25 @@ class Sealer:
         return True
 
     def _try_to_expire(self) -> None:
+        if self._config.retain_days is not None:
+            self._spool.clock.tell()
         try:
             gone = expire(self._spool, self._retention)
-        except (BonError, OSError, apsw.Error) as error:
-            logger.error("old segments could not be removed: %s", error)
+        except TRANSIENT as error:
+            self.expire_failures += 1
+            logger.error("old segments could not be removed: %s", str(error) or type(error).__name__)
             return
         if gone.segments:
             logger.info("removed %d old files with %d records", gone.segments, gone.records)
+
+    def _try_to_save_clock(self) -> None:
+        try:
+            self._spool.transaction(self._spool.clock.save)
+        except TRANSIENT as error:
+            logger.warning("the time was not kept: %s", error)
+
+    @property
+    def doubt_s(self) -> float:
+        """How far the clock is ahead of what the log proves, while anything is to be removed by age; 0: not at all."""
+        by_age = self._config.retain_days is not None or not self._config.publish_keep_local
+        return self._spool.clock.doubt_s if by_age else 0.0

@@ -1,7 +1,9 @@
 """Sealing: committed records leave the spool for segments.
 
     plan        the next ordinals, up to `seal_bytes` of records, are noted in the register
-    write       one file for each date: temporary name, fsync, rename, fsync of the folder; then read back
+    write       one file for each date: temporary name, fsync, its name if that is free, fsync of the folder; then read
+                back. A file that has the name and the same rows is what a crash left; any other is left alone, and the
+                log is closed
     remember    request ids, so that retries still find their answers
     complete    one transaction registers the files and drops the rows
 
@@ -14,23 +16,21 @@ are damaged stay in the spool, where readers and `bon log verify` report them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import apsw
 
 from bon_server.errors import LogError
 from bon_server.log import register
-from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading
+from bon_server.log.database import StoredRow
 from bon_server.log.feedback_sealing import feedback_waiting, seal_feedback
+from bon_server.log.pieces import change_in_pieces, forget_overdue, pieces
 from bon_server.log.register import RECORDS, Sealed
 from bon_server.log.sealed_page import SealedPage, seal_page
 from bon_server.log.sealing_process import sealing_process
-from bon_server.log.sealing_steps import last_ordinal, plan_next, registered, waiting_bytes
+from bon_server.log.sealing_steps import last_ordinal, plan_next, read_back, waiting_bytes
 from bon_server.log.segments import SegmentsWriter
 from bon_server.log.spool import Spool
 
@@ -40,9 +40,6 @@ _PAGE = (
     "SELECT ordinal, sha256, record FROM records WHERE ordinal > ? AND ordinal <= ?"
     f" ORDER BY ordinal LIMIT {_PAGE_ROWS}"
 )
-_REMEMBER_ROWS = 256
-_LET_COMMIT_S = 0.005
-"""Pause after each transaction: a lock that is taken again at once is never had by who waits for it."""
 MakePage = Callable[[Sequence[StoredRow], int], SealedPage]
 """`sealed_page.seal_page`, or something that has it done elsewhere."""
 
@@ -69,21 +66,21 @@ def seal(spool: Spool, seal_bytes: int, replay_window_s: float, make_page: MakeP
     seal_bytes: of records in one sealing. replay_window_s: how long sealed records answer retries; imported ones always
     do, so that a file can be imported twice.
 
-    Raises `LogError` and OSError when files cannot be written, and the `RequestError`s of `Spool.transaction`; then
-    what was not completed is still in the spool.
+    Raises `LogError` and OSError when files cannot be written, and the `RequestError`s of `Spool.transaction` and
+    `Spool.reading`; then what was not completed is still in the spool.
     """
     result = SealResult()
-    with closing(open_for_reading(spool.directory / SPOOL_NAME)) as reading:
+    with spool.reading() as reading:
         writer = register.writer_id(reading) or ""
         until = last_ordinal(reading, RECORDS)
         while (first_last := plan_next(spool, reading, until, seal_bytes, RECORDS)) is not None:
             _seal_range(spool, reading, writer, first_last, replay_window_s, make_page, result)
-        now_us = time.time_ns() // 1_000
-        spool.transaction(lambda database: register.forget(database, now_us))
     feedback = seal_feedback(spool, seal_bytes, replay_window_s)
     result.feedback = feedback.rows
     result.files += feedback.files
     result.left += feedback.left
+    spool.transaction(spool.clock.save)
+    forget_overdue(spool)
     return result
 
 
@@ -114,7 +111,7 @@ def _seal_range(
     make_page: MakePage,
     result: SealResult,
 ) -> None:
-    until_us = time.time_ns() // 1_000 + round(replay_window_s * 1e6)
+    until_us = spool.clock.latest_us() + round(replay_window_s * 1e6)
     left: list[int] = []
     remembered: list[Sealed] = []
     with SegmentsWriter(spool.directory, writer, *first_last) as files:
@@ -125,8 +122,9 @@ def _seal_range(
                 files.add(date, batch)
             remembered += page.sealed
             left += page.left
-    made = [registered(spool.directory, file, rows, first_last, until_us) for file, rows in files.rows().items()]
-    _remember(spool, [one for one in remembered if replay_window_s > 0 or one.keep_until_us is None])
+    made = read_back(spool.directory, files.rows(), first_last, until_us)
+    kept = [one for one in remembered if replay_window_s > 0 or one.keep_until_us is None]
+    change_in_pieces(spool, pieces(kept), register.remember)
     spool.transaction(lambda database: register.complete(database, made, left))
     result.records += sum(files.rows().values())
     result.files += files.rows()
@@ -152,10 +150,3 @@ def _check_whole(rows: Sequence[StoredRow], page: SealedPage) -> None:
     remembered = sorted(one.ordinal for one in page.sealed)
     if made != remembered or sorted(made + page.left) != [row.ordinal for row in rows]:
         raise LogError(f"rows {rows[0].ordinal} to {rows[-1].ordinal} of the spool did not all become rows of segments")
-
-
-def _remember(spool: Spool, records: Sequence[Sealed]) -> None:
-    for start in range(0, len(records), _REMEMBER_ROWS):
-        some = records[start : start + _REMEMBER_ROWS]
-        spool.transaction(partial(register.remember, records=some))
-        time.sleep(_LET_COMMIT_S)

@@ -121,7 +121,7 @@ def _receive(pipe: IO[bytes]) -> bytes | None:
 
 def main() -> None:
     """Answers until there is no more input. Signals that end the server leave it to the server to end this."""
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     while (message := _receive(sys.stdin.buffer)) is not None:
         request = msgspec.msgpack.decode(message, type=_Request)

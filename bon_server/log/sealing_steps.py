@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -49,6 +50,20 @@ def plan_next(
     first, last = ordinals[0], ordinals[-1]
     spool.transaction(lambda database: register.plan(database, first, last, ledger))
     return first, last
+
+
+def read_back(directory: Path, rows: Mapping[str, int], first_last: tuple[int, int], until_us: int) -> list[Segment]:
+    """Entries in the register of the files of a sealing, each with so many rows.
+
+    When one does not read back, none stays: their rows are in the spool, and the next sealing needs the names. Raises
+    `LogError`.
+    """
+    try:
+        return [registered(directory, file, count, first_last, until_us) for file, count in rows.items()]
+    except LogError:
+        for file in rows:
+            (directory / file).unlink(missing_ok=True)
+        raise
 
 
 def registered(directory: Path, file: str, rows: int, first_last: tuple[int, int], until_us: int) -> Segment:

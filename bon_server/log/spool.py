@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -21,15 +22,17 @@ import apsw
 
 from bon_server.config import LogConfig
 from bon_server.errors import InternalError, LogError, LogFull, RequestError, Unavailable
-from bon_server.log.database import check_sqlite, row_of
+from bon_server.log.clock import SYSTEM, Clock, Times, proven
+from bon_server.log.database import SPOOL_NAME, check_sqlite, open_for_reading, row_of
 from bon_server.log.groups import Group, GroupQueue, Waiting, answer, size_bytes
 from bon_server.log.lock import WriterLock
 from bon_server.log.logged import Logged, Lookup
 from bon_server.log.record import Record
 from bon_server.log.room import Room
 from bon_server.log.upkeep import Upkeep
-from bon_server.log.whole_file import make_folder
+from bon_server.log.whole_file import NameTaken, make_folder
 from bon_server.log.writer import RETRY_AFTER_MS, Writer
+from bon_server.supervision import start_thread
 from bon_server.types import Durability
 
 DEFAULTS = LogConfig()
@@ -46,16 +49,19 @@ class Spool:
         config: LogConfig,
         on_failure: Callable[[LogError], None],
         on_group: Callable[[Group], None],
+        times: Times,
     ) -> None:
         self.directory = directory
         self._lock = lock
         self._config = config
         self._on_group = on_group
         self._room = Room(directory, config.min_free_bytes)
-        self._writer = Writer(directory, on_failure, config.durability)
+        self._writer = Writer(directory, lock, on_failure, config.durability)
         self.recovery = self._writer.recovery
         """What was found on disk at the start."""
-        self._lookup = Lookup(directory)
+        self._lookup = Lookup(directory, self.cannot_read)
+        with closing(open_for_reading(directory / SPOOL_NAME)) as reading:
+            self.clock = Clock(proven(reading, directory), config.clock_is_right, times)
         self._mutex = threading.Lock()
         self._changing_mutex = threading.Lock()
         self._closed = False
@@ -67,8 +73,8 @@ class Spool:
         """Of the records not yet acknowledged, encoded."""
         is_async = config.durability is Durability.ASYNC
         self._upkeep = Upkeep(self._writer, self._room, config.async_sync_ms / 1e3 if is_async else None)
-        self._thread = threading.Thread(target=self._write_groups, name="log-writer", daemon=True)
-        self._thread.start()
+        self._group: Sequence[Waiting] = ()
+        self._thread = start_thread("log-writer", self._write_groups, self._writer_died)
 
     @classmethod
     def open(
@@ -78,11 +84,13 @@ class Spool:
         *,
         on_failure: Callable[[LogError], None] = lambda error: None,
         on_group: Callable[[Group], None] = lambda group: None,
+        times: Times = SYSTEM,
     ) -> Self:
         """Takes the writer lock, recovers and starts the threads; makes the folder when there is none.
 
         config: all but its `directory` counts. on_failure: called once, on a thread of the log, when it has failed
         for good. on_group: called on the writer thread after each group. Neither may raise.
+        times: other clocks, in tests.
 
         Raises `LogLocked` while another process writes this log, `LogError` when it cannot be read or written, and
         `StartupError` for an unsafe SQLite.
@@ -91,7 +99,7 @@ class Spool:
         make_folder(directory)
         lock = WriterLock(directory)
         try:
-            return cls(directory, lock, config, on_failure, on_group)
+            return cls(directory, lock, config, on_failure, on_group, times)
         except BaseException:
             lock.release()
             raise
@@ -100,6 +108,10 @@ class Spool:
     def failure(self) -> LogError | None:
         """Why nothing can be committed any more; None: all is well."""
         return self._writer.failure
+
+    def fail(self, why: str) -> None:
+        """Closes the log for good, as a failed write does: a thread that it depends on has broken."""
+        self._writer.fail(why)
 
     @property
     def full(self) -> bool:
@@ -180,19 +192,41 @@ class Spool:
             finally:
                 self._upkeep.committed()
 
+    @contextmanager
+    def reading(self) -> Iterator[apsw.Connection]:
+        """A reading connection of its own, for what seals or removes.
+
+        What the database then says, and a segment's name that is taken by something else, close the log for good, but
+        for a lock that another program holds. Raises a `RequestError` for these.
+        """
+        try:
+            connection = open_for_reading(self.directory / SPOOL_NAME)
+        except LogError as error:
+            raise self.cannot_read(error) from error
+        with closing(connection):
+            try:
+                yield connection
+            except (apsw.Error, NameTaken) as error:
+                raise self.cannot_read(error) from error
+
+    def cannot_read(self, error: Exception) -> RequestError:
+        """What to raise for an error of a reading connection. It is final, as an error while writing is."""
+        return self._writer.cannot_read(error)
+
     def latest(self, principal: str, request_id: str) -> Logged | None:
         """The latest attempt at a request, None when there is none or it was sealed too long ago.
 
         For the event loop: a look into two indices, without waiting for the writer. Tens of microseconds when there is
         none, and the decoding of one record when it is in the spool.
-        Raises `Unavailable` when the log is closed or cannot be read, `InternalError` when the row is damaged.
+        Raises `Unavailable` when the log is closed or cannot be read (see `cannot_read`), and `InternalError` when the
+        row is damaged.
         """
         return self._lookup.latest(principal, request_id)
 
     def read(self, logged: Logged) -> Record:
         """The record of what `latest` found; blocks for a look into a segment when it is in one.
 
-        Raises `InternalError` when it cannot be read.
+        Raises `InternalError` when the segment cannot be read, and `Unavailable` as `latest` does.
         """
         return self._lookup.read(logged)
 
@@ -222,8 +256,17 @@ class Spool:
 
     def _write_groups(self) -> None:
         while group := self._queue.next():
+            self._group = group
             self._write_group(group)
             self._upkeep.committed()
+
+    def _writer_died(self, why: str) -> None:
+        """Nobody may wait for a commit that will never come: not those of the last group, nor those behind them."""
+        self.fail(why)
+        group = list(self._group)
+        while group:
+            answer(group, [Unavailable("the log cannot be written", RETRY_AFTER_MS)] * len(group))
+            group = self._queue.next()
 
     def _write_group(self, group: Sequence[Waiting]) -> None:
         rows = [waiting.row for waiting in group]

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from bon_server.errors import ConfigError, LogError, StartupError
+from bon_server.log.segments import FEEDBACK_FOLDER, FOLDER
 from bon_server.log.whole_file import make_folder, sync_folder, whole_file
 
 SCHEMES: Final = ("file", "s3", "gs", "az")
@@ -34,6 +35,7 @@ FAILURES: Final = (
     "conflict",
     "local",
 )
+_FOLDERS: Final = (FOLDER, FEEDBACK_FOLDER)
 CONNECT_S = 10.0
 """How long a connection may take to be made."""
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -101,6 +103,10 @@ class Store:
                 return False
             return True
 
+    def is_at(self, name: str, path: Path) -> bool:
+        """Whether an object is this very file: no copy of it."""
+        return self._folder is not None and _same(self._folder / name, path)
+
     def size_bytes(self, name: str) -> int:
         """Of an object."""
         with self._naming(name):
@@ -167,6 +173,35 @@ def folder_of(uri: str) -> Path | None:
     """None: it is no folder of this machine. Raises `ConfigError` as `check_uri` does."""
     check_uri(uri)
     return Path(unquote(urlsplit(uri).path)) if uri.startswith("file:") else None
+
+
+def check_apart(directory: Path, uri: str) -> None:
+    """Raises `ConfigError` when publishing there would put the files of a log onto themselves, or into the log.
+
+    Folders are compared by identity, through links and bind mounts. A log in the published folder is well there, but
+    not where that has its segments.
+    """
+    target = folder_of(uri)
+    if target is None:
+        return
+    log, there = directory.resolve(), target.resolve()
+    inside = _is_within(there, log) or any(_is_within(log, there / folder) for folder in _FOLDERS)
+    if inside or any(_same(directory / folder, target / folder) for folder in _FOLDERS):
+        raise ConfigError(
+            f"log.publish = {uri!r}: that is in the log {directory} itself, or has it among its segments; published "
+            "copies need a folder of their own, because the local file may be removed once there is one"
+        )
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return any(_same(each, folder) for each in (path, *path.parents)) or path.is_relative_to(folder)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False  # one is not there yet
 
 
 def _options(file: str | None, timeout_s: float) -> dict[str, Any]:

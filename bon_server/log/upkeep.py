@@ -1,4 +1,7 @@
-"""What is done beside the commits, on a thread of its own: checkpoints, the syncs of durability `async`, free space."""
+"""What is done beside the commits, on a thread of its own: checkpoints, the syncs of durability `async`, looks.
+
+Every second it looks at the free space, and whether the log's files are still those that are written to.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import time
 
 from bon_server.log.room import LOOK_EVERY_S, Room
 from bon_server.log.writer import Writer
+from bon_server.supervision import start_thread
 
 
 class Upkeep:
@@ -22,8 +26,7 @@ class Upkeep:
         self._pause_s = min(LOOK_EVERY_S, sync_every_s or LOOK_EVERY_S)
         self._wake = threading.Event()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="log-upkeep", daemon=True)
-        self._thread.start()
+        self._thread = start_thread("log-upkeep", self._run, writer.fail)
 
     def committed(self) -> None:
         """Tells that there may be something to move; called after each commit."""
@@ -45,5 +48,6 @@ class Upkeep:
                 self._writer.sync()
             self._writer.checkpoint()
             if time.monotonic() - looked_s >= LOOK_EVERY_S:
+                self._writer.look()
                 self._room.look(self._writer.probe)
                 looked_s = time.monotonic()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from bon_server.errors import LogError
+
+
+class NameTaken(LogError):
+    """There is another file already; it is left as it is."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -56,6 +60,28 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def new_file(path: Path, is_same: Callable[[Path, Path], bool]) -> Iterator[BinaryIO]:
+    """As `whole_file`, but replaces nothing. Raises `NameTaken` when there is a file that is not the same.
+
+    is_same: whether the file that is there (first) is as good as the new one; then it stays.
+    """
+    temporary = temporary_name(path)
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # unlike a rename it replaces nothing
+        except FileExistsError:
+            if not is_same(path, temporary):
+                raise NameTaken(f"{path} is there already with other content: look at it, and move it away") from None
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

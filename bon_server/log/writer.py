@@ -1,7 +1,8 @@
 """Transactions on the spool, one at a time: what is on disk, what may be tried again, what is final.
 
 A full disk fails the transaction at hand and is tried again with the next. Any other error of SQLite or of fsync is
-final: what is on disk is then unknown, so nothing is written any more.
+final: what is on disk is then unknown, so nothing is written any more. So are a read that fails, but
+for a lock that another program holds, and a file that is no longer the one at its path (`log_files.py`).
 
 With durability `async` a transaction counts when the kernel has it: the end of this process loses nothing, the end of
 the machine's power what was not yet synced (`Writer.sync`).
@@ -21,7 +22,10 @@ import apsw
 
 from bon_server.errors import LogError, LogFull, RequestError, Unavailable
 from bon_server.log.database import SPOOL_NAME, Row, open_for_writing
+from bon_server.log.lock import WriterLock
+from bon_server.log.log_files import LogFiles
 from bon_server.log.write_ahead import LEFT_PAGES, ROUNDS, SIZE_LIMIT_BYTES, WriteAheadLog
+from bon_server.supervision import place_of
 from bon_server.types import Durability
 
 Result = TypeVar("Result")
@@ -29,6 +33,8 @@ CHECKPOINT_PAGES = 1_000
 """Pages in the write-ahead log (about 4 MB) that are worth moving into the database. Moving them takes 16 ms, beside
 the commits; 4,000 take 50 ms and lengthen the longest commits, 250 are moved too often."""
 RETRY_AFTER_MS = 1_000
+_PASSING = (apsw.BusyError, apsw.LockedError, apsw.NoMemError, apsw.InterruptError, apsw.ConnectionClosedError)
+"""Failed reads that say nothing of the log."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Failed writes that mean a full disk, a used-up quota, a limit on the size of files."""
 
@@ -64,7 +70,11 @@ class Writer:
     """The one writing connection to a spool. Its methods may be called from any thread."""
 
     def __init__(
-        self, directory: Path, on_failure: Callable[[LogError], None], durability: Durability = Durability.FSYNC
+        self,
+        directory: Path,
+        lock: WriterLock,
+        on_failure: Callable[[LogError], None],
+        durability: Durability = Durability.FSYNC,
     ) -> None:
         self._path = directory / SPOOL_NAME
         self._on_failure = on_failure
@@ -73,6 +83,7 @@ class Writer:
         self._database.pragma("journal_size_limit", SIZE_LIMIT_BYTES)
         self._wal = WriteAheadLog(self._path)
         self.recovery = self._recover()
+        self._files = LogFiles(directory, lock, self._database.pragma("page_size"))
         # NORMAL: commits leave the sync to `sync`; checkpoints and a new start of the write-ahead log still sync.
         self._database.pragma("synchronous", "FULL" if self._synced_by_commit else "NORMAL")
         self.failure: LogError | None = None
@@ -101,9 +112,11 @@ class Writer:
         with self._mutex:
             self.check()
             try:
+                self._files.before_commit()
                 self._database.execute("BEGIN IMMEDIATE")
                 result = change(self._database)
                 self._database.execute("COMMIT")
+                self._files.committed()
             except Exception as error:
                 raise self._give_up(error) from error
             return result
@@ -112,6 +125,27 @@ class Writer:
         """Raises `Unavailable` after a final failure."""
         if self.failure is not None:
             raise Unavailable("the log cannot be written", RETRY_AFTER_MS)
+
+    def fail(self, why: str) -> None:
+        """Nothing is written any more: what the log depends on has broken."""
+        self._fail(LogError(why))
+
+    def look(self) -> bool:
+        """Whether the files are still those that are written to; if not, it is final."""
+        with self._mutex:
+            try:
+                self._files.look()
+            except (LogError, OSError) as error:
+                self._fail(error)
+                return False
+        return True
+
+    def cannot_read(self, error: Exception) -> RequestError:
+        """What whoever wanted to read is told. Final, unless another program holds the database just now."""
+        if isinstance(error.__cause__ if isinstance(error, LogError) else error, _PASSING):
+            return Unavailable("the log cannot be read", RETRY_AFTER_MS)
+        self._fail(error)
+        return Unavailable("the log cannot be read", RETRY_AFTER_MS)
 
     def sync(self) -> None:
         """Makes durable what was committed without waiting for the disk. An error is final."""
@@ -149,6 +183,8 @@ class Writer:
         """
         if self.failure is not None or self._wal_pages < (at_least_pages or self._checkpoint_at_pages):
             return
+        if not self.look():  # what others did to the database must not pass for what is done here
+            return
         try:
             for _ in range(ROUNDS):
                 _, left = self._wal.move()
@@ -160,16 +196,22 @@ class Writer:
             self._checkpoint_at_pages = left + CHECKPOINT_PAGES  # what a reader holds back is not tried again at once
             self.syncs["checkpoint"] += 1
         except (apsw.BusyError, apsw.LockedError):
-            return  # the records are safe where they are; the next checkpoint moves them
+            pass  # the records are safe where they are; the next checkpoint moves them
         except apsw.Error as error:
             if not _is_no_room(error, self._wal.errno):
                 self._fail(error)
+        try:
+            self._files.moved()
+        except LogError as error:
+            self._fail(error)
 
     def close(self) -> None:
         """Syncs, checkpoints and closes."""
         self.sync()
         self.checkpoint(at_least_pages=1)
         try:
+            if self.failure is not None:  # closing must not try again what failed to reach the disk
+                self._database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self._wal.close(leave_as_it_is=self.failure is not None)
             self._database.close()
         except apsw.Error as error:
@@ -203,14 +245,24 @@ class Writer:
     def _fail(self, error: Exception) -> RequestError:
         with self._failing:
             if self.failure is None:
-                # Closing must not try again what failed to reach the disk.
-                self._database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-                self.failure = LogError(f"{self._path} failed and is closed for good: {error}")
+                self.failure = LogError(f"the log is closed for good: {self._reason(error)}")
                 self._on_failure(self.failure)
         return Unavailable("the log cannot be written", RETRY_AFTER_MS)
 
+    def _reason(self, error: Exception) -> str:
+        """With the file that was deleted or replaced, where this is why SQLite could not go on."""
+        try:
+            self._files.check_paths()
+        except LogError as changed:
+            return str(changed)
+        if isinstance(error, LogError):
+            return str(error)
+        expected = isinstance(error, apsw.Error | OSError)  # another's message may quote a record
+        return f"{self._path} failed: {error if expected else place_of(error)}"
+
     def _note_commit(self, database: apsw.Connection, name: str, pages: int) -> int:
         self._wal_pages = pages
+        self._files.frames(pages)
         if self._synced_by_commit:
             self.syncs["commit"] += 1
         else:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from msgspec import Meta
 
 from bon_server.errors import ConfigError
 from bon_server.options import (
     FLAT,
+    CallSeed,
     NotNegativeNumber,
     Positive,
     PositiveNumber,
@@ -141,7 +143,7 @@ class SelectOptions:
     Default: 1 for soft; the top-k rules need it."""
     format: Annotated[FormatName | None, OUTPUT] = None
     """Write lines of this format. Default: trl-dpo for pairs, else trl-sft."""
-    seed: Annotated[int, RULE] = 0
+    seed: Annotated[CallSeed, RULE] = 0
     """Draw at random from this seed; rules without a draw ignore it."""
     max_per_prompt: Annotated[Positive | None, RULE] = None
     """For top-k-overall: choose at most so many candidates of one prompt. Default: no limit."""
@@ -163,7 +165,7 @@ class SelectOptions:
     written: Annotated[Written, FLAT] = field(default_factory=Written)
     engine: Annotated[Engine, OUTPUT] = "local"
     """Run on this machine, or on a Ray cluster."""
-    threads: Annotated[Positive, OUTPUT] = 2
+    threads: Annotated[Annotated[int, Meta(ge=1, le=1024)], OUTPUT] = 2
     """Run so many tasks at a time on this machine, or on a cluster that ray starts itself."""
 
     @property

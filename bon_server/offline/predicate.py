@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bon_server.errors import ConfigError
 from bon_server.log.record import Record
 from bon_server.log.rows import from_batch
+from bon_server.operator_code.guard import told
 from bon_server.specs import import_module
 
 
@@ -52,6 +53,8 @@ def says_no(
         record = records[ordinals[row[position]]]
         try:
             refused[position] = not function(record, record.candidates[index[position]])
-        except Exception as error:
-            raise ConfigError(f"predicate {spec!r} raised {type(error).__name__} at row {record.ordinal}") from error
+        except KeyboardInterrupt:
+            raise  # the user's, at a terminal
+        except BaseException as error:  # noqa: BLE001 -- the user's code may raise anything
+            raise ConfigError(f"predicate {spec!r} raised {told(error)}, at row {record.ordinal}") from None
     return refused

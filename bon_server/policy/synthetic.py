@@ -32,6 +32,7 @@ of on one only or other our out over own people reward right say score see she s
 there these they think this time to two up use was way we well what when which who will with work would year you"""
 
 Share = Annotated[float, Meta(ge=0, le=1)]
+Pace = Annotated[float, Meta(ge=0, le=1e9)]
 _Drawn = tuple[int, Callable[[int], tuple[str, tuple[int, ...]]]]
 """Tokens of a whole completion; text and token ids of its first so many."""
 
@@ -40,11 +41,11 @@ _Drawn = tuple[int, Callable[[int], tuple[str, tuple[int, ...]]]]
 class SyntheticPolicyOptions:
     """Options of `--policy synthetic:...`."""
 
-    tokens_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    tokens_per_s: Pace = 0.0
     """Pace of each candidate; 0: no delay."""
-    total_tokens_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    total_tokens_per_s: Pace = 0.0
     """Pace of all running candidates together, shared equally; 0: no limit. Replaces `tokens_per_s`."""
-    tokens: Annotated[int, Meta(ge=1)] = 40
+    tokens: Annotated[int, Meta(ge=1, le=CONTEXT_TOKENS)] = 40
     """Mean length of a completion, in tokens."""
     fail_rate: Share = 0.0
     """Share of candidates whose sampling fails."""

@@ -51,7 +51,13 @@ async def _start_one(name: str, spec: str, config: RewardConfig) -> Part:
     if is_kind(spec, "function"):
         from bon_server.reward.function import FunctionReward
 
-        return FunctionReward.from_spec(spec, name)
+        function = FunctionReward.from_spec(spec, name, config)
+        try:
+            await function.start()
+        except BaseException:
+            await function.close()
+            raise
+        return function
     if is_kind(spec, "vllm"):
         from bon_server.reward.vllm import VllmReward
 

@@ -21,7 +21,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 class SyntheticRewardOptions:
     """Options of `--reward synthetic:...`."""
 
-    seconds: Annotated[float, Meta(ge=0)] = 0.0
+    seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
     """Time a score takes."""
     nan_rate: Share = 0.0
     """Share of completions whose reward is NaN."""

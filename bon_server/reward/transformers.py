@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -19,6 +18,7 @@ from bon_server.errors import RewardFailed
 from bon_server.reward.batching import next_batch
 from bon_server.reward.classifier import Classifier, is_out_of_memory
 from bon_server.reward.pairs import TokenPair, Unreadable, read_pair, scored
+from bon_server.supervision import start_thread
 from bon_server.types import ModelRef, Prompt, Score
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,9 @@ class TransformersReward:
         self._arrivals: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._waiting: list[_Job] = []
         self._failure: str | None = None
-        self._thread = threading.Thread(target=self._run, name=f"reward-{name}", daemon=True)
-        self._thread.start()
+        self.engines = (Telemetry(),)
+        """Written by the thread: a forward pass that does not return makes no step."""
+        self._thread = start_thread(f"reward-{name}", self._run, self._died)
 
     @classmethod
     async def start(cls, model: str, name: str, config: RewardConfig) -> TransformersReward:
@@ -71,11 +72,6 @@ class TransformersReward:
     def facts(self) -> Mapping[str, str | int]:
         """What the start-up banner says of the model."""
         return self._classifier.facts
-
-    @property
-    def engines(self) -> tuple[Telemetry, ...]:
-        """None: it computes in this process."""
-        return ()
 
     @property
     def healthy(self) -> bool:
@@ -111,17 +107,22 @@ class TransformersReward:
             _deliver([(job, RewardFailed(self._failure)) for job in jobs])
 
     def _run(self) -> None:
-        """The thread: works until closed; a bug fails what waits instead of leaving it waiting."""
+        """The thread: works until closed."""
         if self._threads:
             torch.set_num_threads(self._threads)
         if self._classifier.on_cpu and sys.platform == "linux":
             os.nice(NICENESS)  # on Linux of this thread alone, and of those it starts
-        try:
-            while self._take_arrivals():
+        while self._take_arrivals():
+            with self.engines[0].working():
                 self._work()
-        except Exception:
-            logger.exception("the reward thread ended by a bug")
-            self._failure = "the reward thread ended"
+        self._fail_waiting()
+
+    def _died(self, why: str) -> None:
+        """A bug fails what waits instead of leaving it waiting."""
+        self._failure = "the reward thread ended"
+        self._fail_waiting()
+
+    def _fail_waiting(self) -> None:
         self._drain()
         _settle(self._waiting, [RewardFailed(self._failure or "") for _ in self._waiting])
 

@@ -27,6 +27,8 @@ from bon_server.options import (
     NotNegativeNumber,
     Positive,
     PositiveNumber,
+    RequestsInFlight,
+    Seed,
     Share,
     check_values,
     panel,
@@ -117,7 +119,7 @@ class RoundsOptions:
     rounds: Positive = 3
     """Do so many rounds in all; the number can be raised later."""
     asking: Annotated[Asking, FLAT] = field(default_factory=Asking)
-    concurrency: Annotated[Positive, ASKING] = 8
+    concurrency: Annotated[RequestsInFlight, ASKING] = 8
     """Keep so many requests in flight."""
     patience_s: Annotated[float, ASKING, Parameter(name="--server-patience")] = 300.0
     """Wait so many seconds for a server that gives no answer."""
@@ -149,7 +151,7 @@ class RoundsOptions:
         Parameter(name="--train", converter=read_training, n_tokens=-1, accepts_keys=False, metavar="NAME=VALUE"),
     ] = field(default_factory=dict)
     """Set an option of bon train, such as learning_rate=1e-5 or lora=false. May be repeated. Default: none."""
-    seed: Annotated[int | None, TRAINING] = None
+    seed: Annotated[Seed | None, TRAINING] = None
     """Sample, select and train from this seed. Default: sampling is random, the others take 0."""
     held_out_n: Annotated[Positive, ENDING] = 4
     """Sample so many completions of a held-out prompt, beside a greedy one."""

@@ -27,7 +27,7 @@ from bon_server.log.logged import Logged
 from bon_server.log.record import Record
 from bon_server.log.spool import Spool
 from bon_server.serving.admission import Admission
-from bon_server.serving.content import Redact, UsedIds, to_log
+from bon_server.serving.content import Redaction, UsedIds, to_log
 from bon_server.serving.deadlines import Deadlines
 from bon_server.serving.models import RunningPolicy
 from bon_server.serving.policies import Policies, stop_with
@@ -79,7 +79,7 @@ class Attempts:
         admission: Admission,
         deadlines: Deadlines,
         observe: Callable[[Record], None],
-        redact: Redact | None,
+        redaction: Redaction | None,
         quotas: Quotas,
     ) -> None:
         self._policies = policies
@@ -88,7 +88,7 @@ class Attempts:
         self._admission = admission
         self._deadlines = deadlines
         self._observe = observe
-        self._redact = redact
+        self._redaction = redaction
         self._quotas = quotas
         self._unlogged = UsedIds()
         # Of the rewards, by the weights that the completions came from; forgotten with these.
@@ -228,7 +228,7 @@ class Attempts:
             attempt = 1 if prior is None else prior.attempt + 1
             record = record_of(request, answer, policy.ref, self._reward_model.refs, attempt, created_at, queue_ns)
             log_began_ns = time.monotonic_ns()
-            logged = await to_log(record, request, self._redact)
+            logged = await to_log(record, request, self._redaction)
             if logged is not None:
                 await self._spool.commit(logged)
             ended_ns = time.monotonic_ns()

@@ -23,11 +23,16 @@ from msgspec import structs
 from bon_server.config import LogConfig
 from bon_server.errors import ConfigError, InternalError, StartupError, UnsupportedOption
 from bon_server.log.record import Record, prompt_hash
+from bon_server.operator_code.messages import Setup
+from bon_server.operator_code.pool import WorkerPool, default_processes
+from bon_server.operator_code.worker import is_async
 from bon_server.specs import import_module
 from bon_server.types import Candidate, LogPolicy, Message, Request, Sampling
 
 Result = TypeVar("Result")
 Redact = Callable[[str], str]
+REDACT_PROCESSES = 2
+"""Processes that redact, where there are so many CPUs."""
 REMEMBERED_IDS = 1 << 16
 
 
@@ -60,50 +65,86 @@ def refuse_forbidden(log_policy: LogPolicy, config: LogConfig) -> None:
         )
 
 
-def load_redact(spec: str | None) -> Redact | None:
-    """The function `module:function`. Raises `ConfigError` and `StartupError`: no such function, or not of one text."""
+class Redaction:
+    """The operator's function, which gives the text to log for a text. It runs in processes that can be killed."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._pool = WorkerPool(setup, min(REDACT_PROCESSES, default_processes()), is_async=False)
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be redacted any more; None: it can."""
+        return self._pool.failure
+
+    async def start(self) -> None:
+        """Starts the processes. Raises StartupError when the function cannot be loaded in them."""
+        await self._pool.start()
+
+    async def close(self) -> None:
+        """Kills the processes, whatever they are at."""
+        await self._pool.close()
+
+    async def apply(self, change: Callable[[Redact], Result]) -> Result:
+        """Runs `change` with a function that redacts a text. Raises `InternalError` when a text cannot be redacted.
+
+        `change` runs twice, in a thread: the first time to see which texts it asks about. Each is redacted once, since
+        candidates are often equal, and empty ones are not.
+        """
+        texts: dict[str, None] = {}
+
+        def collect(text: str) -> str:
+            if text:
+                texts[text] = None
+            return text
+
+        await asyncio.to_thread(change, collect)
+        redacted = {"": "", **await self._redact(tuple(texts))}
+        return await asyncio.to_thread(change, redacted.__getitem__)
+
+    async def _redact(self, texts: tuple[str, ...]) -> dict[str, str]:
+        calls = [self._pool.call((text,)) for text in texts]
+        try:
+            for coming in asyncio.as_completed(calls):
+                answer = await coming
+                if answer.error is not None:
+                    where = f" at {answer.place}" if answer.place else ""
+                    raise InternalError(f"the redaction failed: {answer.error}{where}")
+        finally:
+            for call in calls:
+                call.cancel()
+        return {text: str(call.result().value) for text, call in zip(texts, calls, strict=True)}
+
+
+def load_redact(spec: str | None, timeout_s: float = LogConfig.redact_timeout_s) -> Redaction | None:
+    """The function `module:function`; timeout_s: for one text. Starts no process yet.
+
+    Raises `ConfigError` and `StartupError`: no such function, or not of one text.
+    """
     if spec is None:
         return None
     module_name, separator, name = spec.partition(":")
     if not (module_name and separator and name) or ":" in name:
         raise ConfigError(f"log.redact = {spec!r}: expected module:function")
-    function = getattr(import_module(f"log.redact {spec!r}", module_name), name, None)
-    if not callable(function) or inspect.iscoroutinefunction(function):
-        raise StartupError(f"log.redact {spec!r}: {name!r} is not a plain function of {module_name}")
+    what = f"log.redact {spec!r}"
+    function = getattr(import_module(what, module_name), name, None)
+    if not callable(function) or is_async(function):
+        raise StartupError(f"{what}: {name!r} is not a plain function of {module_name}")
     try:
         inspect.signature(function).bind("")
     except (TypeError, ValueError) as error:
-        raise StartupError(f"log.redact {spec!r}: it must take one text") from error
-    redact: Redact = function
-    return redact
+        raise StartupError(f"{what}: it must take one text") from error
+    return Redaction(Setup(what, module_name, name, "text", timeout_s))
 
 
-async def to_log(record: Record, request: Request, redact: Redact | None) -> Record | None:
+async def to_log(record: Record, request: Request, redaction: Redaction | None) -> Record | None:
     """The record as the log may have it; None: not at all. Raises `InternalError` when the redaction fails."""
     if request.log_policy is LogPolicy.NONE:
         return None
     if request.log_policy is LogPolicy.METADATA_ONLY:
         record = without_content(record)
-    if redact is None:
+    if redaction is None:
         return record
-    return await redacting(redact, lambda clean: _redacted(record, request.reward_prompt.text, clean))
-
-
-async def redacting(redact: Redact, change: Callable[[Redact], Result]) -> Result:
-    """Runs `change` in a thread with a function that redacts a text. Raises `InternalError` when that fails."""
-
-    def run() -> Result | InternalError:
-        try:
-            return change(_checked(redact))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 -- the operator's code; a StopIteration could not leave
-            failure = InternalError("the redaction failed")
-            failure.__cause__ = error
-            return failure
-
-    result = await asyncio.to_thread(run)
-    if isinstance(result, InternalError):
-        raise result
-    return result
+    return await redaction.apply(lambda clean: _redacted(record, request.reward_prompt.text, clean))
 
 
 def without_content(record: Record) -> Record:
@@ -125,21 +166,6 @@ def without_content(record: Record) -> Record:
 
 def _without_texts(sampling: Sampling) -> Sampling:
     return replace(sampling, stop=(), stop_token_ids=(), json_schema=None, regex=None, choice=None)
-
-
-def _checked(redact: Redact) -> Redact:
-    """Asks once for each text, since candidates are often equal, and not for empty ones."""
-    known = {"": ""}
-
-    def clean(text: str) -> str:
-        if text not in known:
-            redacted = redact(text)
-            if not isinstance(redacted, str):
-                raise TypeError("the redaction gave no text")
-            known[text] = redacted
-        return known[text]
-
-    return clean
 
 
 def _redacted(record: Record, decoded_prompt: str | None, clean: Redact) -> Record:

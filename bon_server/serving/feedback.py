@@ -13,7 +13,7 @@ from bon.v1 import bon_pb2 as pb
 from bon_server.errors import FieldViolation, InvalidRequest, RequestIdReused, UnknownRequest
 from bon_server.log.feedback import Feedback, Recorded, record_feedback
 from bon_server.log.spool import Spool
-from bon_server.serving.content import Redact, clean_values, redacting
+from bon_server.serving.content import Redact, Redaction, clean_values
 from bon_server.serving.validation import Violations, check_id, check_labels
 
 MAX_NAME_CHARS = 64
@@ -21,7 +21,7 @@ MAX_VALUE_CHARS = 64 << 10
 
 
 async def record(
-    message: pb.RecordFeedbackRequest, principal: str, spool: Spool, redact: Redact | None
+    message: pb.RecordFeedbackRequest, principal: str, spool: Spool, redaction: Redaction | None
 ) -> pb.RecordFeedbackResponse:
     """Answers once the observation is on disk.
 
@@ -47,8 +47,9 @@ async def record(
         tags=dict(message.tags),
     )
     spool.check()
-    if redact is not None:
-        feedback = await redacting(redact, lambda clean: _redacted(feedback, clean))
+    if redaction is not None:
+        given = feedback
+        feedback = await redaction.apply(lambda clean: _redacted(given, clean))
     recorded = await asyncio.to_thread(record_feedback, spool, feedback)
     if recorded is Recorded.TAKEN:
         raise RequestIdReused("this feedback_id was used for another observation")

@@ -1,50 +1,87 @@
-"""Health and reflection, as they come with gRPC, except that malformed requests are INVALID_ARGUMENT.
+"""Handlers as the server registers them: ours, those of health, and those of reflection as it comes with gRPC.
 
-gRPC parses requests outside of the handlers and answers what it cannot parse with UNKNOWN and a traceback in the log.
+gRPC parses requests outside of the handlers and answers what it cannot parse with UNKNOWN and a traceback in the log. A
+unary call without a message it does not answer at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
+from bon_server.serving.health_service import HealthServicer
+
 Parse = Callable[[bytes], Message]
+Handlers: TypeAlias = "Mapping[str, grpc.RpcMethodHandler[Any, Any]]"
+"""Of one service, by the names of its methods."""
 
 
-def add_health(server: grpc.aio.Server) -> HealthServicer:
-    """Adds `grpc.health.v1.Health`; set what it says on the result."""
-    health = HealthServicer()
-    registrar: Any = _Registrar(server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, registrar)
-    return health
+def health_handlers(health: HealthServicer) -> dict[str, Handlers]:
+    """`grpc.health.v1.Health`, under its name."""
+    taken: Any = _Registrar()
+    health_pb2_grpc.add_HealthServicer_to_server(health, taken)
+    return dict(taken.services)
 
 
-def add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    """Adds `grpc.reflection.v1alpha.ServerReflection`, which lists `services`."""
+def reflection_handlers(services: Sequence[str]) -> dict[str, Handlers]:
+    """`grpc.reflection.v1alpha.ServerReflection`, which lists `services`, under its name."""
+    taken = _Registrar()
     add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-    add(ReflectionServicer(services), _Registrar(server))
+    add(ReflectionServicer(services), taken)
+    return dict(taken.services)
+
+
+def of_one_message(handler: Any) -> Any:
+    """The same method for a caller who sends no message: INVALID_ARGUMENT.
+
+    gRPC does not call the handler of a unary method then, and leaves the caller without a status until its deadline. On
+    the wire a call of any kind is a stream of streams, so this one is taken as one and its first message read here.
+    Handlers of streams have to write to the context.
+    """
+    if handler.unary_unary is not None:
+        return grpc.stream_unary_rpc_method_handler(
+            _given_a_message(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        )
+    if handler.unary_stream is not None:
+        return grpc.stream_stream_rpc_method_handler(
+            _given_a_message(handler.unary_stream), handler.request_deserializer, handler.response_serializer
+        )
+    return handler
+
+
+def _given_a_message(answer: Callable[[Any, Any], Any]) -> Callable[[object, Any], Any]:
+    async def handle(_: object, context: Any) -> Any:
+        return await answer(await _message(context), context)
+
+    return handle
+
+
+async def _message(context: Any) -> Any:
+    """The only message of a call; a second one is ignored, as gRPC does."""
+    message = await context.read()
+    if message is grpc.aio.EOF:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message; this method takes one")
+    return message
 
 
 class _Registrar:
     """What generated code takes for the server when it adds a service."""
 
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self._server = server
+    def __init__(self) -> None:
+        self.services: dict[str, Handlers] = {}
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """The same handlers come by name as well."""
 
     def add_registered_method_handlers(self, service: str, methods: Mapping[str, Any]) -> None:
-        """Adds the handlers with their parsing moved inside."""
-        parsing = {name: _parsing_inside(handler) for name, handler in methods.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, parsing),))
+        """Keeps the handlers, with their parsing moved inside."""
+        self.services[service] = {name: of_one_message(_parsing_inside(handler)) for name, handler in methods.items()}
 
 
 def _parsing_inside(handler: Any) -> Any:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
 
 from bon_server.log.spool import Spool
+from bon_server.serving.content import Redaction
+from bon_server.serving.health_service import HealthServicer
+from bon_server.serving.listener import Listener
 from bon_server.serving.models import RunningReward, Started, is_hung
 from bon_server.serving.policies import Policies
 from bon_server.serving.restarts import Restarts
+from bon_server.supervision import FirstDeath, start_task
 
 logger = logging.getLogger(__name__)
 
@@ -28,18 +32,27 @@ class Health:
         names: tuple[str, ...],
         policies: Policies,
         reward_model: RunningReward,
+        redaction: Redaction | None,
         spool: Spool,
         engine_stall_s: float,
         restarts: Restarts | None,
+        listener: Listener,
+        deaths: FirstDeath,
     ) -> None:
-        """restarts: looks after the policy's engine, so that the server can go on without it for a while."""
+        """restarts: looks after the policy's engine, so that the server can go on without it for a while.
+
+        deaths: of what runs in the background and must not end.
+        """
         self._servicer = servicer
         self._names = names
         self._policies = policies
         self._reward_model = reward_model
+        self._redaction = redaction
         self._spool = spool
         self._engine_stall_s = engine_stall_s
         self._restarts = restarts
+        self._listener = listener
+        self._deaths = deaths
         self._following: asyncio.Task[None] | None = None
 
     @property
@@ -51,13 +64,19 @@ class Health:
             return "the policy's engine died"
         if not self._reward_model.healthy:
             return "the reward model can score no more"
+        if self._redaction is not None and self._redaction.failure is not None:
+            return self._redaction.failure
         if self._spool.failure is not None:
             return str(self._spool.failure)
+        if self._listener.gave_up is not None:
+            return self._listener.gave_up
+        if self._deaths.why is not None:
+            return self._deaths.why
         return self.hung
 
     @property
     def hung(self) -> str | None:
-        """Which engine makes no progress, and has nobody who looks after it."""
+        """Which engine or reward model makes no progress, and has nobody who looks after it."""
         models: dict[str, Started] = {} if self._restarts else {"policy": self._policies.current}
         models["reward model"] = self._reward_model
         for role, model in models.items():
@@ -68,7 +87,7 @@ class Health:
     async def start(self) -> None:
         """Says what is, and from now on what changes."""
         await self._say((hindrance := self._hindrance()) is None)
-        self._following = asyncio.create_task(self._follow(hindrance))
+        self._following = start_task("health", partial(self._follow, hindrance), self._deaths.note)
 
     async def stop_serving(self) -> None:
         """NOT_SERVING for good."""

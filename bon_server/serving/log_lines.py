@@ -7,7 +7,10 @@ import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from textwrap import indent
 from typing import Final
+
+from bon.visible import visible, visible_json
 
 from bon_server.config import LogFormat
 
@@ -23,21 +26,41 @@ def about(request_id: str) -> None:
 
 def set_up(log_format: LogFormat) -> None:
     """Sends what is logged to stderr."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_of_ourselves)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if log_format is LogFormat.JSON else HumanLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
+OF_CALLERS: Final = (
+    "Invalid encoding on ",  # with the value of the metadata, which may be a key
+    "ExecuteBatchError raised in core by servicer method ",  # somebody left before the answer
+)
+"""What gRPC logs, with a traceback, where nothing is wrong with the server. Callers could fill the log with it."""
+
+
+def _tells_of_ourselves(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(OF_CALLERS)
+
+
 class HumanLines(logging.Formatter):
-    """Time, level, logger, message, and the request in brackets."""
+    """Time, level, logger, message, and the request in brackets: one line, and a traceback indented below.
+
+    So whatever is quoted, a line that begins with a time is one that this server wrote.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line, before any traceback."""
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and what belongs below it."""
+        record.message, record.asctime = record.getMessage(), self.formatTime(record)
         request_id = _request_id.get()
-        return super().formatMessage(record) + (f" [request {request_id}]" if request_id else "")
+        line = self.formatMessage(record) + (f" [request {request_id}]" if request_id else "")
+        # Not `record.exc_text`: another handler may have left the traceback there as it is.
+        below = [self.formatException(record.exc_info)] if record.exc_info else []
+        below += [self.formatStack(record.stack_info)] if record.stack_info else []
+        return "\n".join([visible(line), *(indent(visible(text, lines=True), "    ") for text in below)])
 
 
 class JsonLines(logging.Formatter):
@@ -56,4 +79,4 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return visible_json(json.dumps(line, ensure_ascii=False, default=str))

@@ -55,6 +55,12 @@ def _sealed(sealer: Sealer) -> Iterator[Metric]:
     yield GaugeMetricFamily("bon_log_unsealed_oldest_seconds", f"{named}: how long ago the oldest came.", age_s)
     yield CounterMetricFamily("bon_log_sealed_records", "Records sealed since the start.", sealer.sealed_records)
     yield CounterMetricFamily("bon_log_seal_failures", "Sealings that failed.", sealer.failures)
+    yield CounterMetricFamily("bon_log_expire_failures", "Removals of old files that failed.", sealer.expire_failures)
+    yield GaugeMetricFamily(
+        "bon_log_clock_doubt_seconds",
+        "How far the clock is ahead of the time that the log proves, so that nothing is removed by age; 0: it is not.",
+        sealer.doubt_s,
+    )
 
 
 def _published(publishing: Publishing) -> Iterator[Metric]:

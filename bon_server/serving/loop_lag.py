@@ -26,5 +26,6 @@ class LoopLag:
         self._timer = self._loop.call_at(self._due_s, self._called)
 
     def _called(self) -> None:
-        self._observe(max(0.0, self._loop.time() - self._due_s))
-        self._ask()
+        late_s = self._loop.time() - self._due_s
+        self._ask()  # whatever comes of the next line
+        self._observe(max(0.0, late_s))

@@ -65,6 +65,11 @@ class Metrics:
         )
         for result in ("started", "failed"):
             self.engine_restarts.labels("policy", result)
+        self.listener_restarts = Counter(
+            "bon_listener_restarts_total",
+            "Times that the gRPC port was opened again because the server behind it had ended.",
+            registry=self.registry,
+        )
         self._policy = Info("bon_policy", "The policy that new requests are sampled from.", registry=self.registry)
         Info("bon_build", "The server's version.", registry=self.registry).info({"version": __version__})
         self.started = self._calls.started

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -19,6 +18,7 @@ from bon_server.serving.keys import Keys, Right
 from bon_server.serving.status import CODES
 from bon_server.serving.tls import Certificates
 from bon_server.serving.watched import Watched
+from bon_server.supervision import OnDeath, start_thread
 
 STATUS: dict[type[RequestError], str] = {NotAuthenticated: "401 Unauthorized", NotPermitted: "403 Forbidden"}
 
@@ -36,6 +36,7 @@ class MetricsEndpoint:
         registry: CollectorRegistry,
         certificates: Watched[Certificates] | None,
         keys: Watched[Keys] | None,
+        on_death: OnDeath,
     ) -> None:
         """Raises OSError when it cannot listen there. None: plain text; to everybody."""
         app: WSGIApplication = make_wsgi_app(registry)
@@ -45,8 +46,7 @@ class MetricsEndpoint:
         )
         self._server.certificates = certificates
         self.port = self._server.server_port
-        self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
+        self._thread = start_thread("metrics", self._server.serve_forever, on_death)
 
     def close(self) -> None:
         """Stops listening."""

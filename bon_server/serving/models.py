@@ -27,7 +27,7 @@ class Started(Protocol):
 
     @property
     def engines(self) -> tuple[Telemetry, ...]:
-        """What its vLLM engines tell of themselves; empty: it has none."""
+        """Whether what computes makes progress, and what vLLM's engines tell of themselves; empty: nothing can hang."""
 
     async def close(self) -> None:
         """Releases everything; does not hang."""
@@ -79,7 +79,7 @@ def check_restarts(config: PolicyConfig) -> None:
 
 
 def is_hung(model: Started, engine_stall_s: float) -> bool:
-    """Whether one of its engines has work and makes no step; vLLM itself calls such an engine healthy."""
+    """Whether an engine, forward pass or pool has work and makes no step; vLLM calls such an engine healthy."""
     return any(engine.stalled_s > engine_stall_s for engine in model.engines)
 
 

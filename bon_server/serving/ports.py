@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import grpc
@@ -14,6 +15,7 @@ from bon_server.serving.guards import Guards
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.metrics_endpoint import MetricsEndpoint
 from bon_server.serving.tls import server_credentials
+from bon_server.supervision import OnDeath
 
 SPARE_STREAMS = 64
 """Calls on one connection beyond those that may run or wait: refusals under way, health, feedback."""
@@ -57,12 +59,24 @@ def bind(server: grpc.aio.Server, host: str, port: int, guards: Guards) -> str:
         raise StartupError(f"cannot listen on {address}") from None
 
 
-def serve_metrics(config: Config, metrics: Metrics, guards: Guards, resources: AsyncExitStack) -> str:
+async def open_port(
+    make: Callable[[], grpc.aio.Server], host: str, guards: Guards, port: int
+) -> tuple[grpc.aio.Server, str]:
+    """Starts a server that `make` makes, on this port (0: a free one); with its `host:port`. Raises StartupError."""
+    server = make()
+    address = bind(server, host, port, guards)
+    await server.start()
+    return server, address
+
+
+def serve_metrics(
+    config: Config, metrics: Metrics, guards: Guards, resources: AsyncExitStack, on_death: OnDeath
+) -> str:
     """Answers scrapes until `resources` are closed; returns `host:port`. Raises StartupError."""
     host, port = config.listen.metrics_host, config.listen.metrics_port
     guards = Guards(None, None) if is_loopback(host) else guards
     try:
-        endpoint = MetricsEndpoint(host, port, metrics.registry, guards.certificates, guards.keys)
+        endpoint = MetricsEndpoint(host, port, metrics.registry, guards.certificates, guards.keys, on_death)
     except OSError as error:
         raise StartupError(f"cannot serve metrics on {_join(host, port)}: {error.strerror}") from None
     resources.callback(endpoint.close)

@@ -16,6 +16,7 @@ from prometheus_client import Counter
 from bon_server.errors import StartupError
 from bon_server.serving.models import RunningPolicy, is_hung
 from bon_server.serving.policies import Policies
+from bon_server.supervision import OnDeath, start_task
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +66,22 @@ class Tries:
 class Restarts:
     """Looks after the policy's engine from `start` until `close`, or until it gives up."""
 
-    def __init__(self, most: int, engine_stall_s: float, policies: Policies, start: Start, counted: Counter) -> None:
+    def __init__(
+        self,
+        most: int,
+        engine_stall_s: float,
+        policies: Policies,
+        start: Start,
+        counted: Counter,
+        on_death: OnDeath,
+    ) -> None:
         """most: starts in a row. counted: a counter with the labels `role` and `result`."""
         self._most = most
         self._engine_stall_s = engine_stall_s
         self._policies = policies
         self._start = start
         self._counted = counted
+        self._on_death = on_death
         self._tries = Tries(most)
         self._following: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -80,7 +90,7 @@ class Restarts:
 
     def start(self) -> None:
         """From now on."""
-        self._following = asyncio.create_task(self._follow())
+        self._following = start_task("restarts", self._follow, self._on_death)
 
     async def close(self) -> None:
         """Gives up an engine that is being started. May be called twice."""
@@ -122,8 +132,11 @@ class Restarts:
             return False
         self._tries.succeeded()
         self._counted.labels("policy", "started").inc()
-        retiring = asyncio.create_task(self._policies.replace(policy, LAST_SCORES_S))
+        replaced = self._policies.replace(policy, LAST_SCORES_S)
+        # What cannot be ended any more keeps memory, and nothing depends on it: the server goes on.
+        retiring = start_task("retiring", lambda: replaced, lambda why: None)
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
+        retiring.add_done_callback(lambda _: replaced.close())  # where it was cancelled before it began
         logger.warning("the policy's engine was started anew")
         return True

@@ -23,14 +23,17 @@ from bon_server.errors import ConfigError, StartupError, Unavailable
 from bon_server.log.publisher import Publisher
 from bon_server.log.sealer import Sealer
 from bon_server.log.spool import Spool
+from bon_server.serving.accepting import make_server
 from bon_server.serving.admission import Admission
 from bon_server.serving.attempts import Attempts
 from bon_server.serving.auth import Authentication, check_rights
-from bon_server.serving.content import Redact, load_redact
+from bon_server.serving.content import Redaction, load_redact
 from bon_server.serving.deadlines import Deadlines
-from bon_server.serving.grpc_services import add_health, add_reflection
+from bon_server.serving.grpc_services import health_handlers, reflection_handlers
 from bon_server.serving.guards import Guards
 from bon_server.serving.health import Health
+from bon_server.serving.health_service import HealthServicer
+from bon_server.serving.listener import PROBE_S, Listener
 from bon_server.serving.log_metrics import LogCollector
 from bon_server.serving.loop_lag import LoopLag
 from bon_server.serving.memory_plan import memory_plan
@@ -47,12 +50,14 @@ from bon_server.serving.models import (
     start_successor,
 )
 from bon_server.serving.policies import Policies
-from bon_server.serving.ports import bind, channel_options, refuse_taken_port, serve_metrics
+from bon_server.serving.port_probe import listen_to
+from bon_server.serving.ports import channel_options, open_port, refuse_taken_port, serve_metrics
 from bon_server.serving.quotas import Quotas
 from bon_server.serving.restarts import Restarts
 from bon_server.serving.service import SERVICE, Service
 from bon_server.serving.state_metrics import StateCollector
 from bon_server.serving.weights_watcher import WeightsWatcher
+from bon_server.supervision import FirstDeath
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +82,7 @@ class Server:
     """None: `log.publish` is not set."""
     attempts: Attempts
     _service: Service
-    _grpc: grpc.aio.Server
+    _listener: Listener
     _health: Health
     _replacing: WeightsWatcher | Restarts | None
     """What may put another policy into use."""
@@ -90,8 +95,11 @@ class Server:
             if not config.log.directory:
                 raise ConfigError("log.directory is empty: give --log a folder")
             guards = Guards.of(config)
-            redact = load_redact(config.log.redact)
+            redaction = load_redact(config.log.redact, config.log.redact_timeout_s)
             refuse_taken_port(config.listen.host, config.listen.port)
+            if redaction is not None:
+                resources.push_async_callback(redaction.close)
+                await redaction.start()
             metrics = Metrics()
             spool = Spool.open(Path(config.log.directory), config.log, on_group=metrics.log_group)
             resources.push_async_callback(asyncio.to_thread, spool.close)
@@ -112,7 +120,7 @@ class Server:
             reward_model = await start_reward(config.reward)
             resources.push_async_callback(reward_model.close)
             return await cls._listen(
-                config, metrics, spool, publisher, policies, reward_model, redact, guards, resources
+                config, metrics, spool, publisher, policies, reward_model, redaction, guards, resources
             )
 
     @classmethod
@@ -124,15 +132,16 @@ class Server:
         publisher: Publisher | None,
         policies: Policies,
         reward_model: RunningReward,
-        redact: Redact | None,
+        redaction: Redaction | None,
         guards: Guards,
         resources: AsyncExitStack,
     ) -> Server:
-        metrics_address = serve_metrics(config, metrics, guards, resources)
+        deaths = FirstDeath()
+        metrics_address = serve_metrics(config, metrics, guards, resources, deaths.note)
         limits = config.limits
         admission, deadlines = Admission(limits), Deadlines(limits.deadline_margin_ms)
         quotas = Quotas(guards.keys)
-        attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redact, quotas)
+        attempts = Attempts(policies, reward_model, spool, admission, deadlines, metrics.committed, redaction, quotas)
         metrics.in_flight.set_function(lambda: attempts.running)
         metrics.tasks.set_function(partial(_count_tasks, asyncio.get_running_loop()))
         metrics.queued.set_function(lambda: admission.queued)
@@ -146,16 +155,31 @@ class Server:
             interceptors.append(Authentication(guards.keys, metrics.refused))
         if config.telemetry.tracing:
             interceptors.append(_trace(attempts, resources))
-        server = grpc.aio.server(interceptors=interceptors, options=channel_options(limits))
-        restarts = _look_after_policy(config, policies, metrics)
-        following = Health(
-            add_health(server), ("", SERVICE), policies, reward_model, spool, limits.engine_stall_s, restarts
+        service = Service(config, policies, reward_model, spool, attempts, metrics, redaction)
+        servicer = HealthServicer()
+        handlers = {SERVICE: service.handlers(), **health_handlers(servicer), **reflection_handlers(services)}
+        make = partial(make_server, handlers, interceptors, channel_options(limits))
+        host, tls = config.listen.host, guards.certificates is not None
+        listener = Listener(
+            partial(open_port, make, host, guards),
+            partial(listen_to, host, tls=tls, within_s=PROBE_S),
+            metrics.listener_restarts,
+            deaths.note,
         )
-        service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
-        server.add_generic_rpc_handlers((service.handlers(),))
-        add_reflection(server, services)
-        address = bind(server, config.listen.host, config.listen.port, guards)
-        await server.start()
+        restarts = _look_after_policy(config, policies, metrics, deaths)
+        following = Health(
+            servicer,
+            ("", SERVICE),
+            policies,
+            reward_model,
+            redaction,
+            spool,
+            limits.engine_stall_s,
+            restarts,
+            listener,
+            deaths,
+        )
+        address = await listener.start(config.listen.port)
         started = cls(
             config,
             address,
@@ -166,9 +190,9 @@ class Server:
             publisher,
             attempts,
             service,
-            server,
+            listener,
             following,
-            restarts or _watch_weights(config.policy, policies, metrics),
+            restarts or _watch_weights(config.policy, policies, metrics, deaths),
             resources.pop_all(),
         )
         await started._health.start()
@@ -206,7 +230,7 @@ class Server:
             async with asyncio.timeout(FLUSH_S):
                 while self._service.running:  # noqa: ASYNC110 -- for a moment, once
                     await asyncio.sleep(0.01)
-        await self._grpc.stop(LAST_BYTES_S)
+        await self._listener.stop(LAST_BYTES_S)
         await self._resources.aclose()
 
 
@@ -248,19 +272,22 @@ def _trace(attempts: Attempts, resources: AsyncExitStack) -> grpc.aio.ServerInte
     return TracedCalls(tracing, SERVICE)
 
 
-def _look_after_policy(config: Config, policies: Policies, metrics: Metrics) -> Restarts | None:
+def _look_after_policy(config: Config, policies: Policies, metrics: Metrics, deaths: FirstDeath) -> Restarts | None:
     """None: nobody does, so the server ends with the policy's engine."""
     most = config.policy.restarts
     if not most:
         return None
     start = partial(restart_policy, config.policy)
-    return Restarts(most, config.limits.engine_stall_s, policies, start, metrics.engine_restarts)
+    return Restarts(most, config.limits.engine_stall_s, policies, start, metrics.engine_restarts, deaths.note)
 
 
-def _watch_weights(config: PolicyConfig, policies: Policies, metrics: Metrics) -> WeightsWatcher | None:
+def _watch_weights(
+    config: PolicyConfig, policies: Policies, metrics: Metrics, deaths: FirstDeath
+) -> WeightsWatcher | None:
     if config.watch is None:
         return None
     load = partial(start_successor, config)
-    watcher = WeightsWatcher(Path(config.watch), config.watch_poll_s, config.watch_drain_s, policies, load, metrics)
+    folder = Path(config.watch)
+    watcher = WeightsWatcher(folder, config.watch_poll_s, config.watch_drain_s, policies, load, metrics, deaths.note)
     watcher.start()
     return watcher

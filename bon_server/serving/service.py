@@ -22,8 +22,9 @@ from bon_server.log.spool import Spool
 from bon_server.serving import audit, feedback, log_lines, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
 from bon_server.serving.auth import principal
-from bon_server.serving.content import Redact
+from bon_server.serving.content import Redaction
 from bon_server.serving.deadlines import surely_left_s
+from bon_server.serving.grpc_services import Handlers, of_one_message
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.policies import Policies
 from bon_server.serving.status import Metadata, to_status
@@ -45,7 +46,7 @@ class Service:
         spool: Spool,
         attempts: Attempts,
         metrics: Metrics,
-        redact: Redact | None = None,
+        redaction: Redaction | None = None,
     ) -> None:
         self._config = config
         self._policies = policies
@@ -53,12 +54,12 @@ class Service:
         self._spool = spool
         self._attempts = attempts
         self._metrics = metrics
-        self._redact = redact
+        self._redaction = redaction
         self.running = 0
         """Calls whose handler has not ended."""
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """What `grpc.aio.Server.add_generic_rpc_handlers` takes."""
+    def handlers(self) -> Handlers:
+        """By the names of the methods."""
         unary = {
             "Generate": self._generate,
             "Score": self._score,
@@ -69,7 +70,7 @@ class Service:
             name: grpc.unary_unary_rpc_method_handler(self._unary(name, each)) for name, each in unary.items()
         }
         methods["GenerateStream"] = grpc.unary_stream_rpc_method_handler(self._generate_stream)
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        return {name: of_one_message(handler) for name, handler in methods.items()}
 
     def _unary(
         self, method: str, answer: Callable[[bytes, Context], Awaitable[Message]]
@@ -181,7 +182,7 @@ class Service:
 
     async def _record_feedback(self, data: bytes, context: Context) -> pb.RecordFeedbackResponse:
         message = requests.parse(pb.RecordFeedbackRequest, data)
-        return await feedback.record(message, principal(), self._spool, self._redact)
+        return await feedback.record(message, principal(), self._spool, self._redaction)
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         requests.parse(pb.GetServerInfoRequest, data)

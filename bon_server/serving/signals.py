@@ -6,7 +6,10 @@ import asyncio
 import faulthandler
 import logging
 import math
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 WATCH_S = 0.25
 """How often the engines and the log are asked whether they still work."""
+EXIT_S = 5.0
+"""How long the interpreter may take to end after the server has."""
 BROKEN_GRACE_S = 1.0
 """How long running calls may take once an engine or the log is broken."""
 
@@ -24,10 +29,14 @@ Signals = asyncio.Queue[signal.Signals]
 
 
 def catch_signals() -> Signals:
-    """SIGTERM and SIGINT go into the queue from now on. Call it before anybody is told that the server answers."""
+    """Signals to end go into the queue from now on. Call it before anybody is told that the server answers.
+
+    SIGHUP says that the terminal is gone; who starts the server with `nohup` has it ignored, and it stays so.
+    """
     signals: Signals = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     return signals
 
 
@@ -68,6 +77,25 @@ def _watchdog(stall_s: float) -> Iterator[Callable[[], None]]:
         yield alive
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def end_soon(code: int) -> None:
+    """The process ends within `EXIT_S` seconds from now, with this code. Call it once everything of ours is closed.
+
+    Python joins threads before it ends, so a forward pass or a library's call that never returns would keep the
+    process for ever. Only what is left to the interpreter is cut short: calls are answered and the log is closed.
+    """
+
+    def end() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed, or nobody reads it
+                stream.flush()
+        os._exit(code)
+
+    timer = threading.Timer(EXIT_S, end)
+    timer.daemon = True
+    timer.start()
+    faulthandler.dump_traceback_later(2 * EXIT_S, exit=True)  # where a thread keeps the interpreter's lock
 
 
 async def _signalled(server: Server, signals: Signals, alive: Callable[[], None]) -> bool:

@@ -39,7 +39,7 @@ class StateCollector(Collector):
         up = GaugeMetricFamily("bon_engine_up", "1 while the model can work.", labels=["role"])
         stalled = GaugeMetricFamily(
             "bon_engine_stalled_seconds",
-            "Since the engine's last step, while there is something to do; vLLM's engines only.",
+            "Since the model's last step, while there is something to do; of a function, since it had a process.",
             labels=["role"],
         )
         up.add_metric(["policy"], not self._policies.lost)

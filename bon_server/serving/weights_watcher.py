@@ -16,6 +16,7 @@ from bon_server.policy.checkpoints import Checkpoint, checkpoints
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.models import RunningPolicy
 from bon_server.serving.policies import Policies
+from bon_server.supervision import OnDeath, start_task
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,14 @@ class WeightsWatcher:
     """Looks at the folder from `start` until `close`."""
 
     def __init__(
-        self, folder: Path, poll_s: float, drain_s: float, policies: Policies, load: Load, metrics: Metrics
+        self,
+        folder: Path,
+        poll_s: float,
+        drain_s: float,
+        policies: Policies,
+        load: Load,
+        metrics: Metrics,
+        on_death: OnDeath,
     ) -> None:
         self._folder = folder
         self._poll_s = poll_s
@@ -35,6 +43,7 @@ class WeightsWatcher:
         self._policies = policies
         self._load = load
         self._metrics = metrics
+        self._on_death = on_death
         self._in_use: Checkpoint | None = None
         self._before: list[Checkpoint] = []
         self._refused: set[Checkpoint] = set()
@@ -42,7 +51,7 @@ class WeightsWatcher:
 
     def start(self) -> None:
         """From now on."""
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = start_task("weights", self._watch, self._on_death)
 
     async def close(self) -> None:
         """Gives up a checkpoint that is being loaded. May be called twice."""

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from msgspec import Meta
 
-from bon_server.options import Positive, Share
+from bon_server.options import CallSeed, RequestsInFlight, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +18,11 @@ class SoakOptions:
 
     minutes: Annotated[float, Meta(ge=0.02)] = 30.0
     """Send traffic for so many minutes, of which the first fifth, at most 3, warms up."""
-    concurrency: Positive = 32
+    concurrency: RequestsInFlight = 32
     """Keep so many requests in flight."""
     cancel_share: Share = 0.2
     """Let the callers of this share of the calls leave before the answer."""
-    seed: int = 0
+    seed: CallSeed = 0
     """Draw what callers do from this seed."""
     memory_limit_mb_per_min: Annotated[float, Parameter(name="--memory-limit")] = 1.0
     """Fail when the memory of the server grows by more than so many MB a minute."""

@@ -64,6 +64,13 @@ const RETRIES = {
   ],
 };
 
+// Control characters, bidirectional controls and line separators: a terminal would obey them.
+const OBEYED = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
+
+/** The text as JSON, fit for a terminal. */
+const shown = (text) =>
+  JSON.stringify(text).replace(OBEYED, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 async function main([prompt, n = "4", target = "127.0.0.1:50051"]) {
   if (prompt === undefined) throw new Error('usage: node ask.mjs "PROMPT" [n] [host:port]');
   const credentials = grpc.credentials.createInsecure();
@@ -82,13 +89,13 @@ async function main([prompt, n = "4", target = "127.0.0.1:50051"]) {
   });
   for (const { index, reward, status, text } of answer.candidates) {
     const mark = index === answer.best.index ? "*" : " ";
-    console.log(mark, index, status === "CANDIDATE_STATUS_SCORED" ? reward.toFixed(3) : status, JSON.stringify(text));
+    console.log(mark, index, status === "CANDIDATE_STATUS_SCORED" ? reward.toFixed(3) : status, shown(text));
   }
   console.log(`${answer.n_scored} of ${answer.n_requested} scored; request ${answer.request_id}`);
   client.close();
 }
 
 main(process.argv.slice(2)).catch((error) => {
-  console.error(`${grpc.status[error.code] ?? "error"}: ${error.details ?? error.message}`);
+  console.error(`${grpc.status[error.code] ?? "error"}: ${shown(error.details ?? error.message)}`);
   process.exitCode = 1;
 });

@@ -163,6 +163,10 @@ SELECT = ("select", "--log", "l", "--out", "o", "--rule", "soft")
         (("ask", "a", "-n", "0"), "-n: '0' given; allowed are whole numbers from 1"),
         (("ask", "a", "--json-schema", "nowhere"), '"nowhere" for --json-schema'),
         (("bench", "soak", "--cancel-share", "2"), "--cancel-share: '2' given; allowed are finite numbers from 0 to 1"),
+        (
+            ("evaluate", "curve", "--log", "l", "--seed", "-1"),
+            "--seed: '-1' given; allowed are whole numbers from 0 to 9",
+        ),
         (("rounds", "--policy", "p"), "--reward"),
         (("log", "import", "--log", "l"), "FILES"),
         (("log", "records", "--log", "l", "--limit", "0"), "--limit: '0' given; allowed are whole numbers from 1"),

@@ -25,6 +25,7 @@ class Refusal:
     pushback_ms: int | None = None
     """Not 0 with a code that is retried: gRPC 1.85 then never retries, and the call waits for its deadline."""
     more: Metadata = ()
+    details: str = "as scripted"
 
     @property
     def trailing(self) -> Metadata:
@@ -128,7 +129,7 @@ class FakeService(BestOfNServiceServicer):
 
 
 async def _abort(context: Any, refusal: Refusal) -> NoReturn:
-    await context.abort(refusal.code, "as scripted", refusal.trailing)
+    await context.abort(refusal.code, refusal.details, refusal.trailing)
     raise AssertionError("abort returned")
 
 

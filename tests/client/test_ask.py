@@ -7,9 +7,9 @@ import io
 import json
 
 from bon.v1 import bon_pb2 as pb
-from rich.console import Console
 
 from bon_server.ask import as_json, as_table, ask, ask_streamed
+from bon_server.terminal import Terminal
 from tests.client.fake_server import FakeService
 
 
@@ -34,7 +34,7 @@ def _answer() -> pb.GenerateResponse:
 
 
 def _shown(answer: pb.GenerateResponse, whole_texts: bool = False) -> list[str]:
-    console = Console(file=io.StringIO(), width=200)
+    console = Terminal(file=io.StringIO(), width=200)
     console.print(as_table(answer, whole_texts))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
@@ -80,7 +80,7 @@ async def test_ask(service: FakeService, target: str) -> None:
 
 async def test_streamed_shows_each_candidate_before_the_answer(service: FakeService, target: str) -> None:
     """Off a terminal each is a line of its own, so that a pipe sees them come."""
-    console = Console(file=io.StringIO(), width=200)
+    console = Terminal(file=io.StringIO(), width=200)
     answer = await asyncio.to_thread(ask_streamed, "hello", target=target, console=console, n=3, view="all")
     assert isinstance(console.file, io.StringIO)
     lines = [line for line in console.file.getvalue().splitlines() if line.strip()]
@@ -89,7 +89,7 @@ async def test_streamed_shows_each_candidate_before_the_answer(service: FakeServ
 
 
 async def test_streamed_on_a_terminal_is_a_table_that_is_gone_at_the_end(service: FakeService, target: str) -> None:
-    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    console = Terminal(file=io.StringIO(), width=200, force_terminal=True)
     await asyncio.to_thread(ask_streamed, "hello", target=target, console=console, n=3, view="all")
     assert isinstance(console.file, io.StringIO)
     assert "reward" in console.file.getvalue()

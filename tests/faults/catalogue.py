@@ -41,7 +41,7 @@ CATALOGUE = [
         [*bad_fields.CASES, *bad_options.CASES, *bad_bytes.CASES, *odd_texts.CASES],
         elsewhere.BAD_INPUT,
     ),
-    Section("transport", transport.CASES, elsewhere.TRANSPORT),
+    Section("transport", transport.CASES, [*elsewhere.TRANSPORT, *elsewhere.ODD_CONNECTIONS]),
     Section("cancellation and deadlines", [*leaving.CASES, *deadlines.CASES], elsewhere.CANCELLATION),
     Section("lifecycle", lifecycle.CASES, elsewhere.LIFECYCLE),
     Section("models", [*models.CASES, *models_broken.CASES], elsewhere.MODELS),

@@ -7,6 +7,7 @@ from tests.faults.case import Elsewhere
 SERVING, LOG, POLICY, REWARD = "tests/serving/", "tests/log/", "tests/policy/", "tests/reward/"
 PROCESS, SCAN = f"{SERVING}test_process.py::", f"{SERVING}test_scan.py::"
 PORTS = f"{SERVING}test_scan_ports.py::"
+ODD, LISTENER = f"{SERVING}test_odd_calls.py::", f"{SERVING}test_listener.py::"
 
 BAD_INPUT = (
     Elsewhere(
@@ -70,6 +71,32 @@ BAD_INPUT = (
         ),
     ),
     Elsewhere(
+        "terminal escapes, bidirectional controls, rich's markup: in completions, tags, names, words of a server",
+        "shown as text by every command and in the report; JSON means the same",
+        (
+            "tests/client/test_visible.py::test_completions",
+            "tests/client/test_visible.py::test_words_of_a_server",
+            "tests/client/test_visible.py::test_lines_of_a_harvest_that_are_wrong",
+            "tests/client/test_visible.py::test_what_commands_read_and_quote",
+            "tests/client/test_visible.py::test_a_report",
+            "tests/client/test_visible.py::test_only_one_module_prints",
+            "tests/client/test_visible.py::test_the_example_in_node_escapes_the_same_characters",
+        ),
+    ),
+    Elsewhere(
+        "a value that the server's own lines quote: newlines, a forged line, terminal escapes",
+        "one line, the value escaped; tracebacks indented",
+        (f"{SERVING}test_log_lines.py::test_a_value_that_is_quoted_can_neither_forge_a_line_nor_reach_the_terminal",),
+    ),
+    Elsewhere(
+        "a terminal whose encoding lacks characters; arguments that are not UTF-8",
+        "the characters escaped; one sentence, exit code 2",
+        (
+            "tests/client/test_visible.py::test_an_encoding_that_lacks_characters",
+            "tests/client/test_visible.py::test_arguments_that_are_not_utf_8",
+        ),
+    ),
+    Elsewhere(
         "malformed bytes to health and reflection",
         "INVALID_ARGUMENT",
         (
@@ -107,6 +134,44 @@ TRANSPORT = (
     ),
 )
 
+ODD_CONNECTIONS = (
+    Elsewhere(
+        "a `:path` that is not UTF-8, in plain text and over TLS",
+        "UNIMPLEMENTED, without a key UNAUTHENTICATED; the port goes on",
+        (
+            f"{ODD}test_a_path_that_is_not_utf_8_is_refused_and_the_port_goes_on",
+            f"{ODD}test_also_over_tls_with_keys",
+            f"{ODD}test_a_thousand_of_them_leave_nothing",
+        ),
+    ),
+    Elsewhere(
+        "odd headers, frames and orders, 20,000 connections, plain and TLS, with and without keys",
+        "an ordinary call is answered within a second, memory and descriptors are flat, no line holds what was sent",
+        ("tests/faults/test_odd_http2.py::test_the_port_goes_on_and_nothing_piles_up",),
+    ),
+    Elsewhere(
+        "the server behind the port ends, or is silent",
+        "another one takes the port, calls in flight go on; where that fails, NOT_SERVING and exit code 1",
+        (
+            f"{LISTENER}test_the_next_call_is_answered_and_the_restart_counted",
+            f"{LISTENER}test_a_call_in_flight_goes_on",
+            f"{LISTENER}test_drain_and_stop_cover_both",
+            f"{LISTENER}test_a_server_that_stops_silently_is_noticed_by_the_probe",
+            f"{LISTENER}test_a_port_that_somebody_else_took_ends_the_server",
+        ),
+    ),
+    Elsewhere(
+        "a call without a message, to any method",
+        "INVALID_ARGUMENT; reflection, a stream, ends with OK",
+        (f"{ODD}test_a_call_without_a_message_gets_a_status",),
+    ),
+    Elsewhere(
+        "a watcher of the health who reads nothing",
+        "the health changes for all others, and the server ends when it is told to",
+        (f"{ODD}test_a_watcher_who_takes_nothing_holds_up_nobody",),
+    ),
+)
+
 CANCELLATION = (
     Elsewhere(
         "cancel at each stage on the real engine",
@@ -129,6 +194,36 @@ CANCELLATION = (
 )
 
 LIFECYCLE = (
+    Elsewhere(
+        "SIGHUP, idle or with work; a terminal that is closed",
+        "as SIGTERM: running calls finish, exit code 0",
+        (
+            f"{PROCESS}test_a_signal_while_idle_ends_it_within_two_seconds",
+            f"{PROCESS}test_a_signal_with_work_waits_for_it",
+            f"{PROCESS}test_a_terminal_that_is_closed_drains_the_server",
+        ),
+    ),
+    Elsewhere(
+        "standard streams that are closed, pipes that nobody reads, nohup",
+        "it serves and drains, and no file takes a stream's number",
+        (f"{PROCESS}test_a_server_that_nobody_hears_serves_and_drains",),
+    ),
+    Elsewhere(
+        "any number on the command line that is infinite, no number, or far beyond use",
+        "exit code 2, naming the option",
+        ("tests/test_numeric_options.py::test_an_absurd_number_is_a_wrong_use",),
+    ),
+    Elsewhere(
+        "any numeric setting at inf, nan, 1e300, -1, 0 and the like",
+        "no start, one sentence with key, value and range; allowed extremes work",
+        (
+            "tests/test_numeric_settings.py::test_every_number_has_both_bounds",
+            "tests/test_numeric_settings.py::test_absurd_values_are_refused_by_name",
+            "tests/test_numeric_settings.py::test_absurd_options_of_models_are_refused_by_name",
+            "tests/test_numeric_settings.py::test_a_server_runs_at_all_extremes_together",
+            "tests/test_numeric_settings.py::test_sealing_works_at_each_extreme",
+        ),
+    ),
     Elsewhere(
         "SIGTERM while idle", "exit code 0 in 2 s", (f"{PROCESS}test_a_signal_while_idle_ends_it_within_two_seconds",)
     ),
@@ -168,7 +263,74 @@ LIFECYCLE = (
     ),
 )
 
+FUNCTION = f"{REWARD}test_function_faults.py::"
+REDACTION = f"{SERVING}test_redaction.py::test_a_redaction_that_fails_fails_the_request"
+
 MODELS = (
+    Elsewhere(
+        "reward function that hangs: sleep, a regex or C code that holds the interpreter's lock, a program it started",
+        "that candidate FAILED with `timeout`, its process killed and replaced",
+        (
+            f"{FUNCTION}test_a_call_that_hangs_is_ended_and_the_next_one_is_scored",
+            f"{FUNCTION}test_an_async_call_that_hangs_is_ended_beside_others",
+            "tests/offline/test_rescore.py::test_a_function_that_prints_hangs_and_dies",
+        ),
+    ),
+    Elsewhere(
+        "eight calls of a reward function that hang, then a good one",
+        "the good one is answered, health SERVING",
+        (
+            f"{FUNCTION}test_eight_that_hang_and_then_a_good_one",
+            f"{FUNCTION}test_a_call_that_nobody_waits_for_does_not_keep_others_waiting",
+            f"{PROCESS}test_a_reward_function_that_hangs_fails_its_requests_and_no_others",
+        ),
+    ),
+    Elsewhere(
+        "SIGTERM or SIGINT while a reward function hangs; a thread that never ends",
+        "exit code 0 within `limits.drain_s` and a margin",
+        (
+            f"{PROCESS}test_a_signal_ends_a_server_whose_reward_function_hangs",
+            f"{PROCESS}test_a_thread_that_never_ends_does_not_keep_the_process",
+            f"{FUNCTION}test_close_does_not_wait_for_a_function_that_hangs",
+        ),
+    ),
+    Elsewhere(
+        "reward function that raises anything, KeyboardInterrupt and GeneratorExit too",
+        "that candidate FAILED; type and place in the server's log, no text",
+        (f"{FUNCTION}test_whatever_is_raised_fails_that_completion_without_telling_it",),
+    ),
+    Elsewhere(
+        "reward function that ends or crashes its process (`os._exit`, SIGSEGV, SIGKILL)",
+        "that candidate FAILED with `worker died`; the others are scored",
+        (
+            f"{FUNCTION}test_a_process_that_dies_costs_the_call_that_killed_it",
+            f"{FUNCTION}test_many_that_die_are_answered_all_the_same",
+        ),
+    ),
+    Elsewhere(
+        "reward function that returns None, a text, an object, a tensor; that prints; a completion that is no Unicode",
+        "FAILED, naming the type; stdout stays clean",
+        (
+            f"{FUNCTION}test_what_is_no_number_names_its_type",
+            f"{FUNCTION}test_a_number_that_cannot_be_read",
+            f"{FUNCTION}test_what_it_prints_does_not_reach_stdout",
+            f"{FUNCTION}test_text_that_is_no_unicode_fails_alone",
+        ),
+    ),
+    Elsewhere(
+        "reward function that can be loaded no more; its import hangs; a forward pass hangs",
+        "no progress is seen as for an engine: NOT_SERVING, exit code 1",
+        (
+            f"{FUNCTION}test_a_function_that_can_be_loaded_no_more",
+            f"{FUNCTION}test_an_import_that_hangs_is_no_progress",
+            f"{REWARD}test_transformers.py::test_a_forward_pass_that_hangs_is_no_progress_whoever_waits",
+        ),
+    ),
+    Elsewhere(
+        "redaction that hangs, holds the interpreter's lock, raises anything, ends its process, gives half a character",
+        "INTERNAL, nothing logged, the next request is answered",
+        (REDACTION,),
+    ),
     Elsewhere(
         "real engine killed (−9) or stopped (SIGSTOP)",
         "UNAVAILABLE for all in flight, NOT_SERVING, exit code 1 within the limit",
@@ -220,12 +382,18 @@ MODELS = (
 
 LOG_FAULTS = (
     Elsewhere(
-        "kill −9 at a random moment, 1,000 times",
+        "kill −9 of a writer at a random moment, 1,000 times",
         "every acknowledged record is there once",
+        (f"{LOG}test_spool_faults.py::test_kill_minus_nine_loses_nothing_that_was_acknowledged",),
+    ),
+    Elsewhere(
+        "kill −9 of a whole server while it starts, answers, seals, publishes or expires, under each durability; "
+        "10,000 times in the nightly run",
+        "every acknowledged answer and observation is there once or has expired; a retry gets the same answer",
         (
-            f"{LOG}test_spool_faults.py::test_kill_minus_nine_loses_nothing_that_was_acknowledged",
             f"{SERVING}test_kill_server.py::test_killed_servers_lose_nothing_and_double_nothing",
             f"{SERVING}test_kill_harvest.py::test_what_was_acknowledged_is_logged_once_after_each_kill",
+            f"{SERVING}test_killed_log.py::test_each_fault_is_found",
         ),
     ),
     Elsewhere(
@@ -243,6 +411,47 @@ LOG_FAULTS = (
             f"{LOG}test_sealing.py::test_a_crash_at_any_step_is_harmless",
             f"{LOG}test_crash_states_of_sealing.py::test_nothing_is_lost_or_doubled_by_a_power_cut",
         ),
+    ),
+    Elsewhere(
+        "the log's files deleted, truncated, replaced, overwritten or moved away under a running server",
+        "UNAVAILABLE at the next commit, NOT_SERVING within a second, exit code 1; the reason names the file",
+        (
+            f"{SERVING}test_log_files.py::test_it_ends_without_being_asked",
+            f"{SERVING}test_log_files.py::test_nothing_is_acknowledged_that_would_be_lost",
+            f"{SERVING}test_log_files.py::test_nor_feedback",
+            f"{SERVING}test_log_files.py::test_what_cannot_be_read_is_final",
+        ),
+    ),
+    Elsewhere(
+        "the log's lock file deleted or replaced, and a second server started",
+        "the second is refused, naming the holder; the first ends with exit code 1",
+        (f"{SERVING}test_log_files.py::test_a_second_server_is_refused_without_the_lock_file",),
+    ),
+    Elsewhere(
+        "the log's database locked by another program under a running server",
+        "answers wait, the server goes on",
+        (f"{SERVING}test_log_files.py::test_a_database_that_another_holds_is_not",),
+    ),
+    Elsewhere(
+        "another file where a sealing puts its segment",
+        "left alone; the log is closed",
+        (
+            f"{LOG}test_sealing.py::test_another_segment_of_that_name_is_left_alone_and_closes_the_log",
+            f"{LOG}test_sealing.py::test_so_for_feedback",
+        ),
+    ),
+    Elsewhere(
+        "publish to itself: into the log's own folder, also by links",
+        "no start; the local files stay",
+        (
+            f"{LOG}test_publishing_places.py::test_a_log_is_not_published_to_itself",
+            f"{LOG}test_publishing_places.py::test_a_copy_that_has_become_the_file_itself_is_none",
+        ),
+    ),
+    Elsewhere(
+        "the same request id of several callers, erased",
+        "refused until one is named; the others' records stay",
+        (f"{LOG}test_erase.py::test_ids_of_several_callers_are_not_taken_for_each_other",),
     ),
     Elsewhere(
         "bit flip, truncated or missing segment, foreign file",
@@ -281,6 +490,50 @@ LOG_FAULTS = (
             f"{LOG}test_spool_faults.py::test_a_reader_in_another_process_always_sees_a_prefix",
             f"{LOG}test_reading_segments.py::test_sealing_while_reading_loses_and_doubles_nothing",
             f"{LOG}test_erase.py::test_a_reader_goes_on",
+        ),
+    ),
+    Elsewhere(
+        "a thread of the log, or a task that follows engines, ends by a bug",
+        "NOT_SERVING, UNAVAILABLE, type and place in the operator's log, exit code 1",
+        (
+            f"{SERVING}test_dead_threads.py::test_a_loop_that_breaks_ends_the_server",
+            f"{SERVING}test_dead_threads.py::test_a_thread_of_the_log_that_breaks_closes_the_log",
+            f"{SERVING}test_dead_threads.py::test_nobody_waits_for_a_writer_that_broke",
+            f"{SERVING}test_dead_threads.py::test_a_watcher_of_checkpoints_that_breaks",
+            f"{SERVING}test_dead_threads.py::test_who_restarts_engines_breaks",
+            "tests/test_supervision.py::test_threads_and_tasks_are_started_in_one_place",
+        ),
+    ),
+    Elsewhere(
+        "no memory for a sealing",
+        "nothing is lost, it is tried again and counted",
+        (f"{SERVING}test_dead_threads.py::test_want_of_memory_is_tried_again_and_counted",),
+    ),
+    Elsewhere(
+        "the clock a day or forty days ahead, also across restarts",
+        "nothing is removed or forgotten; an error line names both times; `bon log expire` exits with code 1",
+        (
+            f"{LOG}test_clock.py::test_a_clock_that_is_ahead_removes_nothing",
+            f"{LOG}test_clock.py::test_a_server_says_so_once_and_goes_on",
+            f"{LOG}test_clock.py::test_the_command_refuses_until_the_clock_is_confirmed",
+            f"{LOG}test_clock.py::test_local_copies_of_published_segments_stay_while_in_doubt",
+        ),
+    ),
+    Elsewhere(
+        "the clock forty days behind, or in 1970",
+        "what is written meanwhile is not removed when the clock is right again",
+        (
+            f"{LOG}test_clock.py::test_a_clock_that_was_behind_makes_nothing_old",
+            f"{LOG}test_clock.py::test_a_new_log_with_a_wrong_clock_recovers",
+        ),
+    ),
+    Elsewhere(
+        "many ids that are over together, many files that expire, a large erasure",
+        "a few hundred rows in a transaction, so commits go on",
+        (
+            f"{LOG}test_pieces.py::test_ids_that_are_over_together_are_forgotten_in_pieces",
+            f"{LOG}test_pieces.py::test_many_files_expire_in_pieces",
+            f"{LOG}test_pieces.py::test_an_erasure_goes_in_pieces",
         ),
     ),
     Elsewhere(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bon_server.log.database import row_of
+from bon_server.log.lock import WriterLock
 from bon_server.log.reader import LogReader
 from bon_server.log.record import Record
 from bon_server.log.writer import Writer
@@ -49,8 +50,11 @@ def _trace(recorder: Path, tmp_path: Path, *arguments: str) -> list[Operation]:
 def _opened(folder: Path) -> list[Record]:
     """What recovery makes of a state, after one more record was committed and that was closed."""
     failures: list[Exception] = []
-    writer = Writer(folder, failures.append)
-    with closing(writer):
+    lock = WriterLock(folder)
+    writer = Writer(folder, lock, failures.append)
+    with ExitStack() as stack:
+        stack.callback(lock.release)
+        stack.callback(writer.close)
         recovered = writer.recovery.records
         (ordinal,) = writer.write([row_of(record("later"))])
     assert not failures

@@ -117,7 +117,14 @@ def test_nothing_is_left_in_any_file(log: Path, match: Match) -> None:
     assert report["ok"], report["problems"]
     again = erase(log, match)
     assert again == Erased(
-        records=0, feedback=0, scores=0, rewritten=[], stale_snapshots=[], republished=[], not_searched=[]
+        principals=[],
+        records=0,
+        feedback=0,
+        scores=0,
+        rewritten=[],
+        stale_snapshots=[],
+        republished=[],
+        not_searched=[],
     )
 
 
@@ -171,7 +178,14 @@ def test_feedback_with_the_tag_goes_without_its_record(tmp_path: Path) -> None:
         record_feedback(spool, observation("theirs too", tags={"user": SECRET}))
         record_feedback(spool, observation("another's", tags={"user": "x"}))
     assert erase(tmp_path, BY_TAG) | {"rewritten": []} == Erased(
-        records=0, feedback=2, scores=0, rewritten=[], stale_snapshots=[], republished=[], not_searched=[]
+        principals=[""],
+        records=0,
+        feedback=2,
+        scores=0,
+        rewritten=[],
+        stale_snapshots=[],
+        republished=[],
+        not_searched=[],
     )
     assert _requests(tmp_path) == ["r"] and _observed(tmp_path) == ["another's"]
 
@@ -189,7 +203,7 @@ def test_segments_of_other_writers_and_copies_without_register(log: Path) -> Non
 
 def test_an_interrupted_sealing_does_not_keep_it(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Spool.open(log)) as spool, monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealing.registered", _crash)
+        patch.setattr("bon_server.log.sealing_steps.registered", _crash)
         with pytest.raises(_Crash):
             seal(spool)
     files = set(listed(log))
@@ -325,3 +339,62 @@ def test_the_command(log: Path) -> None:
     assert (done["records"], done["feedback"], done["stale_snapshots"]) == (4, 4, ["with"])
     assert SECRET not in run("--request-id", "r1").output
     assert sorted(_requests(log)) == sorted(OTHERS - {"r1"})
+
+
+def test_ids_of_several_callers_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    with closing(Spool.open(tmp_path)) as spool:
+        spool.append([record("r", principal="ann"), record("r", principal="bob"), record("s", principal="bob")])
+        for principal in ("ann", "bob"):
+            record_feedback(spool, observation("f", "r", principal=principal))
+        seal(spool)
+        spool.append([record("r", principal="ann", attempt=2)])
+        record_feedback(spool, observation("g", "r", principal="bob"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
+    with pytest.raises(ConfigError, match=r"several callers used this request id: 'ann', 'bob'; .* --principal"):
+        erase(tmp_path, Match(request_id="r"))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == before
+    result = erase(tmp_path, Match(request_id="r", principal="ann"))
+    assert (result["principals"], result["records"], result["feedback"]) == (["ann"], 2, 1)
+    with LogReader(tmp_path) as reader, FeedbackReader(tmp_path) as observed:
+        assert [(one.principal, one.request_id) for one in reader.records()] == [("bob", "r"), ("bob", "s")]
+        assert [(one.principal, one.feedback_id) for one in observed.all()] == [("bob", "f"), ("bob", "g")]
+    with closing(Spool.open(tmp_path)) as spool:
+        assert spool.find("ann", "r") is None and spool.find("bob", "r") is not None
+    assert erase(tmp_path, Match(request_id="r"))["principals"] == ["bob"], "the only one left"
+    assert verify(tmp_path)["ok"]
+
+
+def test_a_tag_of_one_caller_only(tmp_path: Path) -> None:
+    tags = {"user": "x"}
+    with closing(Spool.open(tmp_path)) as spool:
+        spool.append([record("a", principal="ann", tags=tags), record("b", principal="bob", tags=tags)])
+        seal(spool)
+        spool.append([record("c", principal="ann", tags=tags), record("d", principal="bob", tags=tags)])
+    assert erase(tmp_path, Match(tag=("user", "x"), principal="ann"))["records"] == 2
+    assert _requests(tmp_path) == ["b", "d"]
+    assert erase(tmp_path, Match(tag=("user", "x")))["principals"] == ["bob"]
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ('{"a=b": "c"}', ["plain", "brace"]),
+        ("a=b=c", ["odd", "brace"]),
+        ('{"x=1}', ["odd", "plain"]),
+    ],
+)
+def test_a_tag_with_an_equals_sign_in_its_key(tmp_path: Path, given: str, left: list[str]) -> None:
+    with closing(Spool.open(tmp_path)) as spool:
+        spool.append([record("odd", tags={"a=b": "c"}), record("plain", tags={"a": "b=c"})])
+        spool.append([record("brace", tags={'{"x': "1}"})])
+    done = run_bon("log", "erase", "--log", tmp_path, "--tag", given, "--json")
+    assert json.loads(done.stdout)["records"] == 1
+    assert sorted(_requests(tmp_path)) == sorted(left)
+
+
+def test_the_command_says_whose(tmp_path: Path) -> None:
+    with closing(Spool.open(tmp_path)) as spool:
+        spool.append([record("r", principal="ann"), record("r", principal="bob")])
+    words = ["log", "erase", "--log", str(tmp_path), "--request-id", "r", "--json"]
+    assert "'ann', 'bob'" in run_bon(*words).stderr
+    assert json.loads(run_bon(*words, "--principal", "bob").stdout)["principals"] == ["bob"]

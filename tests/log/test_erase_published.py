@@ -84,7 +84,14 @@ def test_the_published_copies_are_replaced(faulty: FaultyStore, tmp_path: Path) 
     faulty.requests.clear()
     again = erase(log, MATCH, where)
     assert again == Erased(
-        records=0, feedback=0, scores=0, rewritten=[], stale_snapshots=[], republished=[], not_searched=[]
+        principals=[],
+        records=0,
+        feedback=0,
+        scores=0,
+        rewritten=[],
+        stale_snapshots=[],
+        republished=[],
+        not_searched=[],
     )
     assert {method for method, _, _ in faulty.requests} == {"GET"}
     with closing(Spool.open(log)) as spool:

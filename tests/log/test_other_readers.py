@@ -80,7 +80,7 @@ def test_datasets(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_our_own_reader_sees_the_spool_too(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _run("From Python, with what is not sealed yet", log)
+    _run("From Python, with unsealed records", log)
     assert sum(map(int, capsys.readouterr().out.split())) == len(BEST) + 1
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ import pytest
 from bon_server.config import LogConfig
 from bon_server.errors import ConfigError, StartupError
 from bon_server.log import published, publishing
+from bon_server.log.database import SPOOL_NAME, open_for_reading
+from bon_server.log.erase import erase
 from bon_server.log.publisher import Publisher, publish_all
+from bon_server.log.rewrite import Match
 from bon_server.log.segments import listed
 from bon_server.log.spool import Spool
 from bon_server.log.verify import verify
@@ -78,3 +83,76 @@ def test_pauses_grow_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     for failures, longest in ((1, 1.0), (2, 2.0), (5, 16.0), (9, 60.0), (10_000, 60.0)):
         pauses = [publishing.pause_s(failures) for _ in range(50)]
         assert longest / 2 <= min(pauses) and max(pauses) <= longest and len(set(pauses)) > 1
+
+
+def _linked(log: Path, elsewhere: Path) -> Path:
+    (elsewhere / "link").symlink_to(log)
+    return elsewhere / "link"
+
+
+def _segments_linked(log: Path, elsewhere: Path) -> Path:
+    (log / "segments").mkdir(exist_ok=True)
+    (elsewhere / "segments").symlink_to(log / "segments")
+    return elsewhere
+
+
+ITSELF: dict[str, Callable[[Path, Path], Path]] = {
+    "the log": lambda log, elsewhere: log,
+    "with dots": lambda log, elsewhere: log / "segments" / "..",
+    "a link to it": _linked,
+    "a folder in it": lambda log, elsewhere: log / "table",
+    "a folder in it by a link": lambda log, elsewhere: _linked(log, elsewhere) / "table",
+    "its segments": lambda log, elsewhere: log / "segments",
+    "segments that are its own by a link": _segments_linked,
+}
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["kept", "moved"])
+@pytest.mark.parametrize("where", ITSELF.values(), ids=ITSELF.keys())
+def test_a_log_is_not_published_to_itself(tmp_path: Path, where: Callable[[Path, Path], Path], keep: bool) -> None:
+    """The local files, which would be the only ones, were removed as published."""
+    log, elsewhere = tmp_path / "log", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with closing(Spool.open(log)) as spool:
+        fill(spool, 3)
+        config = LogConfig(publish=where(log, elsewhere).as_uri(), publish_keep_local=keep)
+        with pytest.raises(ConfigError, match=r"log\.publish = 'file:"):
+            Publisher(spool, config)
+        with pytest.raises(ConfigError, match=r"log\.publish = 'file:"):
+            publish_all(spool, config, patience_s=0)
+    with pytest.raises(ConfigError, match="of their own"):
+        erase(log, Match(request_id="nobody's"), config)
+    assert ids(log) == ["r0", "r1", "r2"] and verify(log)["ok"]
+
+
+def test_a_log_in_the_published_folder_is_well_there(tmp_path: Path) -> None:
+    with closing(Spool.open(tmp_path / "log")) as spool:
+        fill(spool, 2)
+        config = LogConfig(publish=tmp_path.as_uri(), publish_keep_local=False)
+        assert publish_all(spool, config, patience_s=0).published == 2
+    assert ids(tmp_path) == ["r0", "r1"]
+    assert {problem["kind"] for problem in verify(tmp_path)["problems"]} == {"foreign_file"}, (
+        "which the log's are there"
+    )
+
+
+def test_but_not_among_its_segments(tmp_path: Path) -> None:
+    log = tmp_path / "segments" / "log"
+    with closing(Spool.open(log)) as spool, pytest.raises(ConfigError, match="among its segments"):
+        Publisher(spool, LogConfig(publish=tmp_path.as_uri()))
+
+
+def test_a_copy_that_has_become_the_file_itself_is_none(tmp_path: Path) -> None:
+    """Linked behind the back of a server: neither published nor removed."""
+    log, table = tmp_path / "log", tmp_path / "table"
+    with closing(Spool.open(log)) as spool:
+        fill(spool, 3)
+        there = [log / file for file in listed(log)]
+        config = LogConfig(publish=table.as_uri(), publish_keep_local=False, replay_window_s=0.0)
+        with closing(open_for_reading(log / SPOOL_NAME)) as reading:
+            one = publishing.Publishing(spool, reading, config)
+            (table / "segments").symlink_to(log / "segments")
+            one.round()
+            assert one.last_failure is not None and "is the file of the log itself" in str(one.last_failure)
+            assert (one.published, one.removed) == (0, 0)
+    assert all(path.exists() for path in there) and ids(log) == ["r0", "r1", "r2"]

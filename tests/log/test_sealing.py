@@ -13,13 +13,16 @@ import apsw
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.errors import InternalError, LogError, LogFull, RequestIdReused
+from bon_server.errors import InternalError, LogError, LogFull, RequestIdReused, Unavailable
 from bon_server.log import register, sealing
 from bon_server.log.database import SPOOL_NAME, open_for_reading
+from bon_server.log.feedback import record_feedback
 from bon_server.log.register import Segment
 from bon_server.log.segments import SegmentsWriter, listed, open_parquet, place_of
 from bon_server.log.spool import Spool
+from bon_server.log.verify import verify
 from bon_server.types import Kind, Outcome
+from tests.log.observations import observation
 from tests.log.records import record, scored
 
 DAY = 86_400.0
@@ -164,7 +167,7 @@ def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             target = {
                 "planned": "bon_server.log.sealing.SegmentsWriter",
-                "written": "bon_server.log.sealing.registered",
+                "written": "bon_server.log.sealing_steps.registered",
                 "remembered": "bon_server.log.sealing.register.complete",
             }.get(where)
             if target is not None:
@@ -319,3 +322,65 @@ def test_a_spool_of_the_first_layout_gets_a_register(tmp_path: Path) -> None:
     Spool.open(tmp_path).close()
     with closing(open_for_reading(tmp_path / SPOOL_NAME)) as database:
         assert writer is not None and register.writer_id(database) == writer
+
+
+def _interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A log whose process ended between the segment and dropping its rows; returns the segment."""
+    with closing(Spool.open(folder)) as spool, monkeypatch.context() as patch:
+        spool.append([record("a"), record("b")])
+        patch.setattr("bon_server.log.sealing_steps.registered", _crash)
+        with pytest.raises(_Crash):
+            seal(spool)
+    (file,) = listed(folder)
+    return folder / file
+
+
+def test_a_segment_of_the_same_rows_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an older version of the libraries wrote it before the crash."""
+    segment = _interrupted(tmp_path, monkeypatch)
+    pq.write_table(pq.read_table(segment, partitioning=None), segment, compression="none")
+    before = segment.read_bytes()
+    with closing(Spool.open(tmp_path)) as spool:
+        seal(spool)
+        assert spool.failure is None
+    assert segment.read_bytes() == before and verify(tmp_path)["ok"]
+    assert sealed_rows(tmp_path) == [("a", 1), ("b", 2)]
+
+
+@pytest.mark.parametrize("other", ["rows", "bytes"])
+def test_another_segment_of_that_name_is_left_alone_and_closes_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    segment = _interrupted(tmp_path, monkeypatch)
+    rows = pq.read_table(segment, partitioning=None)
+    if other == "rows":
+        pq.write_table(rows.slice(1), segment)
+    else:
+        segment.write_bytes(b"no segment")
+    there = segment.read_bytes()
+    with closing(Spool.open(tmp_path)) as spool:
+        with pytest.raises(Unavailable):
+            seal(spool)
+        assert spool.failure is not None and f"{segment} is there already" in str(spool.failure)
+        with pytest.raises(Unavailable):
+            spool.append([record("later")])
+    assert segment.read_bytes() == there and in_spool(tmp_path) == [1, 2]
+    assert not list(tmp_path.rglob("*.tmp"))
+    segment.rename(tmp_path / "kept")
+    with closing(Spool.open(tmp_path)) as spool:
+        seal(spool)
+    assert sealed_rows(tmp_path) == [("a", 1), ("b", 2)]
+
+
+def test_so_for_feedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Spool.open(tmp_path)) as spool, monkeypatch.context() as patch:
+        record_feedback(spool, observation("f"))
+        patch.setattr("bon_server.log.sealing_steps.registered", _crash)
+        with pytest.raises(_Crash):
+            seal(spool)
+    (file,) = listed(tmp_path, "feedback")
+    (tmp_path / file).write_bytes(b"no segment")
+    with closing(Spool.open(tmp_path)) as spool:
+        with pytest.raises(Unavailable):
+            seal(spool)
+        assert file in str(spool.failure)

@@ -243,7 +243,7 @@ def test_temporary_files_and_interrupted_sealings_are_notes(log: Path, monkeypat
         raise OSError(5, "the power went")
 
     with closing(Spool.open(log)) as spool, monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealing.registered", lose_power)
+        patch.setattr("bon_server.log.sealing_steps.registered", lose_power)
         with pytest.raises(OSError, match="power"):
             seal(spool)
     (_segment_folder(log) / ".x.parquet.tmp").write_bytes(b"half")

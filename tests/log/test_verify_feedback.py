@@ -153,7 +153,7 @@ def test_an_interrupted_sealing_of_feedback_is_a_note(log: Path, monkeypatch: py
         raise OSError(5, "the power went")
 
     with closing(Spool.open(log)) as spool, monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.feedback_sealing.registered", lose_power)
+        patch.setattr("bon_server.log.sealing_steps.registered", lose_power)
         with pytest.raises(OSError, match="power"):
             seal(spool)
     report = verify(log)

@@ -185,6 +185,18 @@ def test_another_model_under_the_same_name_is_refused(tmp_path: Path) -> None:
     assert rescored(log, "called=synthetic")["scored"] == 0  # what it is called does not matter
 
 
+def test_a_function_that_prints_hangs_and_dies(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    texts = ("print hello", "backtrack", "exit", "raise KeyboardInterrupt", "abc")
+    candidates = tuple(scored(index, 1.0, text=text) for index, text in enumerate(texts))
+    commit(tmp_path / "log", [record(candidates=candidates)])
+    words = ["--reward", "odd=function:tests.reward.odd_rewards:plain", "--set", "reward.timeout_s=0.5", "--json"]
+    done = run_bon("rescore", "--log", tmp_path / "log", *words)
+    assert json.loads(done.stdout)["by_status"]["failed"] == 3
+    assert capfd.readouterr().out == ""
+    errors = [one["error"] for one in score_rows(tmp_path / "log", "odd")[0]["candidates"]]
+    assert errors == [None, "timeout", "worker died", "KeyboardInterrupt", None]
+
+
 def test_an_ensemble_is_one_score_with_its_parts(tmp_path: Path) -> None:
     log = commit(tmp_path / "log", sampled(3))
     words = ["--reward", "a=synthetic", "--reward", "b=synthetic:nan_rate=0", "--set", "reward.combine=min", "--json"]

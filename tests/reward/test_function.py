@@ -1,16 +1,11 @@
-"""Rewards by a function: what it is given, what it may return, and everything it may do wrong."""
+"""Rewards by a function: what it is given, what it may return; see test_function_faults.py for what it may do wrong."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +15,6 @@ from bon_server.reward.function import FunctionReward, as_score
 from bon_server.types import CandidateStatus, Message, Prompt
 
 PROMPT = Prompt(messages=(Message("user", "1+1?"),))
-SECRET = "what nobody else may read"
 
 
 @pytest.fixture
@@ -36,14 +30,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def load(module: Path, body: str, name: str = "reward") -> FunctionReward:
     module.write_text(body)
     return FunctionReward.from_spec(f"function:rewards_of_a_test:{name}")
-
-
-async def score(function: Any) -> Any:
-    reward = FunctionReward(function, "function:m:f", "revision")
-    try:
-        return await asyncio.wait_for(reward.score(PROMPT, SECRET, {"answer": "2"}), 5)
-    finally:
-        await reward.close()
 
 
 async def test_it_gets_prompt_completion_and_context(module: Path) -> None:
@@ -75,18 +61,6 @@ async def test_a_changed_file_is_another_revision(module: Path) -> None:
     assert first.refs[0].revision != second.refs[0].revision
 
 
-async def test_plain_functions_run_beside_each_other_and_off_the_event_loop() -> None:
-    together = threading.Barrier(4)
-
-    def reward(**_: object) -> float:
-        return float(together.wait(5) >= 0)
-
-    model = FunctionReward(reward, "function:m:f", "revision")
-    scores = await asyncio.gather(*(model.score(PROMPT, "a", {}) for _ in range(4)))
-    assert [each.reward for each in scores] == [1.0] * 4
-    await model.close()
-
-
 @pytest.mark.parametrize(
     ("value", "reward"), [(0.5, 0.5), (2, 2.0), (True, 1.0), (np.float32(0.5), 0.5), (Fraction(1, 2), 0.5)]
 )
@@ -106,69 +80,17 @@ def test_anything_else_fails_and_names_its_type(value: object) -> None:
     assert failed.error is not None and type(value).__name__ in failed.error
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError, KeyError, StopIteration, SystemExit, RecursionError, asyncio.CancelledError]
-)
-@pytest.mark.parametrize("kind", ["plain", "async", "lambda"])
-async def test_a_raised_error_fails_that_completion_without_telling_it(
-    error: type[BaseException], kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    def plain(*, prompt: str, completion: str, context: object) -> float:
-        raise error(completion)
-
-    async def asynchronous(*, prompt: str, completion: str, context: object) -> float:
-        raise error(completion)
-
-    functions = {"plain": plain, "async": asynchronous, "lambda": lambda **given: asynchronous(**given)}
-    with caplog.at_level(logging.DEBUG):
-        failed = await score(functions[kind])
-    # A generator's StopIteration leaves a coroutine as RuntimeError.
-    expected = "RuntimeError" if error is StopIteration and kind != "plain" else error.__name__
-    assert (failed.status, failed.error) == (CandidateStatus.FAILED, expected)
-    assert expected in caplog.text
-    assert SECRET not in caplog.text
-
-
-async def test_cancelling_a_score_cancels_the_async_function() -> None:
-    ended = asyncio.Event()
-
-    async def slow(**_: object) -> float:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.set()
-        return 0.0
-
-    reward = FunctionReward(slow, "function:m:f", "revision")
-    scoring = asyncio.ensure_future(reward.score(PROMPT, "a", {}))
-    await asyncio.sleep(0.01)
-    scoring.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await scoring
-    assert ended.is_set()
-
-
-async def test_close_does_not_wait_for_a_function_that_hangs() -> None:
-    release = threading.Event()
-    reward = FunctionReward(lambda **_: float(release.wait(30)), "function:m:f", "revision")
-    scoring = asyncio.ensure_future(reward.score(PROMPT, "a", {}))
-    await asyncio.sleep(0.05)
-    began = time.monotonic()
-    await reward.close()
-    assert time.monotonic() - began < 1
-    release.set()
-    await scoring
-
-
-class Callable:
-    """An object that can be called, asynchronously."""
-
-    async def __call__(self, *, prompt: str, completion: str, context: object) -> float:
-        return 7.0
-
-
 async def test_an_object_with_an_async_call() -> None:
-    assert (await score(Callable())).reward == 7.0
+    reward = FunctionReward.from_spec("function:tests.reward.odd_rewards:scorer")
+    assert (await reward.score(PROMPT, "a", {})).reward == 7.0
+    await reward.close()
+
+
+async def test_what_a_module_prints_while_it_is_imported_does_not_reach_stdout(
+    module: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(module, "print('hello')\ndef reward(prompt, completion, context): return 1\n")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -199,6 +121,8 @@ def test_specs_that_cannot_work_stop_the_start_in_one_sentence(spec: str, says: 
         ("import no_such_module_here", "needs the module no_such_module_here"),
         ("def reward(:", "SyntaxError"),
         ("raise SystemExit(0)", "SystemExit"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("class E(BaseException): pass\nraise E", "raised E"),
         ("1/0", "ZeroDivisionError"),
     ],
 )

@@ -20,6 +20,7 @@ from bon_server.errors import RewardFailed
 from bon_server.reward.pairs import TokenPair, prompt_text
 from bon_server.reward.transformers import NICENESS, TransformersReward
 from bon_server.types import CandidateStatus, Message, Prompt
+from tests.waiting import until
 
 CHAT = Prompt(messages=(Message("user", "What is 3 + 4?"),))
 LETTERS = "abcdefghij 0123456789"
@@ -238,6 +239,18 @@ async def test_what_is_asked_at_once_makes_the_same_batches_every_time(
         await asyncio.gather(*(reward.score(CHAT, text, {}) for text in completions(40, 30)))
         sizes.append(gate.sizes.copy())
     assert sizes == [sizes[0]] * 5 and len(sizes[0]) > 3
+
+
+async def test_a_forward_pass_that_hangs_is_no_progress_whoever_waits(
+    reward: TransformersReward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(reward, monkeypatch)
+    scoring = reward.score(CHAT, "a", {})
+    assert await asyncio.to_thread(gate.entered.wait, 10)
+    scoring.cancel()
+    await until(lambda: reward.engines[0].stalled_s > 0.05)
+    gate.opened.set()
+    await until(lambda: reward.engines[0].stalled_s == 0.0)
 
 
 async def test_close_fails_what_waits_and_what_comes_later(

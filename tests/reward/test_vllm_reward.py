@@ -146,7 +146,7 @@ async def test_a_reward_that_is_not_finite_is_marked(on_decoder: VllmReward, mon
 
 
 async def test_an_ensemble_with_a_function(on_decoder: VllmReward) -> None:
-    length = FunctionReward(lambda prompt, completion, context: float(len(completion)), "length", "1", "length")
+    length = FunctionReward.from_spec("function:tests.reward.odd_rewards:plain", "length")
     both = EnsembleReward({"model": on_decoder, "length": length}, RewardConfig())
     alone, together = await on_decoder.score(CHAT, "abc", {}), await both.score(CHAT, "abc", {})
     assert alone.reward is not None

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from bon_server import cli
 from bon_server.engine.child_process import live_and_die_with_parent
-from bon_server.log import sealer
+from bon_server.log import publisher, publishing, sealer
 
 NEEDED = (
     "uvloop",
+    "bon_server.log.publisher",
     "bon_server.policy.synthetic",
     "bon_server.reward.synthetic",
     "bon_server.serving.banner",
@@ -32,6 +33,9 @@ def serve(words: list[str], output: Path) -> None:
     lines = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (1, 2):
         os.dup2(lines, stream)
-    sealer.CHECK_S = 0.1  # so that a short life meets sealings too
+    # So that a short life meets sealing, expiry and publishing too.
+    sealer.CHECK_S = sealer.EXPIRE_S = 0.1
+    publisher.CHECK_S = 0.3
+    publishing.FIRST_PAUSE_S = 0.1
     sys.argv = ["bon", "serve", *words]
     cli.main()

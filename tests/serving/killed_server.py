@@ -1,9 +1,10 @@
-"""Kills whole servers under load at random moments. Run as `-m tests.serving.killed_server FOLDER KILLS SEED`.
+"""Kills whole servers under load at random moments. Run as `-m tests.serving.killed_server KILLS SEED`.
 
-Each life is a real `bon serve` with synthetic models on the same log. Clients know their request ids; whatever was in
-flight at a kill is asked again, under the same id, in the next life, and so is some of what was acknowledged long ago.
-The log is held against what clients were told every hundred kills and at the end. Prints one JSON document; an
-AssertionError is the failure.
+Each life is a real `bon serve` with synthetic models on the same log, which seals, publishes to a folder and removes
+what is old meanwhile. Clients ask, give feedback, and know their ids; whatever was in flight at a kill is asked again,
+under the same id, in the next life, and so is some of what was acknowledged long ago. `killed_log.py` holds the log
+against what clients were told. The kills are shared out over the durabilities, in batches of at most `BATCH` on a fresh
+log each. Prints one JSON document; an AssertionError is the failure.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import aclosing
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -26,11 +31,9 @@ import bon
 import grpc
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.log.reader import LogReader
-from bon_server.log.verify import verify
-from bon_server.soak.ledger import Ledger
-from bon_server.soak.logged import compare
+from bon_server.types import Durability
 from tests.serving import forked_server
+from tests.serving.killed_log import KilledLog, State, Told
 
 CALLERS = 16
 MODELS = ("--policy", "synthetic:tokens=20,tokens_per_s=400", "--reward", "synthetic:seconds=0.002")
@@ -40,31 +43,46 @@ SHARE_STARTING = 0.2
 """Of the kills, those before the server answers."""
 LONGEST_LIFE_S = 0.3
 """After it answers."""
-SEALING_EVERY, LONGEST_SEALING_LIFE_S = 5, 1.5
+SEALING_EVERY, LONGEST_SEALING_LIFE_S = 4, 3.0
 """Each so many lives one that seals, and lives as long as that takes."""
-CHECK_EVERY = 100
+SEAL_BYTES = 60_000
+LEAST_RETAINED = 0.8
+"""Of the sealed bytes, in lives that do not seal: so a file is gone in a later life than it came in, and
+`KilledLog.keep` has seen it."""
+REPLAY_WINDOW = timedelta(seconds=60)
+"""Longer than a caller waits to ask again what was in flight; shorter than a batch."""
+SHARE_OBSERVED = 0.2
+"""Of the answers, those that get feedback."""
+RECENT = 200
+"""Of the acknowledged requests, those that have hardly expired yet."""
+CHECK_EVERY = 25
+BATCH = 300
 Question = dict[str, Any]
+Observation = dict[str, Any]
 
 
 class Lives:
-    """Servers one after the other, and what their clients know."""
+    """Servers one after the other on one log, and what their clients know."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, durability: Durability, seed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._durability = durability
         self._dice = random.Random(seed)
         self._fork = multiprocessing.get_context("forkserver")
         self._fork.set_forkserver_preload(list(forked_server.NEEDED))
         self._ready = folder / "ready.json"
         self._start_s = 0.5
-        self._plan: tuple[int, int] | None = None
-        """Of the last sealing that was cut off."""
-        self.log = folder / "log"
-        self.ledger = Ledger("killed")
-        self.in_doubt: list[Question] = []
+        self._state = State()
+        """As the last kill left it."""
+        self._log = KilledLog(folder, REPLAY_WINDOW)
+        self._told = Told()
+        self._in_doubt: list[Question] = []
         """In flight when the server was killed, and not asked again yet."""
+        self._feedback_in_doubt: list[Observation] = []
+        self._ids = 0
         self.counts: Counter[str] = Counter()
-        self.codes: Counter[str] = Counter()
+        self._codes: Counter[str] = Counter()
 
     async def one(self, number: int) -> None:
         """Starts a server, lets it work, and kills it with all of its process group."""
@@ -75,48 +93,76 @@ class Lives:
             await asyncio.sleep(self._dice.uniform(0.0, self._start_s))
             self.counts["killed_while_starting"] += not self._ready.exists()
             await self._kill(process)
-            return
-        address = await self._until_ready(process)
-        self._start_s = time.monotonic() - began_s
-        async with _client(address) as client:
-            callers = [asyncio.create_task(self._call(client, repeats=i == 0)) for i in range(CALLERS)]
-            await asyncio.sleep(self._dice.uniform(0.0, LONGEST_SEALING_LIFE_S if seals else LONGEST_LIFE_S))
-            await self._kill(process)
-            await asyncio.gather(*callers)
-        with LogReader(self.log) as reader:
-            self.counts["killed_while_sealing"] += reader.plan not in (None, self._plan)
-            self._plan = reader.plan
+        else:
+            address = await self._until_ready(process)
+            self._start_s = time.monotonic() - began_s
+            async with _client(address) as client:
+                callers = [asyncio.create_task(self._call(client, repeats=i == 0)) for i in range(CALLERS)]
+                await asyncio.sleep(self._dice.uniform(0.0, LONGEST_SEALING_LIFE_S if seals else LONGEST_LIFE_S))
+                await self._kill(process)
+                await asyncio.gather(*callers)
+        self._look()
 
     async def last(self) -> None:
         """A server that lives until everything that was in doubt is answered, and ends as it should."""
         process = self._start(seals=False)
         async with _client(await self._until_ready(process)) as client:
-            while self.in_doubt:
-                await self._ask(client, self.in_doubt.pop())
-            for request_id in self._dice.sample(sorted(self.ledger.acknowledged), 20):
+            while self._in_doubt:
+                assert await self._ask(client, self._in_doubt.pop()), self._said()
+            while self._feedback_in_doubt:
+                assert await self._observe(client, self._feedback_in_doubt.pop()), self._said()
+            answered = sorted(self._told.answers)
+            for request_id in self._dice.sample(answered, min(20, len(answered))):
                 await self._repeat(client, request_id)
+                assert await self._observe(client, self._observation(_question(request_id))), self._said()
         assert process.pid is not None
         os.kill(process.pid, signal.SIGTERM)
         await asyncio.to_thread(process.join, START_S)
         assert process.exitcode == 0, self._said()
+        self._look()
+        self._log.check_published(self._state)
 
     def check(self) -> None:
-        """The log has every acknowledged answer once, and nothing twice."""
-        differences = compare(self.log, self.ledger)
-        assert not differences.missing, f"acknowledged and lost: {differences.missing[:5]}"
-        assert not differences.changed, f"acknowledged with another winner: {differences.changed[:5]}"
-        assert not differences.doubled, f"doubled: {differences.doubled[:5]}"
-        assert not self.ledger.contradictions, f"sampled again or changed: {self.ledger.contradictions[:5]}"
-        assert set(self.codes) <= {"UNAVAILABLE"}, self.codes
-        self.counts["found"] = differences.answered
+        """Holds the log against what clients were told."""
+        assert set(self._codes) <= {"UNAVAILABLE"}, self._codes
+        found = self._log.check(self._told)
+        self.counts["checks"] += 1
+        for name, count in found.items():
+            self.counts[name] = count
+
+    def _look(self) -> None:
+        """What the kill met, by what the register and the folders show; and keeps the files that may go next."""
+        before, now = self._state, self._log.state()
+        self._log.keep(now)
+        self.counts["killed_while_sealing"] += now.plan not in (None, before.plan)
+        self.counts["killed_before_all_was_published"] += {one.file for one in now.segments} > set(now.published)
+        self.counts["lives_that_published"] += len(now.published) > len(before.published)
+        self.counts["lives_that_expired"] += len(now.expired) > len(before.expired)
+        half = [file for file in now.expired if (self._log.folder / file).exists()]
+        self.counts["killed_while_expiring"] += bool(half)
+        self._state = now
 
     def _start(self, seals: bool) -> BaseProcess:
         self._ready.unlink(missing_ok=True)
-        words = [*MODELS, "--log", str(self.log), "--port", "0", "--metrics-port", "0"]
-        words += ["--ready-file", str(self._ready), *(("--set", "log.seal_bytes=20000") if seals else ())]
+        settings = {
+            "log.durability": self._durability,
+            "log.replay_window_s": REPLAY_WINDOW.total_seconds(),
+            **({"log.seal_bytes": SEAL_BYTES} if seals else self._retention()),
+        }
+        words = [*MODELS, "--log", str(self._log.folder), "--publish", self._log.published.as_uri()]
+        words += ["--port", "0", "--metrics-port", "0", "--ready-file", str(self._ready)]
+        words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         process = self._fork.Process(target=forked_server.serve, args=(words, self._folder / "output"))
         process.start()
         return process
+
+    def _retention(self) -> dict[str, int]:
+        """Feedback stays until all records of its day have gone, so its size must not count against theirs."""
+        sizes = Counter[str]()
+        for one in self._state.segments:
+            sizes[one.file.partition("/")[0]] += one.bytes
+        share = self._dice.uniform(LEAST_RETAINED, 1.0)
+        return {"log.retain_bytes": round(share * sizes["segments"]) + sizes["feedback"]} if sizes["segments"] else {}
 
     async def _until_ready(self, process: BaseProcess) -> str:
         give_up_s = time.monotonic() + START_S
@@ -138,34 +184,53 @@ class Lives:
 
     async def _call(self, client: bon.AsyncClient, repeats: bool) -> None:
         """One client, until the server is gone."""
-        if repeats and self.ledger.acknowledged:
-            await self._repeat(client, self._dice.choice(list(self.ledger.acknowledged)))
-        while await self._ask(client, self.in_doubt.pop() if self.in_doubt else self._question()):
-            pass
+        if repeats and self._told.answers:
+            told = list(self._told.answers)
+            for request_id in (self._dice.choice(told[-RECENT:]), self._dice.choice(told)):
+                await self._repeat(client, request_id)
+        if self._feedback_in_doubt and not await self._observe(client, self._feedback_in_doubt.pop()):
+            return
+        while await self._ask(client, question := self._in_doubt.pop() if self._in_doubt else self._question()):
+            if self._dice.random() < SHARE_OBSERVED and not await self._observe(client, self._observation(question)):
+                return
 
     async def _ask(self, client: bon.AsyncClient, question: Question) -> bool:
         """False: there was no answer; it is in doubt whether there will be one in the log."""
         try:
             answer = await self._send(client, question)
         except grpc.RpcError as error:
-            self.codes[error.code().name] += 1
+            self._codes[error.code().name] += 1
             self.counts["in_doubt"] += 1
-            self.in_doubt.append(question)
+            self._in_doubt.append(question)
             return False
         self.counts["replayed_in_doubt"] += answer.replayed
-        self.ledger.answered(answer)
+        self._told.answered(answer)
+        return True
+
+    async def _observe(self, client: bon.AsyncClient, observation: Observation) -> bool:
+        """False: it was not acknowledged, and will be sent again."""
+        try:
+            await client.feedback(**observation)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                self._told.unknown.append(observation["request_id"])
+                return True
+            self._codes[error.code().name] += 1
+            self._feedback_in_doubt.append(observation)
+            self.counts["feedback_in_doubt"] += 1
+            return False
+        self._told.feedback.add(observation["feedback_id"])
         return True
 
     async def _repeat(self, client: bon.AsyncClient, request_id: str) -> None:
-        """An acknowledged request again: the same answer, which is not sampled."""
+        """An acknowledged request again. `KilledLog.check` judges whether it might be sampled again."""
         try:
             answer = await self._send(client, _question(request_id))
         except grpc.RpcError as error:
-            self.codes[error.code().name] += 1
+            self._codes[error.code().name] += 1
             return
-        assert answer.replayed, f"{request_id} was acknowledged, and now sampled again"
-        self.counts["replayed_acknowledged"] += 1
-        self.ledger.answered(answer)
+        self.counts["replayed_acknowledged" if answer.replayed else "repeated_too_late_for_a_replay"] += 1
+        self._told.answered(answer)
 
     async def _send(self, client: bon.AsyncClient, question: Question) -> pb.GenerateResponse:
         """By either method, whatever the one before was: an id belongs to a request, not to a method."""
@@ -175,7 +240,15 @@ class Lives:
             return [event.final async for event in events][-1]
 
     def _question(self) -> Question:
-        return _question(self.ledger.new_id())
+        return _question(self._new_id())
+
+    def _observation(self, question: Question) -> Observation:
+        about = {"request_id": question["request_id"], "feedback_id": self._new_id()}
+        return {**about, "name": "rating", "value": self._dice.random()}
+
+    def _new_id(self) -> str:
+        self._ids += 1
+        return f"killed-{self._ids}"
 
     def _said(self) -> str:
         return (self._folder / "output").read_text(encoding="utf-8", errors="replace")[-3000:]
@@ -190,22 +263,44 @@ def _client(address: str) -> bon.AsyncClient:
     return bon.AsyncClient(address, attempts=1, options={"grpc.use_local_subchannel_pool": 1})
 
 
-async def run(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+async def run(folder: Path, durability: Durability, kills: int, seed: int) -> Counter[str]:
     """One log, that many servers, and one more."""
-    began_s = time.monotonic()
-    lives = Lives(folder, seed)
+    lives = Lives(folder, durability, seed)
     for number in range(1, kills + 1):
         await lives.one(number)
         if number % CHECK_EVERY == 0:
             lives.check()
-            sys.stderr.write(f"{number} kills, {len(lives.ledger.acknowledged)} acknowledged\n")
     await lives.last()
     lives.check()
-    report = verify(lives.log)
-    assert report["ok"], report["problems"][:5]
-    counts = {**lives.counts, "acknowledged": len(lives.ledger.acknowledged), "segments": report["segments"]}
-    return {**counts, "seconds": round(time.monotonic() - began_s, 1)}
+    return lives.counts
+
+
+def batches(kills: int, seed: int) -> Iterator[tuple[Durability, int, int]]:
+    """Durability, kills and seed of each, the durabilities in turn: whenever it is stopped, each had its share."""
+    left = {durability: len(range(i, kills, len(Durability))) for i, durability in enumerate(Durability)}
+    while any(left.values()):
+        for durability, number in left.items():
+            if batch := min(number, BATCH):
+                yield durability, batch, (seed := seed + 1)
+                left[durability] -= batch
+
+
+def main(kills: int, seed: int) -> None:
+    """All batches; each says on stderr how it went. The log of one that fails stays, and the message names it."""
+    began_s = time.monotonic()
+    by_durability: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
+    for durability, batch, batch_seed in batches(kills, seed):
+        folder = Path(tempfile.mkdtemp(prefix="bon-kills-"))
+        sys.stderr.write(f"{durability}: {batch} kills, seed {batch_seed}, in {folder}\n")
+        counts = asyncio.run(run(folder, durability, batch, batch_seed))
+        shutil.rmtree(folder)
+        by_durability[durability] += counts["kills"]
+        totals += counts
+        sys.stderr.write(f"{durability}: {dict(counts)}\n")
+    seconds = round(time.monotonic() - began_s, 1)
+    sys.stdout.write(json.dumps({"kills_by_durability": by_durability, **totals, "seconds": seconds}) + "\n")
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asyncio.run(run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import warnings
 from contextlib import ExitStack
 
+import hpack
+
+from tests.serving import frames
 from tests.serving.guarded import Guard
 from tests.waiting import SOON_S
 
@@ -38,3 +42,28 @@ def talking(guard: Guard, version: ssl.TLSVersion) -> ssl.SSLContext:
         context.minimum_version = ssl.TLSVersion.TLSv1
         context.maximum_version = version
     return context
+
+
+async def exchange(address: str, sent: bytes, context: ssl.SSLContext | None = None) -> dict[str, str]:
+    """What the first call of a connection is answered: its headers and trailers; empty when the connection is cut."""
+    host, _, port = address.rpartition(":")
+    server_name = None if context is None else "localhost"
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=server_name)
+    received, decoder = b"", hpack.Decoder()
+    answered: dict[str, str] = {}
+    try:
+        writer.write(sent)
+        async with asyncio.timeout(SOON_S):
+            while "grpc-status" not in answered and (more := await reader.read(65536)):
+                received += more
+                for kind, _, stream, payload in frames.read(received):
+                    received = received[frames.PREFIX_BYTES + len(payload) :]
+                    if kind != frames.HEADERS:
+                        continue
+                    decoded = {str(name): str(value) for name, value in decoder.decode(payload)}
+                    answered |= decoded if stream == 1 else {}
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+    return answered

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,16 +64,24 @@ def engines(parent: int) -> list[int]:
 class Serve:
     """Starts servers as processes, and ends those that are left."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, output: int = subprocess.PIPE) -> None:
+        """output: a descriptor; to a pipe a server may say only as much as fits until it has ended."""
         self._tmp_path = tmp_path
+        self._output = output
         self._processes: list[subprocess.Popen[str]] = []
 
-    def __call__(self, policy: str = "synthetic", *more: str) -> Process:
-        """Returns once it answers."""
+    def __call__(
+        self, policy: str = "synthetic", *more: str, program: Sequence[str] = ("-m", "bon_server.cli")
+    ) -> Process:
+        """Returns once it answers. program: the words after `python` that run `bon`."""
         ready = self._tmp_path / f"ready-{len(self._processes)}"
         words = command(self._tmp_path, "--policy", policy, "--ready-file", str(ready), *more)
         process = subprocess.Popen(
-            [sys.executable, *words], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [sys.executable, *program, *words[2:]],
+            env=environment(),
+            text=True,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
         )
         self._processes.append(process)
         deadline = time.monotonic() + START_S

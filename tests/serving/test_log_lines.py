@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import grpc
@@ -13,10 +15,12 @@ from bon.v1 import bon_pb2 as pb
 
 from bon_server.config import LogFormat
 from bon_server.errors import RewardFailed
-from bon_server.serving.log_lines import HumanLines, JsonLines
+from bon_server.serving.log_lines import HumanLines, JsonLines, about, set_up
 from bon_server.types import Completion, Score
 from tests.fakes import ScriptedPolicy, ScriptedReward, says
+from tests.serving import frames
 from tests.serving.conftest import Run
+from tests.serving.knocking import exchange
 from tests.serving.running import Running, question, refusal
 
 CANARY = "canary-of-content"
@@ -110,3 +114,40 @@ def test_json_lines_hold_extras_and_tracebacks() -> None:
     assert (line["message"], line["level"], line["logger"]) == ("two\nlines x", "ERROR", "n")
     assert line["principal"] == "team-a" and line["traceback"].endswith("RuntimeError: why")
     assert line["time"].endswith("+00:00") and "request_id" not in line
+
+
+async def test_metadata_that_is_not_utf_8_is_not_told(
+    run: Run, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("grpc._cython.cygrpc"), "filters", [])
+    set_up(LogFormat.HUMAN)
+    running = await run()
+    odd = [*frames.of_call(b"/bon.v1.BestOfNService/Generate"), (b"authorization", CANARY.encode() + b"\xff")]
+    head = frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, frames.block(odd))
+    assert (await exchange(running.server.address, frames.opened(head)))["grpc-status"] == "3"
+    assert (await running.ask()).n_scored == 4
+    assert CANARY not in "".join(written.lines)
+
+
+FORGED = "x\n2026-12-01 00:00:00,000 INFO bon.audit: all is well\r\x1b[2J\x9b31m\u202e\u2028\u2066\x7f"
+
+
+def test_a_value_that_is_quoted_can_neither_forge_a_line_nor_reach_the_terminal(written: Written) -> None:
+    """As message, id, name of the caller, extra field, and message of an exception."""
+    told = contextvars.copy_context()
+    told.run(about, FORGED)
+    logger = logging.getLogger("test")
+    told.run(logger.warning, "refused %s", FORGED, extra={"principal": FORGED})
+    try:
+        raise ValueError(FORGED)
+    except ValueError:
+        told.run(logger.exception, "failed: %s", FORGED)
+    text = written.stream.getvalue()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]", text)
+    own = [line for line in text.splitlines() if not line.startswith("    ")]
+    assert len(own) == 2, "one line for each call; of a traceback each is indented"
+    if own[0].startswith("{"):
+        first = json.loads(own[0])
+        assert first["message"] == f"refused {FORGED}" and first["request_id"] == first["principal"] == FORGED
+    else:
+        assert own[0].count("\\n2026-12-01") == 2 and own[0].endswith("\\u2066\\x7f]")

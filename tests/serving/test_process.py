@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from asyncio.subprocess import DEVNULL
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +48,13 @@ main()
 """
 """`bon`, until its last argument, the ready file, exists."""
 
+ON_ITS_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Takes its stdin as the terminal of its session, then becomes the command."""
+
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
@@ -73,7 +84,7 @@ def outcomes(log: Path) -> dict[str, Outcome]:
         return {record.request_id: record.outcome for record in reader.records()}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_while_idle_ends_it_within_two_seconds(serve: Serve, number: int) -> None:
     server = serve()
     async with grpc.aio.insecure_channel(server.address) as channel:
@@ -87,14 +98,15 @@ async def test_a_signal_while_idle_ends_it_within_two_seconds(serve: Serve, numb
     assert "draining: 0 calls" in server.process.communicate()[0]
 
 
-async def test_a_signal_with_work_waits_for_it(serve: Serve) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_with_work_waits_for_it(serve: Serve, number: int) -> None:
     server = serve(SLOW_POLICY)
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = BestOfNServiceStub(channel)
         requests = [question(request_id=f"r{i}", sampling=pb.SamplingParams(max_tokens=40)) for i in range(4)]
         calls = [stub.Generate(request, timeout=START_S) for request in requests]
         await asyncio.sleep(0.3)
-        server.signal()
+        server.signal(number)
         await asyncio.sleep(0.2)
         health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
         assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -102,6 +114,80 @@ async def test_a_signal_with_work_waits_for_it(serve: Serve) -> None:
         assert [answer.n_scored for answer in await asyncio.gather(*calls)] == [4] * 4
         assert await server.end() == 0
     assert outcomes(server.log) == {f"r{i}": Outcome.OK for i in range(4)}
+
+
+UNHEARD = {
+    "no stderr": "exec 2>&-",
+    "no standard streams at all": "exec <&- >&- 2>&-",
+    "nobody reads stderr": "exec 2> >(:); wait $!",
+    "nobody reads either": "exec > >(:) 2>&1; wait $!",
+    "nohup": "trap '' HUP; exec > /dev/null 2>&1",
+}
+"""What a shell does before it becomes the server."""
+
+
+@pytest.mark.parametrize("streams", UNHEARD.values(), ids=UNHEARD)
+async def test_a_server_that_nobody_hears_serves_and_drains(tmp_path: Path, streams: str) -> None:
+    """A terminal or a reader of a pipe that is gone is no reason to end, nor to write into the log's files."""
+    ready = tmp_path / "ready"
+    words = [sys.executable, *command(tmp_path, "--policy", SLOW_POLICY, "--ready-file", str(ready))]
+    shell = ["bash", "-c", f'{streams}; exec "$@"', "bash", *words]
+    process = await asyncio.create_subprocess_exec(*shell, env=environment(), stdout=DEVNULL, stderr=DEVNULL)
+    try:
+        await until(lambda: ready.exists() or process.returncode is not None, START_S)
+        assert process.returncode is None, "it ended by itself"
+        assert not _in_folder(process.pid, tmp_path), "a file has the number of a stream"
+        async with grpc.aio.insecure_channel(json.loads(ready.read_text())["address"]) as channel:
+            stub = BestOfNServiceStub(channel)
+            if streams == UNHEARD["nohup"]:
+                process.send_signal(signal.SIGHUP)
+                await stub.Generate(question(request_id="b"), timeout=START_S)
+            call = stub.Generate(question(request_id="a"), timeout=START_S)
+            await asyncio.sleep(0.3)
+            process.send_signal(signal.SIGTERM if streams == UNHEARD["nohup"] else signal.SIGHUP)
+            assert (await call).n_scored == 4
+        assert await asyncio.wait_for(process.wait(), START_S) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert outcomes(tmp_path / "log")["a"] is Outcome.OK
+
+
+def _in_folder(pid: int, folder: Path) -> list[Path]:
+    """Files of a folder that a process has open as standard streams."""
+    streams = [Path(f"/proc/{pid}/fd/{number}").readlink() for number in range(3)]
+    return [path for path in streams if path.is_relative_to(folder)]
+
+
+async def test_a_terminal_that_is_closed_drains_the_server(tmp_path: Path) -> None:
+    """A real one: the kernel sends SIGHUP, and every write to it fails."""
+    ready = tmp_path / "ready"
+    words = command(tmp_path, "--policy", SLOW_POLICY, "--ready-file", str(ready))
+    ours, its = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ON_ITS_TERMINAL, sys.executable, *words),
+        env=environment(),
+        start_new_session=True,
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    try:
+        await until(lambda: ready.exists() or process.returncode is not None, START_S)
+        assert process.returncode is None, os.read(ours, 10_000).decode()
+        async with grpc.aio.insecure_channel(json.loads(ready.read_text())["address"]) as channel:
+            call = BestOfNServiceStub(channel).Generate(question(request_id="a"), timeout=START_S)
+            await asyncio.sleep(0.3)
+            os.close(ours)
+            assert (await call).n_scored == 4
+        assert await asyncio.wait_for(process.wait(), START_S) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert outcomes(tmp_path / "log") == {"a": Outcome.OK}
 
 
 async def test_a_second_signal_stops_at_once(serve: Serve) -> None:
@@ -129,6 +215,51 @@ async def test_when_the_grace_is_over_the_rest_is_told_and_logged(serve: Serve) 
         assert (await refusal(call)).code is grpc.StatusCode.UNAVAILABLE
         assert await server.end() == 0
     assert outcomes(server.log) == {"a": Outcome.FAILED}
+
+
+HANGING_REWARD = ["--reward", "hanging=function:tests.serving.hanging_reward:reward"]
+
+
+async def test_a_reward_function_that_hangs_fails_its_requests_and_no_others(serve: Serve) -> None:
+    server = serve("synthetic", *HANGING_REWARD, "--set", "reward.timeout_s=0.5", "--set", "reward.processes=2")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = BestOfNServiceStub(channel)
+        bad = [stub.Generate(question(text="bad", n=8), timeout=2) for _ in range(2)]
+        for call in bad:
+            assert (await refusal(call)).code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED)
+        assert (await stub.Generate(question(text="good"), timeout=START_S)).n_scored == 4
+        health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+    server.signal()
+    assert await server.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_a_server_whose_reward_function_hangs(serve: Serve, number: int) -> None:
+    server = serve("synthetic", *HANGING_REWARD, "--set", "reward.timeout_s=3600", "--set", "limits.drain_s=0.5")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = BestOfNServiceStub(channel).Generate(question(text="bad", request_id="a", n=8), timeout=START_S)
+        refused = asyncio.create_task(refusal(call))
+        await asyncio.sleep(0.5)
+        server.signal(number)
+        assert (await refused).code is grpc.StatusCode.UNAVAILABLE
+        assert await server.end() == 0
+    assert outcomes(server.log) == {"a": Outcome.FAILED}
+
+
+HANGING_THREAD = """
+import threading
+threading.Thread(target=threading.Event().wait).start()
+from bon_server.cli import main
+main()
+"""
+"""`bon`, in which a library keeps a thread that never ends."""
+
+
+async def test_a_thread_that_never_ends_does_not_keep_the_process(serve: Serve) -> None:
+    server = serve(program=("-c", HANGING_THREAD))
+    server.signal()
+    assert await server.end() == 0
 
 
 async def test_an_engine_that_hangs_ends_the_server(serve: Serve) -> None:

@@ -100,9 +100,12 @@ async def test_metadata_only_has_redacted_tags(run: Run) -> None:
     assert PHONE.encode() not in on_disk(running)
 
 
-@pytest.mark.parametrize("name", ["breaks", "stops", "gives_none"])
+FAILING = ["breaks", "stops", "gives_none", "interrupts", "gives_up", "exits", "hangs", "backtracks", "halves"]
+
+
+@pytest.mark.parametrize("name", FAILING)
 async def test_a_redaction_that_fails_fails_the_request(run: Run, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    running = await run(settings={"log.redact": f"tests.serving.redactions:{name}"})
+    running = await run(settings={"log.redact": f"tests.serving.redactions:{name}", "log.redact_timeout_s": 0.3})
     for call in (
         running.stub.Generate(question(text=PHONE)),
         running.stub.Score(pb.ScoreRequest(text=PHONE, completions=["x"])),
@@ -113,7 +116,7 @@ async def test_a_redaction_that_fails_fails_the_request(run: Run, name: str, cap
     assert running.records() == [] and PHONE not in caplog.text
     assert PHONE.encode() not in on_disk(running)
     await running.at_rest()
-    if name == "breaks":
+    if name in ("breaks", "hangs", "backtracks"):
         assert (await running.ask(text="harmless")).n_scored == 4
         feedback = pb.RecordFeedbackRequest(request_id=running.records()[0].request_id, name="said", string_value=PHONE)
         assert (await refusal(running.stub.RecordFeedback(feedback))).code is grpc.StatusCode.INTERNAL

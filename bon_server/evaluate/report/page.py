@@ -6,18 +6,18 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bon.visible import visible
+
 from bon_server.evaluate.report.likes import Liking
 from bon_server.evaluate.report.numbers import number, with_minus
 from bon_server.evaluate.report.sample import SampledCandidate, SampledRequest
 
 SHOWN_CHARACTERS = 1_200
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-"""Control characters, of which HTML allows few, as the pictures Unicode has of them."""
 
 
 def escaped(text: object) -> str:
-    """Text as HTML shows it, whatever it holds."""
-    return html.escape(str(text).replace("\r\n", "\n").translate(_VISIBLE))
+    """Text as HTML shows it, whatever it holds; HTML allows few control characters."""
+    return html.escape(visible(str(text), lines=True))
 
 
 def page(title: str, lead: str, parts: Iterable[str]) -> str:

@@ -224,7 +224,7 @@ def _explained(work: WorkFolder) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            "out of memory on the device; lower --micro-batch-size, or give --gradient-checkpointing"
+            "out of memory on the device; lower --per-device-train-batch-size, or give --gradient-checkpointing"
         ) from error
     except Exception as error:  # libraries name a full disk in several ways
         if _is_full(error, work):

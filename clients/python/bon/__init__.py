@@ -3,7 +3,8 @@
     import bon
 
     with bon.Client("127.0.0.1:50051") as client:
-        print(client.generate("What is 17 + 25?", n=8).best.text)
+        answer = client.generate("What is 17 + 25?", n=8)
+        print(bon.visible(answer.best.text, lines=True))  # a model's text may hold terminal escapes
 
 Answers are the messages of `bon.v1.bon_pb2` themselves; `bon/v1/bon_pb2.pyi` documents every field.
 """
@@ -23,6 +24,7 @@ from bon.requests import (
     score_request,
 )
 from bon.security import Security, SecurityError
+from bon.visible import visible, visible_json
 
 __version__ = "0.1.0"
 
@@ -44,4 +46,6 @@ __all__ = [
     "pushback_s",
     "score_request",
     "violations",
+    "visible",
+    "visible_json",
 ]

@@ -13,6 +13,8 @@ import grpc
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from bon.visible import visible
+
 _DETAILS_KEY = "grpc-status-details-bin"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
@@ -48,10 +50,10 @@ def pushback_s(error: grpc.RpcError) -> float | None:
 
 
 def describe(error: grpc.RpcError) -> str:
-    """One line: the code, then the violations, or the server's words where there are none."""
+    """One line: the code, then the violations, or the server's words where there are none; fit for a terminal."""
     found = violations(error)
     words = "; ".join(f"{v.field}: {v.description}" for v in found) or error.details() or "no details"
-    return f"{error.code().name}: {words}"
+    return f"{error.code().name}: {visible(words)}"
 
 
 def _trailing(error: grpc.RpcError, key: str) -> str | bytes | None:
