@@ -140,6 +140,17 @@ class LimitsConfig:
     """Largest gRPC message, both ways."""
     max_metadata_bytes: Positive = 16 << 10
     """Largest gRPC metadata."""
+    max_bytes_in_flight: Positive = 256 << 20
+    """Bytes of requests in memory, over all callers. A call reserves `max_message_bytes` until its message has arrived,
+    and then holds the true size until it is answered. One that finds no room for `max_queue_s` is refused."""
+    slow_sender_s: PositiveSeconds = 30.0
+    """A call whose message has not arrived after so long is ended."""
+    max_connections: Positive = 4096
+    """Connections at once; less where the limit of descriptors (`ulimit -n`) leaves less. More are closed at once."""
+    handshake_s: PositiveSeconds = 10.0
+    """A connection on which TLS and HTTP/2 have not begun to speak after so long is closed."""
+    idle_connection_s: PositiveSeconds = 300.0
+    """A connection without a call is closed after so long; gRPC's clients make another when they need it."""
     max_constraint_bytes: Positive = 64 << 10
     """Largest JSON schema, or all choices together."""
     max_schema_depth: Positive = 32
@@ -299,6 +310,11 @@ def _refuse_contradictions(config: Config) -> None:
         raise ConfigError(
             f"limits.max_n = {limits.max_n} is above limits.max_candidates_in_flight = "
             f"{limits.max_candidates_in_flight}: such a request could never start"
+        )
+    if limits.max_message_bytes > limits.max_bytes_in_flight:
+        raise ConfigError(
+            f"limits.max_message_bytes = {limits.max_message_bytes} is above limits.max_bytes_in_flight = "
+            f"{limits.max_bytes_in_flight}: no message could be received"
         )
     if defaults.n > limits.max_n:
         raise ConfigError(f"defaults.n = {defaults.n} is above limits.max_n = {limits.max_n}")

@@ -90,20 +90,16 @@ async def to_log(record: Record, request: Request, redact: Redact | None) -> Rec
 
 
 async def redacting(redact: Redact, change: Callable[[Redact], Result]) -> Result:
-    """Runs `change` in a thread with a function that redacts a text. Raises `InternalError` when that fails."""
+    """As `redacting_now`, in a thread."""
+    return await asyncio.to_thread(redacting_now, redact, change)
 
-    def run() -> Result | InternalError:
-        try:
-            return change(_checked(redact))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 -- the operator's code; a StopIteration could not leave
-            failure = InternalError("the redaction failed")
-            failure.__cause__ = error
-            return failure
 
-    result = await asyncio.to_thread(run)
-    if isinstance(result, InternalError):
-        raise result
-    return result
+def redacting_now(redact: Redact, change: Callable[[Redact], Result]) -> Result:
+    """Runs `change` with a function that redacts a text. Raises `InternalError` when that fails."""
+    try:
+        return change(_checked(redact))
+    except (Exception, SystemExit) as error:  # the operator's code; a StopIteration could not leave a thread
+        raise InternalError("the redaction failed") from error
 
 
 def without_content(record: Record) -> Record:

@@ -28,6 +28,8 @@ from bon_server.serving.attempts import Attempts
 from bon_server.serving.auth import Authentication, check_rights
 from bon_server.serving.content import Redact, load_redact
 from bon_server.serving.deadlines import Deadlines
+from bon_server.serving.descriptors import connections_that_fit
+from bon_server.serving.feedback import FeedbackDesk
 from bon_server.serving.grpc_services import add_health, add_reflection
 from bon_server.serving.guards import Guards
 from bon_server.serving.health import Health
@@ -49,6 +51,7 @@ from bon_server.serving.models import (
 from bon_server.serving.policies import Policies
 from bon_server.serving.ports import bind, channel_options, refuse_taken_port, serve_metrics
 from bon_server.serving.quotas import Quotas
+from bon_server.serving.receiving import Receiving
 from bon_server.serving.restarts import Restarts
 from bon_server.serving.service import SERVICE, Service
 from bon_server.serving.state_metrics import StateCollector
@@ -90,6 +93,7 @@ class Server:
             if not config.log.directory:
                 raise ConfigError("log.directory is empty: give --log a folder")
             guards = Guards.of(config)
+            connections = connections_that_fit(config.limits.max_connections)
             redact = load_redact(config.log.redact)
             refuse_taken_port(config.listen.host, config.listen.port)
             metrics = Metrics()
@@ -112,7 +116,7 @@ class Server:
             reward_model = await start_reward(config.reward)
             resources.push_async_callback(reward_model.close)
             return await cls._listen(
-                config, metrics, spool, publisher, policies, reward_model, redact, guards, resources
+                config, metrics, spool, publisher, policies, reward_model, redact, guards, connections, resources
             )
 
     @classmethod
@@ -126,6 +130,7 @@ class Server:
         reward_model: RunningReward,
         redact: Redact | None,
         guards: Guards,
+        connections: int,
         resources: AsyncExitStack,
     ) -> Server:
         metrics_address = serve_metrics(config, metrics, guards, resources)
@@ -144,14 +149,19 @@ class Server:
         interceptors: list[grpc.aio.ServerInterceptor] = []
         if guards.keys is not None:
             interceptors.append(Authentication(guards.keys, metrics.refused))
+        interceptors.append(receiving := Receiving(limits, metrics.message_refused))
+        metrics.message_bytes.set_function(lambda: receiving.room.held_bytes)
+        metrics.message_bytes_limit.set(limits.max_bytes_in_flight)
         if config.telemetry.tracing:
             interceptors.append(_trace(attempts, resources))
-        server = grpc.aio.server(interceptors=interceptors, options=channel_options(limits))
+        server = grpc.aio.server(interceptors=interceptors, options=channel_options(limits, connections))
         restarts = _look_after_policy(config, policies, metrics)
         following = Health(
             add_health(server), ("", SERVICE), policies, reward_model, spool, limits.engine_stall_s, restarts
         )
-        service = Service(config, policies, reward_model, spool, attempts, metrics, redact)
+        desk = FeedbackDesk(spool, redact, quotas, limits.retry_after_ms)
+        resources.callback(desk.close)
+        service = Service(config, policies, reward_model, attempts, metrics, desk)
         server.add_generic_rpc_handlers((service.handlers(),))
         add_reflection(server, services)
         address = bind(server, config.listen.host, config.listen.port, guards)

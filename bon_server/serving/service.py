@@ -18,12 +18,11 @@ from bon_server import __version__
 from bon_server.best_of_n import RewardModel
 from bon_server.config import Config
 from bon_server.errors import QuotaExceeded, ReaderStalled, RequestCancelled
-from bon_server.log.spool import Spool
-from bon_server.serving import audit, feedback, log_lines, requests, responses
+from bon_server.serving import audit, log_lines, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
 from bon_server.serving.auth import principal
-from bon_server.serving.content import Redact
 from bon_server.serving.deadlines import surely_left_s
+from bon_server.serving.feedback import FeedbackDesk
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.policies import Policies
 from bon_server.serving.status import Metadata, to_status
@@ -42,18 +41,16 @@ class Service:
         config: Config,
         policies: Policies,
         reward_model: RewardModel,
-        spool: Spool,
         attempts: Attempts,
         metrics: Metrics,
-        redact: Redact | None = None,
+        feedback: FeedbackDesk,
     ) -> None:
         self._config = config
         self._policies = policies
         self._reward_model = reward_model
-        self._spool = spool
         self._attempts = attempts
         self._metrics = metrics
-        self._redact = redact
+        self._feedback = feedback
         self.running = 0
         """Calls whose handler has not ended."""
 
@@ -181,7 +178,7 @@ class Service:
 
     async def _record_feedback(self, data: bytes, context: Context) -> pb.RecordFeedbackResponse:
         message = requests.parse(pb.RecordFeedbackRequest, data)
-        return await feedback.record(message, principal(), self._spool, self._redact)
+        return await self._feedback.record(message, principal())
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         requests.parse(pb.GetServerInfoRequest, data)
