@@ -17,6 +17,8 @@ from bon_server.serving.tls import server_credentials
 
 SPARE_STREAMS = 64
 """Calls on one connection beyond those that may run or wait: refusals under way, health, feedback."""
+UNREAD_BYTES = 64 << 10
+"""Of each stream."""
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -39,6 +41,9 @@ def channel_options(limits: LimitsConfig, connections: int) -> list[tuple[str, i
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", connections),
+        # What may come of a message before anybody reads it: fixed, because gRPC's probing raises it to megabytes.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
         ("grpc.server_handshake_timeout_ms", _ms(limits.handshake_s)),
         ("grpc.max_connection_idle_ms", _ms(limits.idle_connection_s)),
         ("grpc.max_metadata_size", limits.max_metadata_bytes),

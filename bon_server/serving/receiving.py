@@ -14,6 +14,7 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
@@ -56,10 +57,10 @@ class Room:
             async with asyncio.timeout(self._patience_s):
                 await turn
         except (TimeoutError, asyncio.CancelledError) as left:
+            with suppress(ValueError):  # it was taken out already
+                self._waiting.remove(turn)
             if turn.done() and not turn.cancelled():  # its turn came in the same moment
                 self.give_back(self.message_bytes)
-            else:
-                self._waiting.remove(turn)
             if isinstance(left, TimeoutError):
                 return False
             raise
@@ -69,12 +70,10 @@ class Room:
         """Lets those in who wait, in their order."""
         self.held_bytes -= size_bytes
         while self._waiting and self._fits():
-            turn = self._waiting[0]
-            if turn.cancelled():
-                return  # it takes itself out of the queue before anything else happens here
-            self._waiting.popleft()
-            self.held_bytes += self.message_bytes
-            turn.set_result(None)
+            turn = self._waiting.popleft()
+            if not turn.cancelled():
+                self.held_bytes += self.message_bytes
+                turn.set_result(None)
 
     def _fits(self) -> bool:
         return self.held_bytes + self.message_bytes <= self.limit_bytes
@@ -151,11 +150,11 @@ async def _answer(behaviour: Callable[..., Any], message: object, context: Any, 
         async for response in behaviour(message, context):
             await context.write(response)
         return
-    response: Awaitable[Any] = behaviour(message, context)
+    running: Awaitable[Any] = behaviour(message, context)
     del message
-    answered = await response
+    answer = await running
     if not handler.response_streaming:
-        await context.write(answered)
+        await context.write(answer)
 
 
 async def _refuse(error: RequestError, method: str, context: Any) -> None:
