@@ -249,6 +249,7 @@ def _forgotten(error: BaseException) -> bytes:
     that was sent would stay in memory until the garbage collector looks, 4 MiB of each of 400 refused calls.
     """
     error.__traceback__ = None
+    error.__context__ = error.__cause__ = None  # protobuf's error, for one, came through the frame that parsed
     return b""
 
 
