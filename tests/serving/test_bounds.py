@@ -18,7 +18,7 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.log.logged import Lookup
+from bon_server.log.logged import Logged, Lookup
 from bon_server.log.spool import Spool
 from bon_server.serving.descriptors import FEWEST_CONNECTIONS, OWN_FILES
 from bon_server.serving.feedback import MOST_WAITING, THREADS
@@ -74,9 +74,14 @@ async def test_feedback_on_one_sealed_request_reads_it_once(run: Run, monkeypatc
     await until(lambda: (found := running.server.spool.latest("", "a")) is not None and found.record is None)
     whole: list[None] = []
     monkeypatch.setattr(Spool, "find", lambda *_: whole.append(None))
-    read: list[Any] = []
+    read: list[None] = []
     count = Lookup.count_candidates
-    monkeypatch.setattr(Lookup, "count_candidates", lambda *given: read.append(given) or count(*given))
+
+    def counted(lookup: Lookup, logged: Logged) -> int:
+        read.append(None)
+        return count(lookup, logged)
+
+    monkeypatch.setattr(Lookup, "count_candidates", counted)
     for number in range(20):
         await running.stub.RecordFeedback(observation(number))
     refused = await refusal(
@@ -121,7 +126,8 @@ async def test_messages_wait_for_room_and_are_refused_without_it(run: Run) -> No
     """Two may arrive at a time; a body that stands still holds its room for a limited time only."""
     settings = {"limits.max_bytes_in_flight": 8 * MIB, "limits.max_queue_s": 0.2, "limits.slow_sender_s": 3.0}
     running = await run(settings=settings)
-    silent = [running.channel.stream_unary(GENERATE)() for _ in range(2)]
+    open_call: Any = running.channel.stream_unary(GENERATE)
+    silent = [open_call() for _ in range(2)]
     ended = [asyncio.ensure_future(refusal(call)) for call in silent]
     await until(lambda: _held(running) == 8 * MIB)
     refused = await running.refused()
@@ -184,7 +190,8 @@ async def test_many_large_bodies_take_bounded_memory(serve: Serve) -> None:
     process = serve("synthetic", "--set", f"limits.max_bytes_in_flight={32 * MIB}", "--set", "limits.max_queue_s=0.5")
     before = _peak_rss(process.process.pid)
     channels = [grpc.aio.insecure_channel(process.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(10)]
-    calls = [channels[i % 10].unary_unary(GENERATE)(LARGE, timeout=60) for i in range(300)]
+    asking: list[Any] = [channel.unary_unary(GENERATE) for channel in channels]
+    calls = [asking[i % 10](LARGE, timeout=60) for i in range(300)]
     ended = Counter([(await refusal(call)).code for call in calls])
     assert ended.keys() <= {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE}, ended
     assert _peak_rss(process.process.pid) - before < 32 * MIB + 224 * MIB
@@ -240,7 +247,7 @@ async def test_strangers_leave_descriptors_for_the_log(serve: Serve, monkeypatch
     """The soft limit becomes the hard one, and connections take of it what the server can spare."""
     hard = OWN_FILES + FEWEST_CONNECTIONS + 60
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    popen = subprocess.Popen
+    popen: Any = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: popen(*a, preexec_fn=lambda: _allow(64, hard), **k))
     process = serve("synthetic")
     monkeypatch.undo()
