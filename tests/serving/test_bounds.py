@@ -261,11 +261,14 @@ async def test_strangers_leave_descriptors_for_the_log(serve: Serve, monkeypatch
         call: Any = channel.unary_unary(GENERATE)
         answer = pb.GenerateResponse.FromString(await call(question().SerializeToString(), timeout=SOON_S))
         assert answer.best.text
-        pid = process.process.pid
-        soft, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        assert soft - len(list(Path(f"/proc/{pid}/fd").iterdir())) > OWN_FILES // 2, "left for log and metrics"
+        assert _descriptors_left(process.process.pid) > OWN_FILES // 2, "for log and metrics"
         for stranger in strangers:
             stranger.close()
+
+
+def _descriptors_left(pid: int) -> int:
+    soft, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    return soft - len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def _allow(soft: int, hard: int) -> None:
