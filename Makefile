@@ -5,10 +5,12 @@
 #   TORCH_INDEX=URL         where pip finds the CPU build of torch: the index URL that pytorch.org's install selector shows
 #                           for "Pip" and "CPU". Not needed where pip already finds torch==2.13.0+cpu.
 #   BACKEND=cuda            install vLLM for GPUs instead of for the CPU
+#   WORKERS=4               processes that the tests run in; those with real models share one
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 BACKEND ?= cpu
+WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 STUBS := clients/python
@@ -21,7 +23,7 @@ demo: .venv/demo.installed  ## the main job, end to end, with a real model
 	$(BIN)/bon demo
 
 test: check  ## everything continuous integration checks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-long: .venv/test.installed test-engines  ## the tests that take minutes each: a thousand kills, all crash states, storms
 	$(BIN)/python -m pytest -m long

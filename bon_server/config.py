@@ -160,6 +160,20 @@ class LimitsConfig:
     """Largest gRPC message, both ways."""
     max_metadata_bytes: MessageBytes = 16 << 10
     """Largest gRPC metadata."""
+    max_bytes_in_flight: Bytes = 256 << 20
+    """Most bytes of requests in memory, over all callers. A call reserves `max_message_bytes` until its message has
+    arrived, and then holds the true size until it is answered. The server rejects a call that finds no room within
+    `max_queue_s`."""
+    slow_sender_s: Seconds = 30.0
+    """The server ends a call whose message has not arrived after so long."""
+    max_connections: Count = 4096
+    """Most connections at once; fewer if the limit of descriptors (`ulimit -n`) leaves fewer. The server closes
+    further connections immediately."""
+    handshake_s: Seconds = 10.0
+    """The server closes a connection on which TLS and HTTP/2 have not begun after so long."""
+    idle_connection_s: Seconds = 300.0
+    """The server closes a connection without a call after so long; gRPC's clients make another one when they need
+    it."""
     max_constraint_bytes: MessageBytes = 64 << 10
     """Largest JSON schema, or all choices together."""
     max_schema_depth: Count = 32
@@ -331,6 +345,11 @@ def _refuse_contradictions(config: Config) -> None:
         raise ConfigError(
             f"limits.max_n = {limits.max_n} is above limits.max_candidates_in_flight = "
             f"{limits.max_candidates_in_flight}: such a request could never start"
+        )
+    if limits.max_message_bytes > limits.max_bytes_in_flight:
+        raise ConfigError(
+            f"limits.max_message_bytes = {limits.max_message_bytes} is above limits.max_bytes_in_flight = "
+            f"{limits.max_bytes_in_flight}: no message could be received"
         )
     if defaults.n > limits.max_n:
         raise ConfigError(f"defaults.n = {defaults.n} is above limits.max_n = {limits.max_n}")

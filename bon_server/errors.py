@@ -21,6 +21,7 @@
         ├── DeadlinePassed     the deadline came before anything was scored
         ├── RequestCancelled   the caller went away
         ├── ReaderStalled      the caller did not read its stream
+        ├── SenderStalled      the caller did not send its message
         ├── SamplingFailed     the policy failed on every candidate
         ├── RewardFailed       the reward model failed
         ├── NothingFinite      every reward was NaN or infinite
@@ -141,6 +142,10 @@ class RequestCancelled(RequestError):
 
 class ReaderStalled(RequestError):
     """The caller did not read its stream; the answer is in the log."""
+
+
+class SenderStalled(RequestError):
+    """The caller did not send its message in time; nothing was done."""
 
 
 class SamplingFailed(RequestError):

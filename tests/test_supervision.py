@@ -38,6 +38,7 @@ ELSEWHERE = {
     "scores.py": "of one request",
     "serving/accepting.py": "of one call that is refused",
     "serving/attempts.py": "of one request",
+    "serving/feedback.py": "of one observation",
     "serving/listener.py": "of a server that was replaced",
     "serving/service.py": "of one stream",
     "serving/signals.py": "of the end of a server",

@@ -14,13 +14,28 @@ from bon_server.errors import InternalError, LogError, RequestError
 from bon_server.log import register
 from bon_server.log.database import SPOOL_NAME, StoredRow, open_for_reading, unpack
 from bon_server.log.record import Record, decode
-from bon_server.log.segment_reader import read_one
+from bon_server.log.segment_reader import Fields, read_one
 from bon_server.types import Outcome
 
 _FIND = """
 SELECT attempt, ordinal, sha256, record FROM records
 WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1
 """
+
+
+_ATTEMPT = "SELECT attempt FROM records WHERE principal = ? AND request_id = ? ORDER BY attempt DESC LIMIT 1"
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Indices:
+    """As much of a record as tells how many candidates it has: its texts and token ids are not read."""
+
+    candidates: tuple[_Index, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +96,33 @@ class Lookup:
             return Logged.of(self._unpack(StoredRow(*row[1:])))
         return None if sealed is None else Logged.sealed(sealed)
 
+    def latest_attempt(self, principal: str, request_id: str) -> int | None:
+        """See `Spool.latest_attempt`."""
+        with self._mutex:
+            try:
+                row = self._reading.execute(_ATTEMPT, (principal, request_id)).fetchone()
+                sealed = register.latest(self._reading, principal, request_id)
+            except apsw.Error as error:
+                raise self._cannot_read(error) from error
+        found = [*(() if row is None else row), *(() if sealed is None else (sealed.attempt,))]
+        return max(found, default=None)
+
+    def count_candidates(self, logged: Logged) -> int:
+        """See `Spool.count_candidates`."""
+        return len((logged.record or self._read(logged, _Indices)).candidates)
+
     def read(self, logged: Logged) -> Record:
         """See `Spool.read`."""
-        if logged.record is not None:
-            return logged.record
+        return logged.record or self._read(logged, Record)
+
+    def _read(self, logged: Logged, some_fields: type[Fields]) -> Fields:
         try:
             with self._mutex:
                 segments = register.segments_around(self._reading, logged.ordinal)
         except apsw.Error as error:
             raise self._cannot_read(error) from error
         try:
-            return read_one(self._directory, segments, logged.ordinal)
+            return read_one(self._directory, segments, logged.ordinal, some_fields)
         except LogError as error:
             raise InternalError("the logged answer cannot be read") from error
 

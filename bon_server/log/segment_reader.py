@@ -188,11 +188,14 @@ def part_of(directory: Path, segment: Segment, look_again: Callable[[str], list[
     )
 
 
-def read_one(directory: Path, segments: Sequence[Segment], ordinal: int) -> Record:
-    """The record of an ordinal that one of the segments holds. Raises `LogError` when none does, or it is damaged."""
+def read_one(directory: Path, segments: Sequence[Segment], ordinal: int, some_fields: type[Fields]) -> Fields:
+    """Some fields of the record of an ordinal that one of the segments holds.
+
+    Raises `LogError` when none does, or it is damaged.
+    """
     only = Where(ordinals=Ordinals([ordinal]))
     for segment in segments:
-        for _, record in part_of(directory, segment).rows(Record, only, _raise):
+        for _, record in part_of(directory, segment).rows(some_fields, only, _raise):
             return record
     raise LogError(f"row {ordinal} is in none of the segments {', '.join(one.file for one in segments) or '(none)'}")
 

@@ -230,6 +230,14 @@ class Spool:
         """
         return self._lookup.read(logged)
 
+    def latest_attempt(self, principal: str, request_id: str) -> int | None:
+        """The number of what `latest` would find, without reading it. Raises as `latest` does."""
+        return self._lookup.latest_attempt(principal, request_id)
+
+    def count_candidates(self, logged: Logged) -> int:
+        """Of what `latest` found; reads no texts and no token ids. Blocks and raises as `read` does."""
+        return self._lookup.count_candidates(logged)
+
     def find(self, principal: str, request_id: str) -> Record | None:
         """`latest` and `read` in one."""
         logged = self.latest(principal, request_id)

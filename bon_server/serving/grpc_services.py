@@ -1,7 +1,6 @@
 """Handlers as the server registers them: ours, those of health, and those of reflection as it comes with gRPC.
 
-gRPC parses requests outside of the handlers and answers what it cannot parse with UNKNOWN and a traceback in the log. A
-unary call without a message it does not answer at all.
+gRPC parses requests outside of the handlers and answers what it cannot parse with UNKNOWN and a traceback in the log.
 """
 
 from __future__ import annotations
@@ -37,39 +36,6 @@ def reflection_handlers(services: Sequence[str]) -> dict[str, Handlers]:
     return dict(taken.services)
 
 
-def of_one_message(handler: Any) -> Any:
-    """The same method for a caller who sends no message: INVALID_ARGUMENT.
-
-    gRPC does not call the handler of a unary method then, and leaves the caller without a status until its deadline. On
-    the wire a call of any kind is a stream of streams, so this one is taken as one and its first message read here.
-    Handlers of streams have to write to the context.
-    """
-    if handler.unary_unary is not None:
-        return grpc.stream_unary_rpc_method_handler(
-            _given_a_message(handler.unary_unary), handler.request_deserializer, handler.response_serializer
-        )
-    if handler.unary_stream is not None:
-        return grpc.stream_stream_rpc_method_handler(
-            _given_a_message(handler.unary_stream), handler.request_deserializer, handler.response_serializer
-        )
-    return handler
-
-
-def _given_a_message(answer: Callable[[Any, Any], Any]) -> Callable[[object, Any], Any]:
-    async def handle(_: object, context: Any) -> Any:
-        return await answer(await _message(context), context)
-
-    return handle
-
-
-async def _message(context: Any) -> Any:
-    """The only message of a call; a second one is ignored, as gRPC does."""
-    message = await context.read()
-    if message is grpc.aio.EOF:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message; this method takes one")
-    return message
-
-
 class _Registrar:
     """What generated code takes for the server when it adds a service."""
 
@@ -81,7 +47,7 @@ class _Registrar:
 
     def add_registered_method_handlers(self, service: str, methods: Mapping[str, Any]) -> None:
         """Keeps the handlers, with their parsing moved inside."""
-        self.services[service] = {name: of_one_message(_parsing_inside(handler)) for name, handler in methods.items()}
+        self.services[service] = {name: _parsing_inside(handler) for name, handler in methods.items()}
 
 
 def _parsing_inside(handler: Any) -> Any:

@@ -30,6 +30,22 @@ class Metrics:
             ["method", "code"],
             registry=self.registry,
         )
+        self.message_bytes = Gauge(
+            "bon_message_bytes_in_flight",
+            "Bytes of requests in memory, or reserved for those that are arriving.",
+            registry=self.registry,
+        )
+        self.message_bytes_limit = Gauge(
+            "bon_message_bytes_in_flight_limit", "How many there may be.", registry=self.registry
+        )
+        self._messages_refused = Counter(
+            "bon_messages_refused_total",
+            "Calls refused before their message was read: no room (full), or it did not arrive in time (slow).",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in ("full", "slow"):
+            self._messages_refused.labels(reason)
         self._commit_seconds = Histogram(
             "bon_log_commit_seconds",
             "From handing a record to the log to its acknowledgement.",
@@ -84,6 +100,10 @@ class Metrics:
     def refused(self, method: str, code: str) -> None:
         """A call did not come to its handler."""
         self._refused.labels(method, code).inc()
+
+    def message_refused(self, reason: str) -> None:
+        """`full` or `slow`."""
+        self._messages_refused.labels(reason).inc()
 
     def log_group(self, group: Group) -> None:
         """Records were acknowledged together; called on the log's thread."""

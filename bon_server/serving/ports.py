@@ -19,6 +19,8 @@ from bon_server.supervision import OnDeath
 
 SPARE_STREAMS = 64
 """Calls on one connection beyond those that may run or wait: refusals under way, health, feedback."""
+UNREAD_BYTES = 64 << 10
+"""Of each stream."""
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -32,14 +34,20 @@ def refuse_taken_port(host: str, port: int) -> None:
             raise StartupError(f"cannot listen on {_join(host, port)}: {error.strerror}") from None
 
 
-def channel_options(limits: LimitsConfig) -> list[tuple[str, int]]:
-    """Of the gRPC server."""
+def channel_options(limits: LimitsConfig, connections: int) -> list[tuple[str, int]]:
+    """Of the gRPC server. connections: how many there may be at once."""
     return [
         ("grpc.so_reuseport", 0),  # otherwise two servers bind one port silently and share its calls
         # More cannot run or wait anyway; it also bounds what those leave lying who do not read their streams.
         ("grpc.max_concurrent_streams", limits.max_candidates_in_flight + limits.max_candidates_queued + SPARE_STREAMS),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
+        ("grpc.max_allowed_incoming_connections", connections),
+        # What may come of a message before anybody reads it: fixed, because gRPC's probing raises it to megabytes.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
+        ("grpc.server_handshake_timeout_ms", _ms(limits.handshake_s)),
+        ("grpc.max_connection_idle_ms", _ms(limits.idle_connection_s)),
         ("grpc.max_metadata_size", limits.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
         # Clients that ping during a long silent call must not be cut off with "too many pings".
@@ -81,6 +89,11 @@ def serve_metrics(
         raise StartupError(f"cannot serve metrics on {_join(host, port)}: {error.strerror}") from None
     resources.callback(endpoint.close)
     return _join(host, endpoint.port)
+
+
+def _ms(seconds: float) -> int:
+    """As an option takes them."""
+    return min(max(1, round(seconds * 1000)), 2**31 - 1)
 
 
 def _join(host: str, port: int) -> str:

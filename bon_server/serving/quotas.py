@@ -3,6 +3,7 @@
 A request takes out what it may use at most, `n` candidates and `n * max_tokens` tokens, before it waits or samples, and
 gets back what it did not use when it has ended. So no number of requests at once can pass the quota, and the price is
 what was really generated, whether the caller waited for it or not. Prompts cost nothing: all candidates share one.
+An observation (RecordFeedback) costs as much as one candidate.
 """
 
 from __future__ import annotations
@@ -79,6 +80,13 @@ class Quotas:
             wait_s = bucket.wait_s(n, limit, self._clock())
             if 0 < wait_s < math.inf:  # what can never be is refused once it is known to be well formed
                 raise _used_up(wait_s)
+
+    def spend(self, principal: str, n: int) -> None:
+        """Takes out n candidates for good, for what is no request; raises `QuotaExceeded` when they are not left."""
+        for bucket, limit in self._limited(principal, "candidates"):
+            if (wait_s := bucket.wait_s(n, limit, self._clock())) > 0:
+                raise _used_up(wait_s)
+            bucket.take(n)
 
     def reserve(self, request: Request) -> Reservation:
         """Takes out what the request may use at most; raises `QuotaExceeded` when that is not there."""

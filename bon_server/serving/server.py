@@ -29,6 +29,8 @@ from bon_server.serving.attempts import Attempts
 from bon_server.serving.auth import Authentication, check_rights
 from bon_server.serving.content import Redaction, load_redact
 from bon_server.serving.deadlines import Deadlines
+from bon_server.serving.descriptors import connections_that_fit
+from bon_server.serving.feedback import FeedbackDesk
 from bon_server.serving.grpc_services import health_handlers, reflection_handlers
 from bon_server.serving.guards import Guards
 from bon_server.serving.health import Health
@@ -53,6 +55,7 @@ from bon_server.serving.policies import Policies
 from bon_server.serving.port_probe import listen_to
 from bon_server.serving.ports import channel_options, open_port, refuse_taken_port, serve_metrics
 from bon_server.serving.quotas import Quotas
+from bon_server.serving.receiving import Receiving
 from bon_server.serving.restarts import Restarts
 from bon_server.serving.service import SERVICE, Service
 from bon_server.serving.state_metrics import StateCollector
@@ -95,6 +98,7 @@ class Server:
             if not config.log.directory:
                 raise ConfigError("log.directory is empty: give --log a folder")
             guards = Guards.of(config)
+            connections = connections_that_fit(config.limits.max_connections)
             redaction = load_redact(config.log.redact, config.log.redact_timeout_s)
             refuse_taken_port(config.listen.host, config.listen.port)
             if redaction is not None:
@@ -120,7 +124,7 @@ class Server:
             reward_model = await start_reward(config.reward)
             resources.push_async_callback(reward_model.close)
             return await cls._listen(
-                config, metrics, spool, publisher, policies, reward_model, redaction, guards, resources
+                config, metrics, spool, publisher, policies, reward_model, redaction, guards, connections, resources
             )
 
     @classmethod
@@ -134,6 +138,7 @@ class Server:
         reward_model: RunningReward,
         redaction: Redaction | None,
         guards: Guards,
+        connections: int,
         resources: AsyncExitStack,
     ) -> Server:
         deaths = FirstDeath()
@@ -153,12 +158,17 @@ class Server:
         interceptors: list[grpc.aio.ServerInterceptor] = []
         if guards.keys is not None:
             interceptors.append(Authentication(guards.keys, metrics.refused))
+        interceptors.append(receiving := Receiving(limits, metrics.message_refused))
+        metrics.message_bytes.set_function(lambda: receiving.room.held_bytes)
+        metrics.message_bytes_limit.set(limits.max_bytes_in_flight)
         if config.telemetry.tracing:
             interceptors.append(_trace(attempts, resources))
-        service = Service(config, policies, reward_model, spool, attempts, metrics, redaction)
+        desk = FeedbackDesk(spool, redaction, quotas, limits.retry_after_ms)
+        resources.callback(desk.close)
+        service = Service(config, policies, reward_model, attempts, metrics, desk)
         servicer = HealthServicer()
         handlers = {SERVICE: service.handlers(), **health_handlers(servicer), **reflection_handlers(services)}
-        make = partial(make_server, handlers, interceptors, channel_options(limits))
+        make = partial(make_server, handlers, interceptors, channel_options(limits, connections))
         host, tls = config.listen.host, guards.certificates is not None
         listener = Listener(
             partial(open_port, make, host, guards),

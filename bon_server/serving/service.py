@@ -18,13 +18,12 @@ from bon_server import __version__
 from bon_server.best_of_n import RewardModel
 from bon_server.config import Config
 from bon_server.errors import QuotaExceeded, ReaderStalled, RequestCancelled
-from bon_server.log.spool import Spool
-from bon_server.serving import audit, feedback, log_lines, requests, responses
+from bon_server.serving import audit, log_lines, requests, responses
 from bon_server.serving.attempts import Attempts, Finished
 from bon_server.serving.auth import principal
-from bon_server.serving.content import Redaction
 from bon_server.serving.deadlines import surely_left_s
-from bon_server.serving.grpc_services import Handlers, of_one_message
+from bon_server.serving.feedback import FeedbackDesk
+from bon_server.serving.grpc_services import Handlers
 from bon_server.serving.metrics import Metrics
 from bon_server.serving.policies import Policies
 from bon_server.serving.status import Metadata, to_status
@@ -43,18 +42,16 @@ class Service:
         config: Config,
         policies: Policies,
         reward_model: RewardModel,
-        spool: Spool,
         attempts: Attempts,
         metrics: Metrics,
-        redaction: Redaction | None = None,
+        feedback: FeedbackDesk,
     ) -> None:
         self._config = config
         self._policies = policies
         self._reward_model = reward_model
-        self._spool = spool
         self._attempts = attempts
         self._metrics = metrics
-        self._redaction = redaction
+        self._feedback = feedback
         self.running = 0
         """Calls whose handler has not ended."""
 
@@ -70,7 +67,7 @@ class Service:
             name: grpc.unary_unary_rpc_method_handler(self._unary(name, each)) for name, each in unary.items()
         }
         methods["GenerateStream"] = grpc.unary_stream_rpc_method_handler(self._generate_stream)
-        return {name: of_one_message(handler) for name, handler in methods.items()}
+        return methods
 
     def _unary(
         self, method: str, answer: Callable[[bytes, Context], Awaitable[Message]]
@@ -182,7 +179,7 @@ class Service:
 
     async def _record_feedback(self, data: bytes, context: Context) -> pb.RecordFeedbackResponse:
         message = requests.parse(pb.RecordFeedbackRequest, data)
-        return await feedback.record(message, principal(), self._spool, self._redaction)
+        return await self._feedback.record(message, principal())
 
     async def _get_server_info(self, data: bytes, context: Context) -> pb.GetServerInfoResponse:
         requests.parse(pb.GetServerInfoRequest, data)
@@ -253,6 +250,7 @@ def _forgotten(error: BaseException) -> bytes:
     that was sent would stay in memory until the garbage collector looks, 4 MiB of each of 400 refused calls.
     """
     error.__traceback__ = None
+    error.__context__ = error.__cause__ = None  # protobuf's error, for one, came through the frame that parsed
     return b""
 
 

@@ -27,6 +27,7 @@ CODES: dict[type[errors.RequestError], grpc.StatusCode] = {
     errors.LogFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.ReaderStalled: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.SenderStalled: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.RequestCancelled: grpc.StatusCode.CANCELLED,
     errors.SamplingFailed: grpc.StatusCode.INTERNAL,
     errors.RewardFailed: grpc.StatusCode.INTERNAL,

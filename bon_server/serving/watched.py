@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,6 +17,11 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """The files are looked at no more often; what is revoked works for so long."""
+
+WAIT_S = 1.0
+"""A call waits no longer for a look at the files, such as one at a file system that does not answer."""
+_looks = ThreadPoolExecutor(1, thread_name_prefix="watched-files")
+"""Of its own: in asyncio's, which all blocking work shares, who calls could not be checked while that is full."""
 
 Made = TypeVar("Made")
 
@@ -49,8 +55,11 @@ class Watched(Generic[Made]):
 
     async def current_off_loop(self) -> Made:
         """As `current`, for the event loop: a thread looks at the files."""
-        if self._is_due():
-            await asyncio.to_thread(self._look)
+        if self._is_due() and not self._looking.locked():
+            look = asyncio.get_running_loop().run_in_executor(_looks, self._look)
+            await asyncio.wait((look,), timeout=WAIT_S)
+            if look.done():
+                look.result()
         return self._made
 
     def _is_due(self) -> bool:

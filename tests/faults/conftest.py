@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
-
 import pytest
 
 from tests.serving.conftest import nothing_unhandled as nothing_unhandled
@@ -21,12 +19,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             f"fault catalogue: {len(passed | failed)} cases run, {len(passed - failed)} passed, {len(failed)} failed"
         )
     for what in ("fuzzed", "fuzzed through gRPC"):
-        codes: Counter[Any] = Counter()
+        codes: Counter[str] = Counter()
         for one in terminalreporter.stats.get("passed", []):
             codes.update(dict(one.user_properties).get(what, {}))
         if codes:
             terminalreporter.write_line(f"{what}: {codes.total()} messages: {_each(codes)}")
 
 
-def _each(codes: Counter[Any]) -> str:
-    return ", ".join(f"{count} {code.name}" for code, count in codes.most_common())
+def _each(codes: Counter[str]) -> str:
+    return ", ".join(f"{count} {code}" for code, count in codes.most_common())

@@ -546,7 +546,50 @@ LOG_FAULTS = (
     ),
 )
 
+BOUNDS = f"{SERVING}test_bounds.py::"
+
 LOAD = (
+    Elsewhere(
+        "a flood of feedback, many times on one sealed request",
+        "UNAVAILABLE at once with `grpc-retry-pushback-ms`; what is taken is committed, and counts in the quota",
+        (
+            f"{BOUNDS}test_a_flood_of_feedback_is_refused_at_once",
+            f"{BOUNDS}test_feedback_on_one_sealed_request_reads_it_once",
+            f"{BOUNDS}test_feedback_counts_in_the_quota",
+        ),
+    ),
+    Elsewhere(
+        "all threads of asyncio's executor blocked",
+        "keys are checked all the same",
+        (f"{BOUNDS}test_keys_are_checked_while_asyncio_s_threads_are_taken",),
+    ),
+    Elsewhere(
+        "more bytes of messages at once than there is room for",
+        "UNAVAILABLE with `grpc-retry-pushback-ms`; memory is bounded, small messages wait their turn",
+        (
+            f"{BOUNDS}test_many_large_bodies_take_bounded_memory",
+            f"{BOUNDS}test_messages_wait_for_room_and_are_refused_without_it",
+            f"{BOUNDS}test_small_messages_do_not_starve",
+            f"{BOUNDS}test_a_call_that_leaves_gives_back_its_room",
+        ),
+    ),
+    Elsewhere(
+        "a call whose message never comes, or that has none",
+        "RESOURCE_EXHAUSTED after `limits.slow_sender_s`; INVALID_ARGUMENT",
+        (
+            f"{BOUNDS}test_messages_wait_for_room_and_are_refused_without_it",
+            f"{BOUNDS}test_a_call_without_a_message_is_told",
+        ),
+    ),
+    Elsewhere(
+        "too many connections, silent ones, few descriptors",
+        "connections end; the log keeps its descriptors; no start where hardly any fit",
+        (
+            f"{BOUNDS}test_connections_are_bounded_and_silent_ones_end",
+            f"{BOUNDS}test_strangers_leave_descriptors_for_the_log",
+            f"{BOUNDS}test_too_few_descriptors_are_no_start",
+        ),
+    ),
     Elsewhere(
         "quota used up",
         "RESOURCE_EXHAUSTED, with `grpc-retry-pushback-ms`",

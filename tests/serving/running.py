@@ -164,7 +164,7 @@ class Running:
 
 def _is_ours(task: asyncio.Task[Any]) -> bool:
     """Whether it is neither the one that asks nor one that gRPC or a server keeps as long as it lives."""
-    standing = ("AioServer._", "name='health'", "Listener._follow")
+    standing = ("AioServer._", "name='health'", "name='listener'")
     return task is not asyncio.current_task() and not any(name in repr(task) for name in standing)
 
 

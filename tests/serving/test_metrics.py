@@ -30,7 +30,7 @@ KNOWN_LABELS: dict[str, Callable[[str], bool]] = {
     "method": {"Generate", "GenerateStream", "Score", "RecordFeedback", "GetServerInfo"}.__contains__,
     "code": {code.name for code in grpc.StatusCode}.__contains__,
     "outcome": {"ok", "partial", "failed", "cancelled"}.__contains__,
-    "reason": {"argmax", "soft", "threshold", "adaptive", "deadline", "single", "none"}.__contains__,
+    "reason": {"argmax", "soft", "threshold", "adaptive", "deadline", "single", "none", "full", "slow"}.__contains__,
     "status": {status.value for status in CandidateStatus}.__contains__,
     "kind": {"prompt", "completion", "reward_model"}.__contains__,
     "cause": {"commit", "checkpoint", "background"}.__contains__,
