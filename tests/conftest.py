@@ -27,7 +27,8 @@ atexit.register(mute_the_end)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In parallel runs (`-n 2 --dist loadgroup`) a file stays in one process, and all tests with real models in one.
 
-    This runs before the hook of pytest-xdist, which reads the marks. Two engines at once would compete for the same cores.
+    This runs before the hook of pytest-xdist, which reads the marks. Two engines at once would compete for the same
+    cores.
     """
     for item in items:
         group = "models" if item.get_closest_marker("models") else item.nodeid.partition("::")[0]

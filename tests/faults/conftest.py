@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+
 import pytest
 
 from tests.serving.conftest import nothing_unhandled as nothing_unhandled
