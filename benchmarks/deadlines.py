@@ -49,9 +49,9 @@ from benchmarks.machine import machine, quiet, versions
 from benchmarks.models import demo_models
 from benchmarks.open_loop import client
 from benchmarks.server_stack import bon_serve
+from bon_server.core.types import CandidateStatus
 from bon_server.demo.problems import problems
-from bon_server.log.reader import LogReader
-from bon_server.types import CandidateStatus
+from bon_server.log.read.reader import LogReader
 
 CONCURRENCY = 4
 USUAL_REQUESTS = 16

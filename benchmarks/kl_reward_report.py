@@ -21,7 +21,7 @@ from benchmarks.arms.intervals import figures, over_seeds
 from benchmarks.arms.setting import STRONG, WEAK
 from benchmarks.kl_reward_arms import BASE, Arm
 from bon_server.estimators.kl_best_of_n import kl_bound
-from bon_server.evaluate.fits import fit_of_curve
+from bon_server.evaluate.curve import fit_of_curve
 
 Floats = NDArray[np.float64]
 MEASURES = ("proxy", "gold")

@@ -40,7 +40,7 @@ from benchmarks.log_reading import measure_memory, measure_rates
 from benchmarks.log_records import records
 from benchmarks.log_sealing import measure_sealing
 from benchmarks.machine import machine, quiet, versions
-from bon_server.types import Durability
+from bon_server.core.types import Durability
 
 HEADLINE_WAITERS = "64"
 PARTS = ("commits", "sealing", "reading", "memory")

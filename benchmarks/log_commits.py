@@ -20,10 +20,10 @@ from statistics import quantiles
 from typing import Any
 
 from benchmarks.comparison import spread
-from bon_server.config import LogConfig
+from bon_server.config.settings import LogConfig
+from bon_server.core.types import Durability
 from bon_server.log.record import Record
-from bon_server.log.spool import Spool
-from bon_server.types import Durability
+from bon_server.log.spool.spool import Spool
 
 SYNC_BYTES = 16 << 10
 """About what one record writes."""

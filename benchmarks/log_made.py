@@ -16,9 +16,9 @@ import pyarrow as pa
 from msgspec import structs
 
 from benchmarks.log_records import DIFFERENT, START, records
-from bon_server.log.columns import to_batch
 from bon_server.log.record import Record
-from bon_server.log.segments import SegmentsWriter
+from bon_server.log.segments.columns import to_batch
+from bon_server.log.segments.files import SegmentsWriter
 
 SEGMENT_BYTES = 64 << 20
 """Of Arrow data in one file, about what `log.seal_bytes` gives."""

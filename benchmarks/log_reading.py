@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 
 from benchmarks.comparison import spread
 from benchmarks.log_made import make_segments, small
-from bon_server.log.reader import LogReader
+from bon_server.log.read.reader import LogReader
 
 COLUMNS: dict[str, list[str] | None] = {
     "all": None,

@@ -13,8 +13,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from bon_server.log.record import Record, prompt_hash
-from bon_server.types import (
+from bon_server.core.types import (
     Candidate,
     CandidateStatus,
     FinishReason,
@@ -29,6 +28,7 @@ from bon_server.types import (
     SelectionReason,
     SelectionRule,
 )
+from bon_server.log.record import Record, prompt_hash
 
 CANDIDATES = 16
 TOKENS = 60

@@ -19,10 +19,10 @@ from typing import Any
 from benchmarks.comparison import spread
 from benchmarks.log_commits import Commits, figures, open_loop
 from benchmarks.log_records import CANDIDATES
-from bon_server.config import LogConfig
+from bon_server.config.settings import LogConfig
 from bon_server.log.record import Record, encode, to_json
-from bon_server.log.sealing import seal_beside_commits
-from bon_server.log.spool import Spool
+from bon_server.log.seal.sealing import seal_beside_commits
+from bon_server.log.spool.spool import Spool
 
 DEFAULTS = LogConfig()
 BATCH_RECORDS = 256

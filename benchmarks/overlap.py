@@ -15,8 +15,8 @@ from pathlib import Path
 from benchmarks.models import Models
 from benchmarks.reward_backends import Runs
 from benchmarks.workload import Questions
-from bon_server.config import PolicyConfig, RewardConfig
-from bon_server.serving.models import start_policy, start_reward
+from bon_server.config.settings import PolicyConfig, RewardConfig
+from bon_server.models.starting import start_policy, start_reward
 
 
 @dataclass(frozen=True)

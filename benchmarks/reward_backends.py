@@ -33,10 +33,10 @@ from typing import Any
 from benchmarks.comparison import spread
 from benchmarks.machine import machine, quiet, versions
 from benchmarks.workload import Question, Questions
-from bon_server.best_of_n import best_of_n
-from bon_server.config import PolicyConfig, RewardConfig
-from bon_server.serving.models import RunningPolicy, RunningReward, start_policy, start_reward
-from bon_server.types import Message, Prompt, Request, Sampling
+from bon_server.config.settings import PolicyConfig, RewardConfig
+from bon_server.core.best_of_n import best_of_n
+from bon_server.core.types import Message, Prompt, Request, Sampling
+from bon_server.models.starting import RunningPolicy, RunningReward, start_policy, start_reward
 
 N = 16
 MAX_TOKENS = 48

@@ -17,9 +17,9 @@ from msgspec import structs
 
 from benchmarks.log_made import SEGMENT_BYTES
 from benchmarks.log_records import DIFFERENT, START, records
-from bon_server.log.columns import to_batch
 from bon_server.log.record import Record
-from bon_server.log.segments import SegmentsWriter
+from bon_server.log.segments.columns import to_batch
+from bon_server.log.segments.files import SegmentsWriter
 
 CANDIDATES = 8
 TOKENS = 24

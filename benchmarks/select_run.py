@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from bon_server.offline.options import Engine
-from bon_server.offline.select import SelectOptions, select
-from bon_server.selection import OfflineRule
+from bon_server.core.selection import OfflineRule
+from bon_server.offline.select.options import Engine
+from bon_server.offline.select.select import SelectOptions, select
 
 THREADS = 2
 _GOOD = "c.reward IS NOT NULL AND c.finish_reason IS DISTINCT FROM 'length'"

@@ -15,7 +15,7 @@ from benchmarks.early_stopping_arms import ARMS, CHOSEN
 from benchmarks.load import Asked
 from benchmarks.models import Models
 from benchmarks.workload import Question, Sampling
-from bon_server.server_process import serving
+from bon_server.loop.server_process import serving
 
 TIMEOUT_S = 600.0
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
-from bon_server.config import Config
+from bon_server.config.settings import Config
 
 PAGE = Path(__file__).parent / "settings.md"
 BEGINNING = """# Settings

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from bon_server.best_of_n import Answer, Stop, best_of_n
-from bon_server.errors import (
+from bon_server.core.best_of_n import Answer, Stop, best_of_n
+from bon_server.core.errors import (
     RequestError,
 )
-from bon_server.types import (
+from bon_server.core.types import (
     Budget,
     Candidate,
     CandidateStatus,

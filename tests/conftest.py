@@ -12,9 +12,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-from bon_server.config import Config, load
-from bon_server.engine.ending import mute_the_end
-from bon_server.serving.server import Server
+from bon_server.config.settings import Config, load
+from bon_server.models.vllm.ending import mute_the_end
+from bon_server.serving.lifecycle.server import Server
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("no deadline")

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bon_server.engine.telemetry import Telemetry
-from bon_server.types import (
+from bon_server.core.types import (
     CandidateStatus,
     Completion,
     EncodedPrompt,
@@ -21,6 +20,7 @@ from bon_server.types import (
     Sampling,
     Score,
 )
+from bon_server.system.telemetry import Telemetry
 
 PARTIAL = "partial "
 """Text of a sample that was aborted."""

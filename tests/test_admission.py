@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.best_of_n import Stop
-from bon_server.config import LimitsConfig
-from bon_server.errors import DeadlinePassed, Unavailable
-from bon_server.serving.admission import Admission
+from bon_server.config.settings import LimitsConfig
+from bon_server.core.best_of_n import Stop
+from bon_server.core.errors import DeadlinePassed, Unavailable
+from bon_server.serving.admission.permits import Admission
 
 IN_FLIGHT, QUEUED = 8, 12
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.best_of_n import Answer, Stop, best_of_n, overlap
-from bon_server.errors import (
+from bon_server.core.best_of_n import Answer, Stop, best_of_n, overlap
+from bon_server.core.errors import (
     DeadlinePassed,
     InternalError,
     NothingFinite,
@@ -22,7 +22,7 @@ from bon_server.errors import (
     SamplingFailed,
     Unavailable,
 )
-from bon_server.types import (
+from bon_server.core.types import (
     Candidate,
     CandidateStatus,
     Completion,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.config import Config, load, parse_assignments
-from bon_server.errors import ConfigError
-from bon_server.policy.synthetic import SyntheticPolicy
-from bon_server.specs import split_name
-from bon_server.types import Durability
+from bon_server.config.settings import Config, load, parse_assignments
+from bon_server.config.specs import split_name
+from bon_server.core.errors import ConfigError
+from bon_server.core.types import Durability
+from bon_server.models.policy.synthetic import SyntheticPolicy
 
 
 @pytest.fixture

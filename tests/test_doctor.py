@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bon_server import doctor
-from bon_server.config import load
-from bon_server.doctor import Finding, examine
-from bon_server.engine.memory import Room
-from bon_server.log.lock import WriterLock
-from bon_server.serving import memory_plan
-from bon_server.serving.key_file import add_key
-from bon_server.serving.keys import Quota
+from bon_server.cli import examine as doctor
+from bon_server.cli.examine import Finding, examine
+from bon_server.config.settings import load
+from bon_server.models import memory_plan
+from bon_server.serving.auth.keys import Quota, add_key
+from bon_server.system.lock import WriterLock
+from bon_server.system.memory import Room
 from tests.command import run_bon
 
 GIB = 1 << 30

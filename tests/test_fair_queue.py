@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.serving.fair_queue import FairQueue, Turn
+from bon_server.serving.admission.fair_queue import FairQueue, Turn
 
 LARGEST = 8
 callers = st.sampled_from("abcd")

@@ -11,7 +11,7 @@ from cyclopts import App
 from cyclopts.argument import Argument
 
 from bon_server.cli import app
-from bon_server.selection import OfflineRule
+from bon_server.core.selection import OfflineRule
 from tests.command import run_bon
 
 HUGE = str(10**30)

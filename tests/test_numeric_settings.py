@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from bon_server.config import Config, LogConfig, load
-from bon_server.errors import ConfigError, StartupError
-from bon_server.log import sealer
-from bon_server.log.sealer import Sealer
-from bon_server.log.spool import Spool
-from bon_server.numbers import Range, numbers
-from bon_server.policy.synthetic import SyntheticPolicy, SyntheticPolicyOptions
-from bon_server.reward.synthetic import SyntheticReward, SyntheticRewardOptions
+from bon_server.config.numbers import Range, numbers
+from bon_server.config.settings import Config, LogConfig, load
+from bon_server.core.errors import ConfigError, StartupError
+from bon_server.log.seal import sealer
+from bon_server.log.seal.sealer import Sealer
+from bon_server.log.spool.spool import Spool
+from bon_server.models.policy.synthetic import SyntheticPolicy, SyntheticPolicyOptions
+from bon_server.models.reward.synthetic import SyntheticReward, SyntheticRewardOptions
 from tests.conftest import StartServer
 from tests.log.records import record
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import InternalError, RequestError, RewardFailed, SamplingFailed, Unavailable
-from bon_server.types import Candidate, Request
+from bon_server.core.errors import InternalError, RequestError, RewardFailed, SamplingFailed, Unavailable
+from bon_server.core.types import Candidate, Request
 from tests.asking import ask, on_a_budget, statuses
 from tests.fakes import ScriptedPolicy, ScriptedReward, a_request, says, scored
 

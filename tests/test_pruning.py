@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 
-from bon_server.pruning import Pruning
-from bon_server.types import Score
+from bon_server.core.pruning import Pruning
+from bon_server.core.types import Score
 from tests.fakes import scored
 
 

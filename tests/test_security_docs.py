@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.log.reader import LogReader
+from bon_server.log.read.reader import LogReader
 
 PAGE = Path(__file__).parent.parent / "docs" / "security.md"
 START_S = 60.0

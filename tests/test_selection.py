@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.selection import argmax, lowest, random_priority, request_key, soft
+from bon_server.core.selection import argmax, lowest, random_priority, request_key, soft
 
 SOFT_DRAWS = [2, 0, 2, 0, 0, 1, 2, 1]
 

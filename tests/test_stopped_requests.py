@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.best_of_n import STOP_GRACE_S, UNWIND_S, Answer, Stop, best_of_n
-from bon_server.config import LimitsConfig
-from bon_server.errors import (
+from bon_server.config.settings import LimitsConfig
+from bon_server.core.best_of_n import STOP_GRACE_S, UNWIND_S, Answer, Stop, best_of_n
+from bon_server.core.errors import (
     DeadlinePassed,
     InternalError,
     RequestCancelled,
     RequestError,
     Unavailable,
 )
-from bon_server.types import (
+from bon_server.core.types import (
     Candidate,
     Completion,
     FinishReason,

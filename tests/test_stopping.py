@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.stopping import (
+from bon_server.core.stopping import (
     NOTHING_KNOWN,
     SMALLEST_WAVE,
     Spread,
@@ -19,7 +19,7 @@ from bon_server.stopping import (
     wave,
     worth_one_more,
 )
-from bon_server.types import Budget, SelectionReason
+from bon_server.core.types import Budget, SelectionReason
 
 ADAPTIVE = Budget(price_per_candidate=0.1, min_n=2)
 FREE = Budget(price_per_candidate=0.0)

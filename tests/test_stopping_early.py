@@ -7,17 +7,15 @@ import math
 
 import pytest
 
-from bon_server.best_of_n import Answer, Stop, best_of_n
-from bon_server.errors import (
+from bon_server.core.best_of_n import Answer, Stop, best_of_n
+from bon_server.core.errors import (
     DeadlinePassed,
     RequestError,
     RewardFailed,
     Unavailable,
 )
-from bon_server.policy.synthetic import SyntheticPolicy
-from bon_server.reward.synthetic import SyntheticReward
-from bon_server.stopping import Spread
-from bon_server.types import (
+from bon_server.core.stopping import Spread
+from bon_server.core.types import (
     Candidate,
     Completion,
     FinishReason,
@@ -25,6 +23,8 @@ from bon_server.types import (
     Score,
     SelectionReason,
 )
+from bon_server.models.policy.synthetic import SyntheticPolicy
+from bon_server.models.reward.synthetic import SyntheticReward
 from tests.asking import after_ticks, ask, on_a_budget, rewards_of, statuses, wait_until
 from tests.fakes import PARTIAL, ScriptedPolicy, ScriptedReward, says
 from tests.waiting import forever, until

@@ -1,4 +1,4 @@
-"""Threads and tasks in the background: none ends unseen, and none is started past `bon_server.supervision`."""
+"""Threads and tasks in the background: none ends unseen, and none is started past `bon_server.system.supervision`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.supervision import FirstDeath, start_task, start_thread
+from bon_server.system.supervision import FirstDeath, start_task, start_thread
 from tests.waiting import SOON_S
 
 ROOT = Path(__file__).parent.parent

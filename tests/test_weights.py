@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import StartupError
-from bon_server.weights import find_model, weights_digest
+from bon_server.core.errors import StartupError
+from bon_server.models.weights import find_model, weights_digest
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.arms.setting import Gold
-from bon_server.errors import LogError
-from bon_server.log.reader import LogReader
+from bon_server.core.errors import LogError
+from bon_server.core.types import Candidate, FinishReason, Outcome
+from bon_server.log.read.reader import LogReader
 from bon_server.log.record import Record
-from bon_server.reward.pairs import prompt_text
-from bon_server.rounds.held_out import Text, first_text
-from bon_server.types import Candidate, FinishReason, Outcome
+from bon_server.loop.rounds.evaluation import Text, first_text
+from bon_server.models.reward.pairs import prompt_text
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms.setting import Setting
-from bon_server.server_process import serving
+from bon_server.loop.server_process import serving
 
 SEQUENCES_AT_ONCE = 192
 """More gain nothing on a CPU; `--serve policy.running_samples=…` on a GPU."""

@@ -15,7 +15,7 @@ from benchmarks.arms.commands import Run, bon, harvest, python
 from benchmarks.arms.recipe import Recipe
 from benchmarks.arms.setting import Setting, gold
 from benchmarks.arms.work import Document, Work
-from bon_server.rounds.kl import kl_of_texts
+from bon_server.loop.rounds.kl import kl_of_texts
 
 Floats = NDArray[np.float64]
 GREEDY = 0.0

@@ -13,8 +13,8 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from benchmarks.arms.commands import end_at_sigterm
-from bon_server.engine.child_process import live_and_die_with_parent
-from bon_server.errors import ConfigError
+from bon_server.core.errors import ConfigError
+from bon_server.system.child_process import live_and_die_with_parent
 
 
 def usual_lanes() -> int:

@@ -15,9 +15,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bon_server.config import RewardConfig
-from bon_server.offline.training.freed_memory import keep_freed_memory
-from bon_server.types import Message, Prompt
+from bon_server.config.settings import RewardConfig
+from bon_server.core.types import Message, Prompt
+from bon_server.offline.train.train import keep_freed_memory
 
 CPU_MICRO_BATCH = 8
 """Answers whose gradients are computed at once on a CPU: as fast as 24, in half the memory."""
@@ -110,7 +110,7 @@ def _messages(prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
 
 def _reward_function(reward: str) -> Any:
     """What TRL calls with a batch of conversations; the rewards are those of the server."""
-    from bon_server.reward.classifier import Classifier
+    from bon_server.models.reward.classifier import Classifier
 
     classifier = Classifier.load(reward, RewardConfig(models=(reward,)))
 

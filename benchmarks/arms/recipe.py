@@ -12,7 +12,7 @@ import argparse
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from bon_server.errors import ConfigError
+from bon_server.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.models import demo_models
-from bon_server.errors import ConfigError
-from bon_server.log.whole_file import sha256_of
-from bon_server.specs import import_module
-from bon_server.weights import find_model
+from bon_server.config.specs import import_module
+from bon_server.core.errors import ConfigError
+from bon_server.models.weights import find_model
+from bon_server.system.files import sha256_of
 
 DEMO_GOLD = "benchmarks.arms.demo_questions:gold"
 STRONG, WEAK = "strong", "weak"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bon_server.errors import ConfigError
-from bon_server.log.whole_file import whole_file
+from bon_server.core.errors import ConfigError
+from bon_server.system.files import whole_file
 
 Document = dict[str, Any]
 

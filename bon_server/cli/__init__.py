@@ -17,9 +17,9 @@ from cyclopts.argument import ArgumentCollection
 
 from bon_server import __version__
 from bon_server.cli.show import as_default, fail
-from bon_server.errors import BonError, ConfigError
-from bon_server.options import check_value
-from bon_server.terminal import let_go_of_streams, prepare_streams
+from bon_server.config.options import check_value
+from bon_server.core.errors import BonError, ConfigError
+from bon_server.system.terminal import let_go_of_streams, prepare_streams
 
 if TYPE_CHECKING:
     import bon

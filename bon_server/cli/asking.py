@@ -20,9 +20,9 @@ from bon_server.cli.options import (
     Target,
 )
 from bon_server.cli.show import print_result
-from bon_server.errors import ConfigError
-from bon_server.options import FLAT, CallSeed, NotNegativeNumber, Positive, PositiveNumber, read_pairs
-from bon_server.terminal import Terminal, say
+from bon_server.config.options import FLAT, CallSeed, NotNegativeNumber, Positive, PositiveNumber, read_pairs
+from bon_server.core.errors import ConfigError
+from bon_server.system.terminal import Terminal, say
 
 
 def ask(
@@ -52,7 +52,7 @@ def ask(
     """Ask one question and show the best answer."""
     import bon
 
-    from bon_server import ask as asking
+    from bon_server.cli import answers as asking
 
     options = sampling.given()
     if stop_at_reward is not None:
@@ -144,10 +144,10 @@ def harvest(
     A line without an id gets one that depends on its prompt, reward context and tags, its occurrence and the options,
     so the same command asks for the same records again. A line with an id is asked for under exactly that id.
     """
-    from bon_server.harvest.columns import parse_columns
-    from bon_server.harvest.dry_run import dry_run as run_dry
-    from bon_server.harvest.lines import Run
-    from bon_server.harvest.progress import run_harvest
+    from bon_server.loop.harvest.dry_run import dry_run as run_dry
+    from bon_server.loop.harvest.lines import Run
+    from bon_server.loop.harvest.progress import run_harvest
+    from bon_server.loop.harvest.prompts import parse_columns
 
     if raw and system is not None:
         raise ConfigError("--system is for chats; with --raw prompts are texts")

@@ -10,9 +10,9 @@ from cyclopts import App
 from rich.table import Table
 
 from bon_server.cli.options import Access, AsJson
-from bon_server.options import FLAT
-from bon_server.soak.options import SoakOptions
-from bon_server.terminal import Terminal, print_json, styled
+from bon_server.config.options import FLAT
+from bon_server.loop.soak.options import SoakOptions
+from bon_server.system.terminal import Terminal, print_json, styled
 
 app = App(name="bench", help="Measure a server.")
 
@@ -28,7 +28,7 @@ def soak(
 
     Exit 1 when a check fails.
     """
-    from bon_server.soak.run import run_soak
+    from bon_server.loop.soak.run import run_soak
 
     with _telling() as tell:
         told = run_soak(options, access.security(), tell)

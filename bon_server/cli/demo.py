@@ -9,8 +9,8 @@ from cyclopts import App, Parameter
 
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
-from bon_server.options import Positive
-from bon_server.terminal import Terminal
+from bon_server.config.options import Positive
+from bon_server.system.terminal import Terminal
 
 app = App(name="demo")
 

@@ -9,8 +9,8 @@ from cyclopts import App, Parameter
 
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
-from bon_server.options import Positive
-from bon_server.terminal import say
+from bon_server.config.options import Positive
+from bon_server.system.terminal import say
 
 app = App(name="keys", help="Make, list and revoke API keys of a server, which reads their file again when it changes.")
 
@@ -39,8 +39,7 @@ def new(
     ] = None,
 ) -> None:
     """Make a key and print it, once: only its digest is kept. Another one of a name works beside the first."""
-    from bon_server.serving.key_file import add_key
-    from bon_server.serving.keys import Quota
+    from bon_server.serving.auth.keys import Quota, add_key
 
     words = [word.strip() for word in rights.split(",") if word.strip()]
     say(add_key(file, name, words, Quota(candidates_per_minute, tokens_per_minute)))
@@ -49,7 +48,7 @@ def new(
 @app.command(name="list")
 def list_(*, file: KeyFile, as_json: AsJson = False) -> None:
     """Say who has keys, and what they open."""
-    from bon_server.serving.keys import read_keys
+    from bon_server.serving.auth.keys import read_keys
 
     found = {name: ", ".join(" ".join(key.rights) for key in keys) for name, keys in read_keys(file).by_name.items()}
     print_result(found, as_json)
@@ -58,8 +57,8 @@ def list_(*, file: KeyFile, as_json: AsJson = False) -> None:
 @app.command
 def revoke(name: Name, /, *, file: KeyFile, as_json: AsJson = False) -> None:
     """Take out all keys of a name; a running server notices within a second."""
-    from bon_server.errors import ConfigError
-    from bon_server.serving import key_file
+    from bon_server.core.errors import ConfigError
+    from bon_server.serving.auth import keys as key_file
 
     count = key_file.revoke(file, name)
     if not count:

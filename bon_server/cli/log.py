@@ -15,13 +15,13 @@ from rich.table import Table
 
 from bon_server.cli.options import AsJson, ConfigFile, LogDir, Raw, Settings, SkipDamaged, Snapshot
 from bon_server.cli.show import fail, on_damage, print_result, progress
-from bon_server.config import LogConfig, load, parse_assignments
-from bon_server.errors import ConfigError
-from bon_server.options import NotNegativeNumber, Positive
-from bon_server.terminal import Terminal, print_json, warn
+from bon_server.config.options import NotNegativeNumber, Positive
+from bon_server.config.settings import LogConfig, load, parse_assignments
+from bon_server.core.errors import ConfigError
+from bon_server.system.terminal import Terminal, print_json, warn
 
 if TYPE_CHECKING:
-    from bon_server.log.spool import Spool
+    from bon_server.log.spool.spool import Spool
 
 LOG_DEFAULTS = LogConfig()
 
@@ -31,7 +31,7 @@ app = App(name="log", help="Look into a log, or put records into it.")
 @app.command(name="stats")
 def log_stats(*, log: LogDir, skip_damaged: SkipDamaged = False, as_json: AsJson = False) -> None:
     """Count what a log holds."""
-    from bon_server.log.stats import log_stats as count
+    from bon_server.log.read.stats import log_stats as count
 
     print_result(dict(count(log, on_damage(skip_damaged))), as_json)
 
@@ -39,7 +39,7 @@ def log_stats(*, log: LogDir, skip_damaged: SkipDamaged = False, as_json: AsJson
 @app.command(name="seal")
 def log_seal(*, log: LogDir, config: ConfigFile = None, as_json: AsJson = False, settings: Settings = ()) -> None:
     """Move what is in the spool into segments, Parquet files that any engine reads; not while a server writes."""
-    from bon_server.log.sealing import seal
+    from bon_server.log.seal.sealing import seal
 
     chosen = load(config, flags=parse_assignments(settings)).log
     with _writing(log) as spool:
@@ -68,7 +68,7 @@ def log_publish(
     settings: Settings = (),
 ) -> None:
     """Copy the sealed segments that are not there yet to a store; not while a server writes."""
-    from bon_server.log.publisher import publish_all
+    from bon_server.log.publish.publisher import publish_all
 
     chosen = load(config, flags={**parse_assignments(settings), "log.publish": to}).log
     with _writing(log) as spool:
@@ -87,7 +87,7 @@ def log_snapshot(
     as_json: AsJson = False,
 ) -> None:
     """Pin the segments there are, with their digests, under a name. What is not sealed yet is not part of it."""
-    from bon_server.log.snapshot import make_snapshot
+    from bon_server.log.read.snapshot import make_snapshot
 
     snapshot = make_snapshot(log, name)
     if as_json:
@@ -100,7 +100,7 @@ def log_snapshot(
 @app.command(name="verify")
 def log_verify(*, log: LogDir, as_json: AsJson = False) -> None:
     """Read everything, and name what is wrong by kind, file and row; exit 1 when anything is."""
-    from bon_server.log.verify import verify
+    from bon_server.log.verify.verify import verify
 
     report = verify(log)
     if as_json:
@@ -146,8 +146,8 @@ def log_erase(
     settings: Settings = (),
 ) -> None:
     """Remove records and their feedback from every file of a log, for good; not while a server writes."""
-    from bon_server.log.erase import erase
-    from bon_server.log.rewrite import Match
+    from bon_server.log.remove.erase import erase
+    from bon_server.log.remove.rewrite import Match
 
     published = {} if to is None else {"log.publish": to}
     chosen = load(config, flags={**parse_assignments(settings), **published}).log
@@ -165,7 +165,7 @@ def log_expire(
     settings: Settings = (),
 ) -> None:
     """Remove the oldest sealed files by log.retain_days and log.retain_bytes, as a server does by itself."""
-    from bon_server.log.expire import Retention, expire
+    from bon_server.log.remove.expire import Retention, expire
 
     chosen = load(config, flags=parse_assignments(settings)).log
     retention = Retention(chosen.retain_days, chosen.retain_bytes)
@@ -198,10 +198,10 @@ def log_records(
     from bon.visible import visible_json
 
     from bon_server.log.feedback import to_json_with
-    from bon_server.log.feedback_reader import FeedbackReader
-    from bon_server.log.reader import LogReader, Where
+    from bon_server.log.read.feedback import FeedbackReader
+    from bon_server.log.read.reader import LogReader, Where
+    from bon_server.log.read.snapshot import open_snapshot
     from bon_server.log.record import to_json, to_long_json
-    from bon_server.log.snapshot import open_snapshot
 
     report = on_damage(skip_damaged)
     opened = LogReader(log, report) if snapshot is None else open_snapshot(log, snapshot, report)
@@ -246,8 +246,8 @@ def log_import(
     Lines that cannot be imported are counted and written, with number and reason, to a report. Exit code 1 when there
     are only such lines.
     """
-    from bon_server.offline.importers import import_files
-    from bon_server.offline.imports.options import ImportOptions, parse_columns
+    from bon_server.offline.importing.importers import import_files
+    from bon_server.offline.importing.options import ImportOptions, parse_columns
 
     columns = parse_columns(reward_column) if reward_column else None
     options = ImportOptions(files, log, file_format, reward_model, raw, columns, rejected)
@@ -277,8 +277,8 @@ def _key_and_value(tag: str) -> tuple[str, str]:
 @contextmanager
 def _writing(log: Path, config: LogConfig = LOG_DEFAULTS) -> Iterator[Spool]:
     """The spool of a log that exists, with the writer's lock."""
-    from bon_server.log.database import SPOOL_NAME
-    from bon_server.log.spool import Spool
+    from bon_server.log.spool.database import SPOOL_NAME
+    from bon_server.log.spool.spool import Spool
 
     if not (log / SPOOL_NAME).is_file():
         fail(f"{log} holds no log: {SPOOL_NAME} is missing", 1)

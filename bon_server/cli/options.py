@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from cyclopts import Parameter
 from cyclopts.validators import Path as PathCheck
 
-from bon_server.errors import ConfigError
-from bon_server.options import CallSeed, Positive, RequestsInFlight, panel
+from bon_server.config.options import CallSeed, Positive, RequestsInFlight, panel
+from bon_server.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from bon import Security

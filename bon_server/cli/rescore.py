@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from bon_server.cli.options import AsJson, ConfigFile, LogDir, Settings, SkipDamaged
 from bon_server.cli.settings import given, settings_flags
 from bon_server.cli.show import on_damage, print_result, progress
-from bon_server.config import load, parse_assignments
-from bon_server.options import FLAT
+from bon_server.config.options import FLAT
+from bon_server.config.settings import load, parse_assignments
 
 if TYPE_CHECKING:
     RewardFlags = object
@@ -36,8 +36,8 @@ def rescore(
     The same command goes on with a run that was cut off, and scores what came since. Choose by the new scores with
     bon select --reward NAME, look at them with bon evaluate curve --rank-by NAME.
     """
-    from bon_server.offline.rescore import RescoreOptions, count_candidates
-    from bon_server.offline.rescore import rescore as run
+    from bon_server.offline.rescore.rescore import RescoreOptions, count_candidates
+    from bon_server.offline.rescore.rescore import rescore as run
 
     chosen = load(config, flags={**given(flags), **parse_assignments(settings)}).reward
     report = on_damage(skip_damaged)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from rich.table import Table
 
 from bon_server.cli.options import AsJson
-from bon_server.options import FLAT
-from bon_server.rounds.options import RoundsOptions
-from bon_server.terminal import Terminal, print_json, say
+from bon_server.config.options import FLAT
+from bon_server.loop.rounds.options import RoundsOptions
+from bon_server.system.terminal import Terminal, print_json, say
 
 
 def rounds(*, options: Annotated[RoundsOptions, FLAT], as_json: AsJson = False) -> None:
@@ -17,7 +17,7 @@ def rounds(*, options: Annotated[RoundsOptions, FLAT], as_json: AsJson = False) 
 
     Safe to run again after a crash: the same command does not do again what is done.
     """
-    from bon_server.rounds.run import run_rounds
+    from bon_server.loop.rounds.run import run_rounds
 
     console = Terminal(stderr=True)
     told = run_rounds(

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from bon_server.cli.options import ACCESS, DEFAULT_TARGET, AsJson, ConfigFile, Encryption, Settings, Target
 from bon_server.cli.settings import given, settings_flags
-from bon_server.config import Config, load, parse_assignments
-from bon_server.options import FLAT, PositiveNumber, panel
-from bon_server.terminal import Terminal, print_json, say, say_if_heard, styled
+from bon_server.config.options import FLAT, PositiveNumber, panel
+from bon_server.config.settings import Config, load, parse_assignments
+from bon_server.system.terminal import Terminal, print_json, say, say_if_heard, styled
 
 MODELS = {"policy.model": "--policy", "reward.models": "--reward", "log.directory": "--log"}
 SERVER = {
@@ -55,7 +55,7 @@ def serve(
     settings: Settings = (),
 ) -> None:
     """Serve best-of-N until SIGTERM, SIGINT or SIGHUP."""
-    from bon_server.serving import log_lines
+    from bon_server.serving.telemetry import log_lines
 
     settled = load(config, flags={**given(flags), **given(callers), **parse_assignments(settings)})
     log_lines.set_up(settled.telemetry.log_format)
@@ -65,9 +65,8 @@ def serve(
 
 
 async def _serve(config: Config) -> int:
-    from bon_server.serving.banner import banner
-    from bon_server.serving.server import Server, write_ready_file
-    from bon_server.serving.signals import catch_signals, end_soon, run_until_signalled
+    from bon_server.serving.lifecycle.server import Server, write_ready_file
+    from bon_server.serving.lifecycle.signals import banner, catch_signals, end_soon, run_until_signalled
 
     server = await Server.start(config)
     gc.collect()
@@ -96,7 +95,7 @@ def health(
     ] = None,
 ) -> None:
     """Ask a server whether it can take new work; exit 0 when it can, else 1. Needs no key."""
-    from bon_server import probe
+    from bon_server.cli import probe
 
     said = probe.health(target, service=service, timeout_s=timeout, tls_name=tls_name, **encryption.security())
     say(said)
@@ -112,7 +111,7 @@ def doctor(
     settings: Settings = (),
 ) -> None:
     """Check this machine for what bon serve would need with the same options; exit 1 when something needs attention."""
-    from bon_server.doctor import examine
+    from bon_server.cli.examine import examine
 
     findings = examine(load(config, flags={**given(flags), **parse_assignments(settings)}))
     if as_json:

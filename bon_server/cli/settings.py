@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from docstring_parser import parse_from_object
 
 from bon_server.cli.show import as_default
-from bon_server.config import Config
+from bon_server.config.settings import Config
 
 _SEPARATOR = "__"
 

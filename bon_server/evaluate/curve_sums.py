@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bon_server.errors import ConfigError, LogError
+from bon_server.core.errors import ConfigError, LogError
 from bon_server.estimators.clusters import ClusterSums, Floats
 from bon_server.estimators.kl_best_of_n import kl_of_ties, kl_untied, kl_winner_probability_at_k, tie_classes
 from bon_server.estimators.order_statistics import reward_at_k, reward_beyond, weighted

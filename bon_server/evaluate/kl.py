@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bon_server.errors import LogError
+from bon_server.core.errors import LogError
+from bon_server.core.types import SelectionRule
 from bon_server.estimators.clusters import ClusterSums, Floats, ratios
 from bon_server.estimators.kl_best_of_n import (
     kl_any_selection_bound,
@@ -26,7 +27,6 @@ from bon_server.estimators.kl_best_of_n import (
 )
 from bon_server.evaluate.reading import Seen, Source, tables
 from bon_server.evaluate.table import Block, Table, blocks
-from bon_server.types import SelectionRule
 
 BEST, SOFT, STOPPED, PARTIAL = "best-of-n", "soft", "stopped", "partial"
 # columns of sums

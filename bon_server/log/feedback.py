@@ -16,11 +16,11 @@ from enum import Enum
 import apsw
 import msgspec
 
-from bon_server.errors import LogError
-from bon_server.log import feedback_register
-from bon_server.log.database import SPOOL_NAME
+from bon_server.core.errors import LogError
+from bon_server.log import catalog
 from bon_server.log.record import Record, to_json
-from bon_server.log.spool import Spool
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.log.spool.spool import Spool
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -72,7 +72,7 @@ def record_feedback(spool: Spool, feedback: Feedback) -> Recorded:
         """What is there under this id: in the spool, and the digest of what was sealed."""
         same_id = "SELECT feedback FROM feedback WHERE principal = ? AND feedback_id = ?"
         there: bytes | None = database.execute(same_id, id_of).get
-        sealed = feedback_register.said_under(database, *id_of)
+        sealed = catalog.said_under(database, *id_of)
         if there is None and sealed is None:
             columns = "principal, feedback_id, request_id, sha256, feedback"
             database.execute(f"INSERT INTO feedback ({columns}) VALUES (?, ?, ?, ?, ?)", row)

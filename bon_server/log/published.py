@@ -15,8 +15,8 @@ from pathlib import Path
 import apsw
 import msgspec
 
-from bon_server.errors import LogError
-from bon_server.log.register import FEEDBACK, LEDGERS, RECORDS, Ledger, Segment, ledger_of
+from bon_server.core.errors import LogError
+from bon_server.log.catalog import FEEDBACK, LEDGERS, RECORDS, Ledger, Segment, ledger_of
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS published (

@@ -3,19 +3,21 @@
 In the spool a record is MessagePack, on a screen a line of JSON, in segments a Parquet row with these columns. The
 schema only grows: a new field has a default, so that new code reads old records, and readers ignore fields they do
 not know. Values that can be computed from others (ranks, gains, KL) are not stored.
+
+What the reward models of a record are called, so that rewards of different ones are told apart.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import msgspec
 
-from bon_server.types import (
+from bon_server.core.types import (
     Budget,
     Candidate,
     CandidateStatus,
@@ -183,3 +185,10 @@ def _given_form(prompt: Prompt) -> dict[str, object]:
     if prompt.messages is not None:
         return {"messages": [{"content": m.content, "role": m.role} for m in prompt.messages]}
     return {"token_ids": prompt.token_ids}
+
+
+def reward_model_names(models: Sequence[ModelRef]) -> tuple[str, str]:
+    """What an ensemble (mostly of one) is called: `ID+…`, and exactly: `ID@REVISION+…`."""
+    loose = "+".join(model.id for model in models)
+    exact = "+".join(f"{model.id}@{model.revision}" if model.revision else model.id for model in models)
+    return loose, exact

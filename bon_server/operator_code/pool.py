@@ -30,10 +30,10 @@ from typing import cast
 
 import msgspec
 
-from bon_server.engine.telemetry import Telemetry
-from bon_server.errors import StartupError
+from bon_server.core.errors import StartupError
 from bon_server.operator_code.messages import Answer, Call, Calls, Frames, Setup, frame
 from bon_server.operator_code.worker import TIMEOUT
+from bon_server.system.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from typing import Any
 
 import msgspec
 
-from bon_server.errors import StartupError
+from bon_server.config.specs import import_module
+from bon_server.core.errors import StartupError
 from bon_server.operator_code.guard import place_of, told
 from bon_server.operator_code.messages import Answer, Batch, Call, Frames, Kind, Setup, frame
-from bon_server.specs import import_module
 
 TIMEOUT = "timeout"
 _PR_SET_PDEATHSIG = 1

@@ -20,14 +20,14 @@ from typing import TypeVar
 
 from msgspec import structs
 
-from bon_server.config import LogConfig
-from bon_server.errors import ConfigError, InternalError, StartupError, UnsupportedOption
+from bon_server.config.settings import LogConfig
+from bon_server.config.specs import import_module
+from bon_server.core.errors import ConfigError, InternalError, StartupError, UnsupportedOption
+from bon_server.core.types import Candidate, LogPolicy, Message, Request, Sampling
 from bon_server.log.record import Record, prompt_hash
 from bon_server.operator_code.messages import Setup
 from bon_server.operator_code.pool import WorkerPool, default_processes
 from bon_server.operator_code.worker import is_async
-from bon_server.specs import import_module
-from bon_server.types import Candidate, LogPolicy, Message, Request, Sampling
 
 Result = TypeVar("Result")
 Redact = Callable[[str], str]

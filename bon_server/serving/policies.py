@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from bon_server.best_of_n import Stop
-from bon_server.errors import RequestError, Unavailable
-from bon_server.serving.models import RunningPolicy
+from bon_server.core.best_of_n import Stop
+from bon_server.core.errors import RequestError, Unavailable
+from bon_server.models.starting import RunningPolicy
 
 RETRY_MS = 100
 """Pushback for a request whose weights were taken away: the new ones are in place already."""

@@ -10,7 +10,7 @@ from google.protobuf.any_pb2 import Any
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 
-from bon_server import errors
+from bon_server.core import errors
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.arms.answers import Answers
 from benchmarks.arms.setting import STRONG, WEAK
-from bon_server.rounds.held_out import Text
+from bon_server.loop.rounds.evaluation import Text
 
 
 def made_answers(seed: int, questions: int = 40, samples: int = 8, shift: float = 0.0) -> Answers:

@@ -18,9 +18,9 @@ from benchmarks.arms.intervals import figures, over_seeds
 from benchmarks.arms.recipe import Recipe, recipe_of
 from benchmarks.arms.setting import STRONG, WEAK, Setting, setting_of, take_lines
 from benchmarks.arms.work import Work
-from bon_server.errors import ConfigError, LogError
+from bon_server.core.errors import ConfigError, LogError
+from bon_server.core.types import Outcome
 from bon_server.log.record import Record
-from bon_server.types import Outcome
 from tests.evaluate.logs import written
 from tests.log.records import record
 

@@ -15,7 +15,7 @@ import pytest
 from benchmarks import kl_reward_arms
 from benchmarks.arms.lanes import in_lanes
 from benchmarks.arms.work import Work
-from bon_server.errors import ConfigError
+from bon_server.core.errors import ConfigError
 
 CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 several_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="lanes need a CPU each")

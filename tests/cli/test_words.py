@@ -10,15 +10,15 @@ import pytest
 
 from bon_server.cli import app
 from bon_server.cli.settings import given
-from bon_server.config import load
+from bon_server.config.settings import load
+from bon_server.core.selection import OfflineRule
+from bon_server.core.types import Kind
 from bon_server.evaluate.curve_sums import KlMethod
-from bon_server.harvest.columns import Columns
-from bon_server.offline.imports.options import IMPORT_FORMATS
-from bon_server.offline.options import Filters, SelectOptions, Written
-from bon_server.offline.training.options import TrainOptions
-from bon_server.rounds.options import Asking, RoundsOptions, Stops
-from bon_server.selection import OfflineRule
-from bon_server.types import Kind
+from bon_server.loop.harvest.prompts import Columns
+from bon_server.loop.rounds.options import Asking, RoundsOptions, Stops
+from bon_server.offline.importing.options import IMPORT_FORMATS
+from bon_server.offline.select.options import Filters, SelectOptions, Written
+from bon_server.offline.train.options import TrainOptions
 from tests.command import run_bon
 
 

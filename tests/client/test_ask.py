@@ -8,8 +8,8 @@ import json
 
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.ask import as_json, as_table, ask, ask_streamed
-from bon_server.terminal import Terminal
+from bon_server.cli.answers import as_json, as_table, ask, ask_streamed
+from bon_server.system.terminal import Terminal
 from tests.client.fake_server import FakeService
 
 

@@ -12,8 +12,8 @@ import pytest
 from bon.requests import GenerateOptions
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.harvest.dry_run import count, dry_run, total, total_by_ratio
-from bon_server.harvest.lines import Run
+from bon_server.loop.harvest.dry_run import count, dry_run, total, total_by_ratio
+from bon_server.loop.harvest.lines import Run
 from tests.client.fake_server import FakeService, Refusal
 
 RUN = Run(GenerateOptions(n=3))

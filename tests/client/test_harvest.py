@@ -12,10 +12,10 @@ import grpc
 import pytest
 from bon.requests import GenerateOptions
 
-from bon_server.harvest.lines import Run
-from bon_server.harvest.loop import Harvest, Watcher, harvest
-from bon_server.harvest.progress import run_harvest
-from bon_server.harvest.prompts import find_prompts
+from bon_server.loop.harvest.lines import Run
+from bon_server.loop.harvest.loop import Harvest, Watcher, harvest
+from bon_server.loop.harvest.progress import run_harvest
+from bon_server.loop.harvest.prompts import find_prompts
 from tests.client.fake_server import FakeService, Refusal, serving
 
 RUN = Run(GenerateOptions(n=3))

@@ -12,7 +12,7 @@ from bon.v1 import bon_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bon_server.harvest.lines import BadLine, Occurrences, Run, line_request
+from bon_server.loop.harvest.lines import BadLine, Occurrences, Run, line_request
 
 RUN = Run(GenerateOptions(n=2, temperature=0.5))
 

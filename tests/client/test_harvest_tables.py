@@ -16,10 +16,9 @@ from bon.v1 import bon_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bon_server.errors import ConfigError
-from bon_server.harvest.columns import BadLine, Columns, parse_columns
-from bon_server.harvest.lines import Occurrences, Run, line_request
-from bon_server.harvest.prompts import find_prompts
+from bon_server.core.errors import ConfigError
+from bon_server.loop.harvest.lines import Occurrences, Run, line_request
+from bon_server.loop.harvest.prompts import BadLine, Columns, find_prompts, parse_columns
 from tests.client.fake_server import FakeService
 
 ROWS: list[dict[str, Any]] = [
@@ -205,7 +204,7 @@ def test_tags_of_the_run_join_those_of_the_line(tmp_path: Path) -> None:
 async def test_a_saved_data_set_is_harvested(service: FakeService, target: str, tmp_path: Path) -> None:
     import bon
 
-    from bon_server.harvest.loop import harvest
+    from bon_server.loop.harvest.loop import harvest
 
     *_, saved = _in_all_forms(tmp_path, ROWS)
     async with bon.AsyncClient(target, attempts=1) as client:

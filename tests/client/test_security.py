@@ -15,7 +15,7 @@ import grpc
 import pytest
 from bon.security import Security, is_local, secured
 
-from bon_server.serving.server import Server
+from bon_server.serving.lifecycle.server import Server
 from tests.conftest import StartServer
 from tests.serving.certificates import Authority
 from tests.serving.guarded import Guard

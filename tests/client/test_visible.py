@@ -20,12 +20,12 @@ import grpc
 import pytest
 
 import bon_server
+from bon_server.core.types import Candidate
 from bon_server.evaluate.report.page import escaped
 from bon_server.log.feedback import Feedback, record_feedback
 from bon_server.log.record import Record
-from bon_server.log.sealing import seal
-from bon_server.log.spool import Spool
-from bon_server.types import Candidate
+from bon_server.log.seal.sealing import seal
+from bon_server.log.spool.spool import Spool
 from tests.client.fake_server import FakeService, Refusal
 from tests.log.records import record, scored
 

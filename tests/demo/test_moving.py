@@ -6,9 +6,8 @@ import random
 
 import pytest
 
-from bon_server.demo.moving import Moves
 from bon_server.demo.problems import Problem, is_right, problems, split_of
-from bon_server.demo.samples import Sampled
+from bon_server.demo.samples import Moves, Sampled
 
 POOL = problems("train", {"chain_sum": 200, "basic_arithmetic": 200, "products": 30})
 PROMPT = "State the final answer to the following arithmetic problem: {} ="

@@ -11,9 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 from bon_server.demo import reward_model
-from bon_server.demo.branches import branch_rewards
 from bon_server.demo.reward_model import ADAPTER, build_reward, load_backbone, save_adapter
-from bon_server.demo.train_reward import LINEARS
+from bon_server.demo.train_reward import LINEARS, branch_rewards
 from tests import tiny_models
 
 BATCH = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.demo.statistics import figures, pair_counts
+from bon_server.demo.evaluate import figures, pair_counts
 
 REWARDS = np.array([[0.1, 0.9, 0.5], [0.7, 0.7, 0.2], [0.3, 0.2, 0.1]])
 RIGHT = np.array([[False, True, False], [False, True, True], [False, False, False]])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.demo.whole_directory import STAMP_FILE, build_whole
+from bon_server.system.files import STAMP_FILE, build_whole
 
 
 def _writer(text: str) -> Callable[[Path], None]:

@@ -36,7 +36,7 @@ async def exposed(running: Running) -> dict[str, set[str]]:
 
 
 async def test_all_that_is_asked_for_is_there(run: Run, tmp_path: Path) -> None:
-    from bon_server.engine.telemetry import Telemetry
+    from bon_server.system.telemetry import Telemetry
 
     settings = {"log.publish": f"file://{tmp_path / 'published'}"}
     there = await exposed(await run(ScriptedPolicy(engines=(Telemetry(),)), settings=settings))

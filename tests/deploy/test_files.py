@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from bon_server.cli import app
-from bon_server.config import LogConfig, load
-from bon_server.security import check_exposure
+from bon_server.config.security import check_exposure
+from bon_server.config.settings import LogConfig, load
 from tests.deploy.expressions import DEPLOY
 
 CONTAINERFILE = (DEPLOY / "Containerfile").read_text()

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.engine.child_process import live_and_die_with_parent
+from bon_server.system.child_process import live_and_die_with_parent
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
 import multiprocessing, time
-from bon_server.engine.child_process import live_and_die_with_parent
+from bon_server.system.child_process import live_and_die_with_parent
 
 def grandchild():
     time.sleep(60)

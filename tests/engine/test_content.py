@@ -20,7 +20,7 @@ def written() -> Iterator[list[str]]:
     """What vLLM's loggers pass on, which they do not to the root. Its filters are taken away again."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from bon_server.engine import content, lifecycle  # noqa: F401 -- first of all engine imports
+        from bon_server.models.vllm import engine_process
 
         importlib.import_module("vllm.v1.core.sched.scheduler")
     written: list[str] = []
@@ -29,7 +29,7 @@ def written() -> Iterator[list[str]]:
     logging.getLogger("vllm").addHandler(handler)
     yield written
     logging.getLogger("vllm").removeHandler(handler)
-    for name in content.WITH_CONTENT:
+    for name in engine_process.WITH_CONTENT:
         logging.getLogger(name).filters.clear()
 
 
@@ -46,7 +46,7 @@ def fail_in_a_step() -> None:
 
 
 def test_a_step_that_fails_repeats_no_constraint(written: list[str]) -> None:
-    from bon_server.engine.content import keep_content_out_of_the_log
+    from bon_server.models.vllm.engine_process import keep_content_out_of_the_log
 
     fail_in_a_step()
     assert any(CANARY in message for message in written), "else there is nothing to keep out any more"
@@ -60,7 +60,7 @@ def test_a_step_that_fails_repeats_no_constraint(written: list[str]) -> None:
 def test_nor_does_a_candidate_that_fails_on_its_grammar(written: list[str]) -> None:
     from vllm.v1.core.sched import scheduler
 
-    from bon_server.engine.content import keep_content_out_of_the_log
+    from bon_server.models.vllm.engine_process import keep_content_out_of_the_log
 
     assert "grammar rejected tokens" in inspect.getsource(scheduler)
     keep_content_out_of_the_log()

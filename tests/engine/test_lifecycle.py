@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.engine.lifecycle import start_process
+from bon_server.models.vllm.engine import start_process
 from tests.engine.started import start
 from tests.engine.test_child_process import is_gone
 from tests.waiting import until

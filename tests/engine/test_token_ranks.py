@@ -14,8 +14,7 @@ pytestmark = [pytest.mark.models, pytest.mark.slow]
 def test_log_probabilities_come_without_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from bon_server.engine import lifecycle  # noqa: F401 -- first of all engine imports
-        from bon_server.engine.token_ranks import leave_out_token_ranks
+        from bon_server.models.vllm.engine_process import leave_out_token_ranks
 
         sampler = importlib.import_module("vllm.v1.sample.sampler")
 

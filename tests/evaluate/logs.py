@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bon_server.log.record import Record
-from bon_server.log.sealing import seal
-from bon_server.log.spool import Spool
+from bon_server.log.seal.sealing import seal
+from bon_server.log.spool.spool import Spool
 from tests.offline.grouped_files import import_lines, line
 
 ODD_LINES = [

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bon_server.errors import LogError
+from bon_server.core.errors import LogError
+from bon_server.core.types import ModelRef
 from bon_server.estimators import reward_at_k
 from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.reading import Source
-from bon_server.log.score_files import score_files
-from bon_server.offline import rescore
-from bon_server.types import ModelRef
+from bon_server.log.scores.files import score_files
+from bon_server.offline.rescore import rescore
 from tests.offline.rescoring import commit, rescored, sampled, synthetic_reward
 
 

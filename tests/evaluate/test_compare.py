@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import LogError
+from bon_server.core.errors import LogError
+from bon_server.core.types import Budget
 from bon_server.evaluate.compare import compare
 from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.reading import Source
-from bon_server.types import Budget
 from tests.evaluate.independent import mean_at
 from tests.evaluate.logs import imported, made_lines, written
 from tests.log.records import record

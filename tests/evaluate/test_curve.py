@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bon_server.errors import ConfigError, LogError
+from bon_server.core.errors import ConfigError, LogError
+from bon_server.core.types import Budget, LogprobKind, ModelRef, Outcome, SelectionReason, SelectionRule
 from bon_server.estimators import clusters, kl_bound, kl_winner_probability
-from bon_server.evaluate import curve_sums, fits
+from bon_server.evaluate import curve as fits
+from bon_server.evaluate import curve_sums
 from bon_server.evaluate.compare import compare
 from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions, KlMethod, Ranked, Sample
 from bon_server.evaluate.reading import Source
-from bon_server.types import Budget, LogprobKind, ModelRef, Outcome, SelectionReason, SelectionRule
 from tests.evaluate.independent import exact_kl, mean_at, scored
 from tests.evaluate.logs import ODD_LINES, imported, made_lines, written
 from tests.log.records import record

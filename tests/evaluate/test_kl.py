@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import LogError
-from bon_server.estimators import kl_bound, kl_soft_bound, kl_winner_probability
-from bon_server.evaluate.kl import kl
-from bon_server.evaluate.reading import Source
-from bon_server.types import (
+from bon_server.core.errors import LogError
+from bon_server.core.types import (
     Budget,
     Candidate,
     CandidateStatus,
@@ -22,6 +19,9 @@ from bon_server.types import (
     SelectionReason,
     SelectionRule,
 )
+from bon_server.estimators import kl_bound, kl_soft_bound, kl_winner_probability
+from bon_server.evaluate.kl import kl
+from bon_server.evaluate.reading import Source
 from tests.evaluate.independent import exact_kl
 from tests.evaluate.logs import imported, written
 from tests.log.records import record, scored

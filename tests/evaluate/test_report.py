@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
+from bon_server.core.types import Budget, Kind, ModelRef, Outcome
 from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.reading import Source
-from bon_server.evaluate.report import report
 from bon_server.evaluate.report.likes import features, words
-from bon_server.evaluate.report.numbers import number
-from bon_server.evaluate.report.page import escaped
+from bon_server.evaluate.report.page import escaped, number
+from bon_server.evaluate.report.report import report
 from bon_server.evaluate.report.sample import SampledCandidate, SampledRequest, sample_requests
-from bon_server.types import Budget, Kind, ModelRef, Outcome
 from tests.evaluate.logs import imported, made_lines, written
 from tests.log.records import ODD_TEXT, record, scored
 from tests.offline.rescoring import commit, rescored, sampled, synthetic_reward

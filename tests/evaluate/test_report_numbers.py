@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from bon_server.evaluate.report.numbers import interval, number, share, with_interval
+from bon_server.evaluate.report.page import interval, number, share, with_interval
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bon_server.evaluate.reward_models import models_of
-from bon_server.log.columns import MODEL
-from bon_server.log.reward_models import reward_model_names
-from bon_server.types import ModelRef
+from bon_server.core.types import ModelRef
+from bon_server.evaluate.arrow_columns import models_of
+from bon_server.log.record import reward_model_names
+from bon_server.log.segments.columns import MODEL
 
 ONE = {"name": "reward", "id": "rm", "revision": "1"}
 OTHER = {"name": "length", "id": "brief", "revision": ""}

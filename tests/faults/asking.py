@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bon_server.types import Completion, Score
+from bon_server.core.types import Completion, Score
 from tests.fakes import says, scored
 from tests.faults.case import Case, Check
 from tests.faults.place import Kind, Place, Seen, see

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from bon_server.errors import BonError
+from bon_server.core.errors import BonError
 from tests.faults.place import Kind, Place, Seen
 
 OK = grpc.StatusCode.OK

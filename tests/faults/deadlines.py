@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import grpc
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.types import Score
+from bon_server.core.types import Score
 from tests.fakes import scored
 from tests.faults.asking import (
     DEADLINE_S,

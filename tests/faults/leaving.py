@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from bon_server.types import Completion, FinishReason, Outcome
+from bon_server.core.types import Completion, FinishReason, Outcome
 from tests.fakes import PARTIAL, ScriptedPolicy, says
 from tests.faults.asking import (
     Asks,

@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import LogLocked
-from bon_server.serving import server as server_module
-from bon_server.serving.server import Server
-from bon_server.serving.service import SERVICE
-from bon_server.types import Completion
+from bon_server.core.errors import LogLocked
+from bon_server.core.types import Completion
+from bon_server.serving.lifecycle import server as server_module
+from bon_server.serving.lifecycle.server import Server
+from bon_server.serving.rpc.service import SERVICE
 from tests.conftest import synthetic_config
 from tests.fakes import PARTIAL, ScriptedPolicy, says
 from tests.faults.asking import final

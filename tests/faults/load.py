@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.types import Completion, FinishReason
+from bon_server.core.types import Completion, FinishReason
 from tests.fakes import ScriptedPolicy
 from tests.faults.case import OK, PUSHBACK, Case, Check, replayed
 from tests.faults.leaving import FOUR

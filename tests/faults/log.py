@@ -14,7 +14,7 @@ import apsw
 import grpc
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.types import Completion, Outcome
+from bon_server.core.types import Completion, Outcome
 from tests.fakes import says
 from tests.faults.case import NOTHING_SAMPLED, OK, PUSHBACK, Case, Check, only_logged
 from tests.faults.lifecycle import Gate

@@ -10,8 +10,8 @@ from pathlib import Path
 import apsw
 import grpc
 
-from bon_server.log.sealing import seal
-from bon_server.serving import attempts
+from bon_server.log.seal.sealing import seal
+from bon_server.serving import attempt
 from tests.faults.case import NOTHING_SAMPLED, OK, Case, Check, replayed
 from tests.faults.place import Kind, Place, Seen, opened, see
 
@@ -135,7 +135,7 @@ async def clock_set_back(place: Place) -> Seen:
             now[0] -= timedelta(days=1)
             return now[0]
 
-    place.patch.setattr(attempts, "datetime", Clock)
+    place.patch.setattr(attempt, "datetime", Clock)
     for number in range(3):
         await place.generate(request_id=f"r{number}")
     seal(place.server.spool, 1 << 26, 86_400.0)

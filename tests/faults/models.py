@@ -7,8 +7,8 @@ import math
 import grpc
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import RewardFailed, SamplingFailed, Unavailable
-from bon_server.types import CandidateStatus, Completion, Score
+from bon_server.core.errors import RewardFailed, SamplingFailed, Unavailable
+from bon_server.core.types import CandidateStatus, Completion, Score
 from tests.fakes import says, scored
 from tests.faults.asking import DEADLINE_S, Asks, both, failing, final, hang_scoring, only_first_is_scored
 from tests.faults.case import OK, PUSHBACK, Check, in_log

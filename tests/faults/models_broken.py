@@ -12,9 +12,9 @@ from typing import Any
 
 import grpc
 
-from bon_server.engine.telemetry import Telemetry
-from bon_server.errors import StartupError, Unavailable, UnsupportedOption
-from bon_server.types import Completion
+from bon_server.core.errors import StartupError, Unavailable, UnsupportedOption
+from bon_server.core.types import Completion
+from bon_server.system.telemetry import Telemetry
 from tests.fakes import says
 from tests.faults.asking import Asks, both, failing
 from tests.faults.case import NOTHING_SAMPLED, OK, PUSHBACK, Case, Check

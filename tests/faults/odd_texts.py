@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.log.sealing import seal
-from bon_server.types import Completion
+from bon_server.core.types import Completion
+from bon_server.log.seal.sealing import seal
 from tests.fakes import says
 from tests.faults.case import OK, Case, Check
 from tests.faults.place import Kind, Place, Seen, see

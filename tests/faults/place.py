@@ -14,12 +14,12 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import BonError
-from bon_server.log.reader import LogReader
+from bon_server.core.errors import BonError
+from bon_server.log.read.reader import LogReader
 from bon_server.log.record import Record
-from bon_server.log.verify import verify
-from bon_server.serving import server as server_module
-from bon_server.serving.server import Server
+from bon_server.log.verify.verify import verify
+from bon_server.serving.lifecycle import server as server_module
+from bon_server.serving.lifecycle.server import Server
 from tests.conftest import synthetic_config
 from tests.fakes import ScriptedPolicy, ScriptedReward
 from tests.serving.certificates import Authority
@@ -142,7 +142,7 @@ async def opened(folder: Path, kind: Kind) -> AsyncIterator[Place]:
     async with AsyncExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
-        patch.setattr("bon_server.log.upkeep.LOOK_EVERY_S", 0.02)  # at the free space, not once a second
+        patch.setattr("bon_server.log.spool.upkeep.LOOK_EVERY_S", 0.02)  # at the free space, not once a second
         if kind.scripted:
             patch.setattr(server_module, "start_policy", _started(policy))
             patch.setattr(server_module, "start_reward", _started(reward_model))

@@ -19,10 +19,10 @@ from google.rpc.status_pb2 import Status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bon_server.config import DefaultsConfig, LimitsConfig, LogConfig
-from bon_server.errors import BonError, InvalidRequest, UnsupportedOption
-from bon_server.policy.synthetic import SyntheticPolicy
-from bon_server.serving import feedback, requests
+from bon_server.config.settings import DefaultsConfig, LimitsConfig, LogConfig
+from bon_server.core.errors import BonError, InvalidRequest, UnsupportedOption
+from bon_server.models.policy.synthetic import SyntheticPolicy
+from bon_server.serving.rpc import feedback, parse
 from bon_server.serving.status import to_status
 from tests.faults.bad_bytes import SERVICE
 from tests.faults.messages import EVERYTHING, REQUESTS, names_a_field
@@ -55,7 +55,7 @@ class Handlers:
         """Ends as promised, or raises what the server would call a bug."""
         kind = REQUESTS[method]
         try:
-            self._runner.run(self._handle(method, requests.parse(kind, data)))
+            self._runner.run(self._handle(method, parse.parse(kind, data)))
         except BonError as error:
             code, _, trailing = to_status(error, method)
             assert code in PROMISED, (code, error)
@@ -70,9 +70,9 @@ class Handlers:
         if method == "GenerateStream":
             message = message.request
         if method in ("Generate", "GenerateStream"):
-            await requests.to_generate(message, "", self._policy, limits, DefaultsConfig(), log)
+            await parse.to_generate(message, "", self._policy, limits, DefaultsConfig(), log)
         elif method == "Score":
-            await requests.to_score(message, "", self._policy, limits, log)
+            await parse.to_score(message, "", self._policy, limits, log)
         elif method == "RecordFeedback":
             feedback._check(message)
 

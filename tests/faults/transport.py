@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from bon_server.errors import ConfigError, LogError, StartupError
+from bon_server.core.errors import ConfigError, LogError, StartupError
 from tests.faults.bad_bytes import SERVICE
 from tests.faults.case import OK, Case, Check
 from tests.faults.place import CANARY, Kind, Place, Seen, see, see_start

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from bon_server.log.spool import Spool
+from bon_server.log.spool.spool import Spool
 from tests.log.records import record
 
 WAITERS = 8

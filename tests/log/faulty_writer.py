@@ -12,12 +12,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from bon_server.config import LogConfig
-from bon_server.errors import BonError, LogError
-from bon_server.log import groups
-from bon_server.log import spool as spool_module
-from bon_server.log.spool import Spool
-from bon_server.types import Durability
+from bon_server.config.settings import LogConfig
+from bon_server.core.errors import BonError, LogError
+from bon_server.core.types import Durability
+from bon_server.log.spool import spool as groups
+from bon_server.log.spool import spool as spool_module
+from bon_server.log.spool.spool import Spool
 from tests.log.records import record
 from tests.waiting import until
 
@@ -45,7 +45,7 @@ async def count_syncs(folder: Path, durability: str, synchronous: str | None = N
         ahead.append(FAULTS.faults_unsynced_wal_writes())
         acknowledge(*arguments)
 
-    spool_module.answer = watched  # type: ignore[attr-defined, assignment]
+    spool_module.answer = watched  # type: ignore[assignment]
     config = LogConfig(durability=Durability(durability), linger_ms=20, group_records=10, async_sync_ms=50)
     with closing(Spool.open(folder, config)) as spool:
         if synchronous:

@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bon_server.config import LogConfig
-from bon_server.log import writer
-from bon_server.log.reader import LogReader, Where
+from bon_server.config.settings import LogConfig
+from bon_server.core.types import Durability
+from bon_server.log.read.reader import LogReader, Where
 from bon_server.log.record import Record
-from bon_server.log.spool import Spool
-from bon_server.types import Durability
+from bon_server.log.spool import writer
+from bon_server.log.spool.spool import Spool
 from tests.log.records import record
 
 LONGEST_LIFE_S = 0.08

@@ -11,10 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bon_server.log.record import SCHEMA_VERSION, Record
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
-from bon_server.types import (
+from bon_server.core.types import (
     Budget,
     Candidate,
     CandidateStatus,
@@ -26,6 +23,9 @@ from bon_server.types import (
     SelectionReason,
     SelectionRule,
 )
+from bon_server.log.record import SCHEMA_VERSION, Record
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.spool import Spool
 from tests.log.records import ODD_TEXT, record, scored
 from tests.log.test_sealing import seal
 

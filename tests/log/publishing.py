@@ -13,13 +13,13 @@ import duckdb
 import pyarrow.dataset
 import pytest
 
-from bon_server.config import LogConfig
-from bon_server.log import publisher, publishing
-from bon_server.log.reader import LogReader
-from bon_server.log.sealing import seal
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
+from bon_server.config.settings import LogConfig
+from bon_server.log.publish import publisher, publishing
+from bon_server.log.read.reader import LogReader
+from bon_server.log.seal.sealing import seal
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
 from tests.log.faulty_store import FaultyStore, faulty_store, uri
 from tests.log.records import record
 from tests.log.s3_server import BUCKET, s3_server

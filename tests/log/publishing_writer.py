@@ -12,12 +12,12 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from bon_server.config import LogConfig
-from bon_server.log import publisher, publishing
-from bon_server.log.publisher import Publisher, publish_all
+from bon_server.config.settings import LogConfig
+from bon_server.log.publish import publisher, publishing
+from bon_server.log.publish.publisher import Publisher, publish_all
 from bon_server.log.record import Record
-from bon_server.log.sealing import seal
-from bon_server.log.spool import Spool
+from bon_server.log.seal.sealing import seal
+from bon_server.log.spool.spool import Spool
 from tests.log.records import record
 
 GROUP = 5

@@ -13,15 +13,15 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from bon_server.log import writer
-from bon_server.log.erase import erase
-from bon_server.log.expire import Retention, expire
+from bon_server.core.types import Message
 from bon_server.log.feedback import record_feedback
-from bon_server.log.rewrite import Match
-from bon_server.log.sealing import seal
-from bon_server.log.snapshot import make_snapshot
-from bon_server.log.spool import Spool
-from bon_server.types import Message
+from bon_server.log.read.snapshot import make_snapshot
+from bon_server.log.remove.erase import erase
+from bon_server.log.remove.expire import Retention, expire
+from bon_server.log.remove.rewrite import Match
+from bon_server.log.seal.sealing import seal
+from bon_server.log.spool import writer
+from bon_server.log.spool.spool import Spool
 from tests.log.observations import observation
 from tests.log.recorded_writer import note
 from tests.log.records import record

@@ -11,12 +11,12 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from bon_server.config import LogConfig
-from bon_server.log import writer
+from bon_server.config.settings import LogConfig
 from bon_server.log.feedback import Recorded, record_feedback
-from bon_server.log.publisher import publish_all
-from bon_server.log.sealing import seal
-from bon_server.log.spool import Spool
+from bon_server.log.publish.publisher import publish_all
+from bon_server.log.seal.sealing import seal
+from bon_server.log.spool import writer
+from bon_server.log.spool.spool import Spool
 from tests.log.observations import observation
 from tests.log.recorded_writer import note
 from tests.log.records import record

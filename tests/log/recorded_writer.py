@@ -14,11 +14,11 @@ import sys
 import threading
 from pathlib import Path
 
-from bon_server.config import LogConfig
-from bon_server.log import writer
-from bon_server.log.reader import LogReader
-from bon_server.log.spool import Spool
-from bon_server.types import Durability
+from bon_server.config.settings import LogConfig
+from bon_server.core.types import Durability
+from bon_server.log.read.reader import LogReader
+from bon_server.log.spool import writer
+from bon_server.log.spool.spool import Spool
 from tests.log.records import record
 
 NOTES = ctypes.CDLL(None)

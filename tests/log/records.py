@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from bon_server.log.record import Record, prompt_hash
-from bon_server.types import (
+from bon_server.core.types import (
     Candidate,
     CandidateStatus,
     FinishReason,
@@ -19,6 +18,7 @@ from bon_server.types import (
     Prompt,
     Sampling,
 )
+from bon_server.log.record import Record, prompt_hash
 
 ODD_TEXT = 'nul \0 emoji 👩‍🚀 right to left שלום combining é tab\t quote" backslash\\ line\u2028end'
 REWARD_MODEL = ModelRef("reward", "a-reward-model", "1f2e")

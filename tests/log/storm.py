@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
-from bon_server.log.sealing import seal
-from bon_server.log.spool import Spool
+from bon_server.log.seal.sealing import seal
+from bon_server.log.spool.spool import Spool
 from tests.log.records import record
 
 GROUP = 20

@@ -17,21 +17,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bon_server.config import RewardConfig
-from bon_server.errors import LogError
-from bon_server.log.added_scores import KEY, NOT_THERE, STATUSES, AddedScores, join
-from bon_server.log.erase import erase
-from bon_server.log.expire import Retention, expire
-from bon_server.log.reader import LogReader, refuse_damage
+from bon_server.config.settings import RewardConfig
+from bon_server.core.errors import LogError
+from bon_server.core.types import CandidateStatus, ModelRef
+from bon_server.log.read.reader import LogReader, refuse_damage
+from bon_server.log.read.stats import log_stats
 from bon_server.log.record import Record
-from bon_server.log.rewrite import Match
-from bon_server.log.score_files import FOLDER, ScoreFile, changing_scores, score_files, write_model, write_scores
-from bon_server.log.spool import Spool
-from bon_server.log.stats import log_stats
-from bon_server.log.verify import verify
-from bon_server.offline import rescore as module
-from bon_server.offline.scoring import score_all
-from bon_server.types import CandidateStatus, ModelRef
+from bon_server.log.remove.erase import erase
+from bon_server.log.remove.expire import Retention, expire
+from bon_server.log.remove.rewrite import Match
+from bon_server.log.scores.files import FOLDER, ScoreFile, changing_scores, score_files, write_model, write_scores
+from bon_server.log.scores.joined import KEY, NOT_THERE, STATUSES, AddedScores, join
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
+from bon_server.offline.rescore import rescore as module
+from bon_server.offline.rescore.rescorable import score_all
 from tests.command import run_bon
 from tests.log.records import record, scored
 from tests.log.test_erase import BY_ID, BY_TAG, OTHERS, SECRET, holding
@@ -116,7 +116,7 @@ def test_every_reader_sees_them(log: Path) -> None:
 
 
 def scored_requests(log: Path) -> set[str]:
-    from bon_server.log.score_files import read_scores
+    from bon_server.log.scores.files import read_scores
 
     return {id for file in score_files(log) for id in read_scores(file.path)["request_id"].to_pylist()}
 
@@ -182,7 +182,7 @@ def test_an_erasure_cut_off_is_finished_by_the_same_command(
 
     rescored(log)
     with monkeypatch.context() as patch:
-        patch.setattr(f"bon_server.log.erase.{step}", crash)
+        patch.setattr(f"bon_server.log.remove.erase.{step}", crash)
         with pytest.raises(_Crash):
             erase(log, BY_TAG)
     erase(log, BY_TAG)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
-from bon_server.log.database import SPOOL_NAME
-from bon_server.log.spool import Spool
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.log.spool.spool import Spool
 from tests.log.records import record
 
 

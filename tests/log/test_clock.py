@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
-from bon_server.config import LogConfig
-from bon_server.log import sealer
-from bon_server.log.clock import SLACK_S, Times
-from bon_server.log.database import SPOOL_NAME, open_for_reading
-from bon_server.log.expire import Retention, expire
+from bon_server.config.settings import LogConfig
+from bon_server.log.catalog import said_under
 from bon_server.log.feedback import record_feedback
-from bon_server.log.feedback_register import said_under
-from bon_server.log.publisher import publish_all
-from bon_server.log.reader import LogReader
-from bon_server.log.sealer import Sealer
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
+from bon_server.log.publish.publisher import publish_all
+from bon_server.log.read.reader import LogReader
+from bon_server.log.remove.expire import Retention, expire
+from bon_server.log.seal import sealer
+from bon_server.log.seal.sealer import Sealer
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.clock import SLACK_S, Times
+from bon_server.log.spool.database import SPOOL_NAME, open_for_reading
+from bon_server.log.spool.spool import Spool
 from tests.command import Ended, run_bon
 from tests.log.observations import observation
 from tests.log.records import record
@@ -233,7 +233,7 @@ def test_a_server_says_so_once_and_goes_on(
         looks.append(args)
         return expire(*args)
 
-    monkeypatch.setattr("bon_server.log.sealer.expire", looking)
+    monkeypatch.setattr("bon_server.log.seal.sealer.expire", looking)
     hands = Hands()
     config = LogConfig(retain_days=30.0, seal_bytes=1)
     with closing(_open(tmp_path, hands)) as spool, closing(Sealer(spool, config)) as sealing:

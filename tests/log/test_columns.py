@@ -12,24 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bon_server.errors import ConfigError
-from bon_server.log.columns import (
-    BUDGET,
-    CANDIDATE,
-    MESSAGE,
-    MODEL,
-    POLICY,
-    SAMPLING,
-    SCHEMA,
-    TIMINGS,
-    conform,
-    leaves,
-    prune,
-    to_batch,
-)
-from bon_server.log.record import Record, StageTimes
-from bon_server.log.rows import from_batch, schema_for
-from bon_server.types import (
+from bon_server.core.errors import ConfigError
+from bon_server.core.types import (
     Budget,
     Candidate,
     CandidateStatus,
@@ -43,6 +27,23 @@ from bon_server.types import (
     Sampling,
     SelectionReason,
     SelectionRule,
+)
+from bon_server.log.record import Record, StageTimes
+from bon_server.log.segments.columns import (
+    BUDGET,
+    CANDIDATE,
+    MESSAGE,
+    MODEL,
+    POLICY,
+    SAMPLING,
+    SCHEMA,
+    TIMINGS,
+    conform,
+    from_batch,
+    leaves,
+    prune,
+    schema_for,
+    to_batch,
 )
 from tests.log.records import ODD_TEXT, record, scored
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.log.database import row_of
-from bon_server.log.lock import WriterLock
-from bon_server.log.reader import LogReader
+from bon_server.core.types import Durability
+from bon_server.log.read.reader import LogReader
 from bon_server.log.record import Record
-from bon_server.log.writer import Writer
-from bon_server.types import Durability
+from bon_server.log.spool.database import row_of
+from bon_server.log.spool.writer import Writer
+from bon_server.system.lock import WriterLock
 from tests.log.crash_states import CrashState, Operation, crash_states, in_each_state, read_trace
 from tests.log.preload import compiled, run_module
 from tests.log.records import record

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.log.erase import erase
-from bon_server.log.expire import expire
-from bon_server.log.feedback_reader import FeedbackReader
-from bon_server.log.reader import LogReader
-from bon_server.log.segments import listed
-from bon_server.log.snapshot import read_snapshot
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
+from bon_server.log.read.feedback import FeedbackReader
+from bon_server.log.read.reader import LogReader
+from bon_server.log.read.snapshot import read_snapshot
+from bon_server.log.remove.erase import erase
+from bon_server.log.remove.expire import expire
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
 from tests.log.crash_states import CrashState, in_each_state, recorded
 from tests.log.recorded_remover import KEPT, MATCH, NOW, RETENTION, SECRET
 from tests.log.test_crash_states import fast_folder as fast_folder

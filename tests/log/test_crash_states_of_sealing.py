@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.config import LogConfig
-from bon_server.log.feedback_reader import FeedbackReader
-from bon_server.log.publisher import publish_all
-from bon_server.log.reader import LogReader
-from bon_server.log.sealing import seal
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
+from bon_server.config.settings import LogConfig
+from bon_server.log.publish.publisher import publish_all
+from bon_server.log.read.feedback import FeedbackReader
+from bon_server.log.read.reader import LogReader
+from bon_server.log.seal.sealing import seal
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
 from tests.log.crash_states import CrashState, Operation, in_each_state, recorded
 from tests.log.test_crash_states import fast_folder as fast_folder
 from tests.log.test_crash_states import recorder as recorder

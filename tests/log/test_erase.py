@@ -15,18 +15,18 @@ import apsw
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.errors import ConfigError, LogError, LogLocked
-from bon_server.log.database import SPOOL_NAME
-from bon_server.log.erase import Erased, erase
+from bon_server.core.errors import ConfigError, LogError, LogLocked
+from bon_server.core.types import Message
 from bon_server.log.feedback import Recorded, record_feedback
-from bon_server.log.feedback_reader import FeedbackReader
-from bon_server.log.reader import LogReader
-from bon_server.log.rewrite import Match
-from bon_server.log.segments import listed
-from bon_server.log.snapshot import make_snapshot, read_snapshot
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
-from bon_server.types import Message
+from bon_server.log.read.feedback import FeedbackReader
+from bon_server.log.read.reader import LogReader
+from bon_server.log.read.snapshot import make_snapshot, read_snapshot
+from bon_server.log.remove.erase import Erased, erase
+from bon_server.log.remove.rewrite import Match
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
 from tests.command import run_bon
 from tests.log.observations import observation
 from tests.log.records import record, scored
@@ -203,7 +203,7 @@ def test_segments_of_other_writers_and_copies_without_register(log: Path) -> Non
 
 def test_an_interrupted_sealing_does_not_keep_it(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Spool.open(log)) as spool, monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealing_steps.registered", _crash)
+        patch.setattr("bon_server.log.seal.sealing.registered", _crash)
         with pytest.raises(_Crash):
             seal(spool)
     files = set(listed(log))
@@ -224,13 +224,13 @@ def _crash(*args: object) -> None:
 
 
 STEPS = [
-    "bon_server.log.erase.mark_stale",
-    "bon_server.log.erase.changes.will_be",
-    "bon_server.log.erase.changes.was_replaced",
-    "bon_server.log.rewrite._write_without",
-    "bon_server.log.rewrite.sync_folder",
-    "bon_server.log.erase._Erasure._scrub",
-    "bon_server.log.erase._Erasure._forget",
+    "bon_server.log.remove.erase.mark_stale",
+    "bon_server.log.remove.erase.changes.will_be",
+    "bon_server.log.remove.erase.changes.was_replaced",
+    "bon_server.log.remove.rewrite._write_without",
+    "bon_server.log.remove.rewrite.sync_folder",
+    "bon_server.log.remove.erase._Erasure._scrub",
+    "bon_server.log.remove.erase._Erasure._forget",
 ]
 
 
@@ -296,7 +296,7 @@ def erase_while_reading(log: Path) -> None:
 
 
 def test_a_reader_in_a_transaction_stops_it_until_it_runs_again(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bon_server.log.database._BUSY_TIMEOUT_MS", 10)
+    monkeypatch.setattr("bon_server.log.spool.database._BUSY_TIMEOUT_MS", 10)
     with closing(apsw.Connection(str(log / SPOOL_NAME))) as reading:
         rows = reading.execute("SELECT * FROM records")
         next(rows)

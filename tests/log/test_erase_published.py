@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from bon_server.config import LogConfig
-from bon_server.errors import LogError
-from bon_server.log.erase import Erased, erase
-from bon_server.log.expire import Retention, expire
+from bon_server.config.settings import LogConfig
+from bon_server.core.errors import LogError
+from bon_server.core.types import Message
 from bon_server.log.feedback import record_feedback
-from bon_server.log.feedback_reader import FeedbackReader
-from bon_server.log.publisher import publish_all
-from bon_server.log.reader import LogReader
-from bon_server.log.rewrite import Match
-from bon_server.log.sealing import seal
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
-from bon_server.types import Message
+from bon_server.log.publish.publisher import publish_all
+from bon_server.log.read.feedback import FeedbackReader
+from bon_server.log.read.reader import LogReader
+from bon_server.log.remove.erase import Erased, erase
+from bon_server.log.remove.expire import Retention, expire
+from bon_server.log.remove.rewrite import Match
+from bon_server.log.seal.sealing import seal
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
 from tests.command import run_bon
 from tests.log.faulty_store import Fault, FaultyStore, uri
 from tests.log.observations import observation

@@ -13,24 +13,25 @@ from typing import Any
 
 import pytest
 
-from bon_server.config import LogConfig
-from bon_server.errors import ConfigError, LogError
-from bon_server.log import expire as module
-from bon_server.log import imported, sealer
-from bon_server.log import snapshot as snapshots
-from bon_server.log.erase import erase
-from bon_server.log.expire import Expired, Retention, expire
+from bon_server.config.settings import LogConfig
+from bon_server.core.errors import ConfigError, LogError
+from bon_server.core.types import Kind
 from bon_server.log.feedback import record_feedback
-from bon_server.log.feedback_reader import FeedbackReader
-from bon_server.log.imported import ImportedLine
-from bon_server.log.reader import LogReader
-from bon_server.log.rewrite import Match
-from bon_server.log.sealer import Sealer
-from bon_server.log.segments import listed
-from bon_server.log.snapshot import make_snapshot
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
-from bon_server.types import Kind
+from bon_server.log.read import snapshot as snapshots
+from bon_server.log.read.feedback import FeedbackReader
+from bon_server.log.read.reader import LogReader
+from bon_server.log.read.snapshot import make_snapshot
+from bon_server.log.remove import expire as module
+from bon_server.log.remove.erase import erase
+from bon_server.log.remove.expire import Expired, Retention, expire
+from bon_server.log.remove.rewrite import Match
+from bon_server.log.seal import sealer
+from bon_server.log.seal.sealer import Sealer
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
+from bon_server.offline.importing import imported
+from bon_server.offline.importing.imported import ImportedLine
 from tests.command import run_bon
 from tests.log.observations import observation
 from tests.log.records import record
@@ -123,7 +124,7 @@ def test_a_snapshot_made_meanwhile_keeps_its_files(log: Path, monkeypatch: pytes
         looks.append(look(directory))
         return looks[-1] if len(looks) == 1 else {file for file in listed(log) if "date=2026-01-01" in file}
 
-    monkeypatch.setattr("bon_server.log.expire.pinned", looking)
+    monkeypatch.setattr("bon_server.log.remove.expire.pinned", looking)
     result = _expire(log, 7.0)
     assert result.records == 3 and len(looks) == 2
     with LogReader(log) as reader:
@@ -136,7 +137,7 @@ def test_a_snapshot_of_expired_files_is_withdrawn(log: Path, monkeypatch: pytest
 
     def expiring(path: Path, snapshot: Any) -> None:
         original(path, snapshot)
-        monkeypatch.setattr("bon_server.log.expire.pinned", lambda directory: set())
+        monkeypatch.setattr("bon_server.log.remove.expire.pinned", lambda directory: set())
         _expire(log, 7.0)
 
     monkeypatch.setattr(snapshots, "_write", expiring)
@@ -172,7 +173,7 @@ def test_a_crash_at_any_step_is_harmless(log: Path, monkeypatch: pytest.MonkeyPa
         raise _Crash
 
     with monkeypatch.context() as patch, pytest.raises(_Crash):
-        patch.setattr(f"bon_server.log.expire.{step}", crash)
+        patch.setattr(f"bon_server.log.remove.expire.{step}", crash)
         _expire(log, 7.0)
     assert _days_left(log) in ([0, 1, 2, 3], [2, 3])
     _expire(log, 7.0)

@@ -12,15 +12,15 @@ import apsw
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.errors import LogError
-from bon_server.log import register
-from bon_server.log.database import SPOOL_NAME
+from bon_server.core.errors import LogError
+from bon_server.log import catalog
 from bon_server.log.feedback import Feedback, Recorded, record_feedback
-from bon_server.log.feedback_reader import FeedbackReader
-from bon_server.log.sealing import waiting
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
-from bon_server.log.stats import log_stats
+from bon_server.log.read.feedback import FeedbackReader
+from bon_server.log.read.stats import log_stats
+from bon_server.log.seal.sealing import waiting
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.log.spool.spool import Spool
 from tests.log.observations import observation
 from tests.log.records import ODD_TEXT, record
 from tests.log.test_sealing import flip, seal
@@ -141,7 +141,7 @@ def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.Mon
     with closing(Spool.open(tmp_path)) as spool:
         _observe(spool, *said)
         with monkeypatch.context() as patch, pytest.raises(_Crash):
-            patch.setattr(f"bon_server.log.feedback_sealing.{where}", _crash)
+            patch.setattr(f"bon_server.log.seal.sealing.{where}", _crash)
             seal(spool)
         assert _all(tmp_path) == said
     with closing(Spool.open(tmp_path)) as spool:
@@ -149,7 +149,7 @@ def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.Mon
         assert record_feedback(spool, said[0]) is Recorded.REPLAYED
         seal(spool)
         with closing(apsw.Connection(str(tmp_path / SPOOL_NAME))) as database:
-            files = {one.file for one in register.segments(database, ledger=register.FEEDBACK)}
+            files = {one.file for one in catalog.segments(database, ledger=catalog.FEEDBACK)}
     assert files == set(listed(tmp_path, "feedback")) and len(files) == 3
     assert _all(tmp_path) == [*said, observation("later")]
 
@@ -162,7 +162,7 @@ def test_big_feedback_is_sealed_in_steps(tmp_path: Path, spool: Spool) -> None:
 
 
 def test_reading_while_it_is_sealed(tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bon_server.log.feedback_reader.PAGE_ROWS", 3)
+    monkeypatch.setattr("bon_server.log.read.feedback.PAGE_ROWS", 3)
     said = [observation(f"f{i}") for i in range(20)]
     _observe(spool, *said[:10])
     with FeedbackReader(tmp_path) as reader:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.log.columns import SCHEMA
-from bon_server.log.reader import LogReader
+from bon_server.log.read.reader import LogReader
 from bon_server.log.record import SCHEMA_VERSION
-from bon_server.log.segments import Place, file_of
-from bon_server.log.verify import verify
+from bon_server.log.segments.columns import SCHEMA
+from bon_server.log.segments.files import Place, file_of
+from bon_server.log.verify.verify import verify
 from tests.log.make_golden import FOLDER, golden_records
 
 VERSIONS = sorted(FOLDER.glob("version_*.parquet"))

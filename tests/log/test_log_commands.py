@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import ConfigError
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
+from bon_server.core.errors import ConfigError
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.spool import Spool
 from tests.command import run_bon
 from tests.log.records import record
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import apsw
 import pytest
 
-from bon_server.errors import LogError
-from bon_server.log.database import SPOOL_NAME
-from bon_server.log.reader import PAGE_ROWS, LogReader, Where
+from bon_server.core.errors import LogError
+from bon_server.core.types import Candidate, CandidateStatus, FinishReason, Kind, Outcome
+from bon_server.log.read.reader import PAGE_ROWS, LogReader, Where
+from bon_server.log.read.stats import log_stats
 from bon_server.log.record import encode
-from bon_server.log.spool import Spool
-from bon_server.log.stats import log_stats
-from bon_server.types import Candidate, CandidateStatus, FinishReason, Kind, Outcome
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.log.spool.spool import Spool
 from tests.log.records import record, scored
 
 NOBODY = 65534

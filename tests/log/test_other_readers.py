@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bon_server.log.snapshot import make_snapshot
-from bon_server.log.spool import Spool
-from bon_server.types import Candidate, CandidateStatus, FinishReason
+from bon_server.core.types import Candidate, CandidateStatus, FinishReason
+from bon_server.log.read.snapshot import make_snapshot
+from bon_server.log.spool.spool import Spool
 from tests.log.records import ODD_TEXT, record
 from tests.log.test_sealing import seal
 

@@ -11,21 +11,20 @@ from typing import Any
 import apsw
 import pytest
 
-from bon_server.config import LogConfig
-from bon_server.log import database as database_module
-from bon_server.log import erase as erase_module
-from bon_server.log import feedback_register, register
-from bon_server.log.database import SPOOL_NAME, open_for_reading
-from bon_server.log.erase import erase
-from bon_server.log.expire import Retention, expire
+from bon_server.config.settings import LogConfig
+from bon_server.log import catalog
+from bon_server.log.catalog import Sealed, SealedFeedback
 from bon_server.log.feedback import record_feedback
-from bon_server.log.feedback_register import SealedFeedback
-from bon_server.log.pieces import PIECE_ROWS, forget_overdue, pieces
-from bon_server.log.publisher import publish_all
-from bon_server.log.register import Sealed
-from bon_server.log.rewrite import Match
-from bon_server.log.spool import Spool
-from bon_server.log.writer import Writer
+from bon_server.log.publish.publisher import publish_all
+from bon_server.log.remove import erase as erase_module
+from bon_server.log.remove.erase import erase
+from bon_server.log.remove.expire import Retention, expire
+from bon_server.log.remove.rewrite import Match
+from bon_server.log.spool import database as database_module
+from bon_server.log.spool.database import SPOOL_NAME, open_for_reading
+from bon_server.log.spool.pieces import PIECE_ROWS, forget_overdue, pieces
+from bon_server.log.spool.spool import Spool
+from bon_server.log.spool.writer import Writer
 from tests.log.observations import observation
 from tests.log.records import record
 from tests.log.test_sealing import seal
@@ -58,8 +57,8 @@ def _count(folder: Path, table: str) -> int:
 def _remember(spool: Spool, keep_until_us: int, prefix: str = "r") -> None:
     sealed = [Sealed("", f"{prefix}{i}", 1, "ok", "", True, i, keep_until_us) for i in range(MANY)]
     said = [SealedFeedback("", f"{prefix}{i}", b"", i, keep_until_us) for i in range(MANY)]
-    spool.transaction(partial(register.remember, records=sealed))
-    spool.transaction(partial(feedback_register.remember, observations=said))
+    spool.transaction(partial(catalog.remember, records=sealed))
+    spool.transaction(partial(catalog.remember_feedback, observations=said))
 
 
 def test_ids_that_are_over_together_are_forgotten_in_pieces(tmp_path: Path, rows: list[int]) -> None:
@@ -97,7 +96,7 @@ def test_ids_of_what_expires_are_forgotten_in_pieces(tmp_path: Path, rows: list[
 
 
 def test_many_files_expire_in_pieces(tmp_path: Path, rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bon_server.log.pieces.PIECE_ROWS", 4)
+    monkeypatch.setattr("bon_server.log.spool.pieces.PIECE_ROWS", 4)
     with closing(Spool.open(tmp_path)) as spool:
         spool.append([record(f"r{i}") for i in range(10)])
         seal(spool, seal_bytes=1)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from bon_server.log import published
-from bon_server.log.database import SPOOL_NAME, open_for_reading
-from bon_server.log.publisher import Publisher, publish_all
-from bon_server.log.publishing import Publishing
-from bon_server.log.reader import LogReader
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
-from bon_server.log.store import Store
+from bon_server.log.publish.publisher import Publisher, publish_all
+from bon_server.log.publish.publishing import Publishing
+from bon_server.log.publish.store import Store
+from bon_server.log.read.reader import LogReader
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.database import SPOOL_NAME, open_for_reading
+from bon_server.log.spool.spool import Spool
 from tests.log.faulty_store import Fault, FaultyStore
 from tests.log.publishing import config, download, eventually, fill, published_ids
 from tests.log.publishing import faulty as faulty

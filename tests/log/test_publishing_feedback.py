@@ -10,20 +10,20 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from bon_server.errors import LogError
+from bon_server.core.errors import LogError
 from bon_server.log import published
-from bon_server.log.database import SPOOL_NAME, open_for_reading
 from bon_server.log.feedback import Recorded, record_feedback
-from bon_server.log.feedback_reader import FeedbackReader
-from bon_server.log.publisher import publish_all
-from bon_server.log.publishing import Publishing
-from bon_server.log.sealing import seal
-from bon_server.log.segments import listed
-from bon_server.log.snapshot import make_snapshot
-from bon_server.log.spool import Spool
-from bon_server.log.store import Store
-from bon_server.log.verify import verify
-from bon_server.log.whole_file import sha256_of
+from bon_server.log.publish.publisher import publish_all
+from bon_server.log.publish.publishing import Publishing
+from bon_server.log.publish.store import Store
+from bon_server.log.read.feedback import FeedbackReader
+from bon_server.log.read.snapshot import make_snapshot
+from bon_server.log.seal.sealing import seal
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.database import SPOOL_NAME, open_for_reading
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
+from bon_server.system.files import sha256_of
 from tests.log.faulty_store import Fault, FaultyStore
 from tests.log.observations import observation
 from tests.log.publishing import config, download, put_object
@@ -161,7 +161,7 @@ def test_a_crash_while_removing_is_cleared_away(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("bon_server.log.publishing._unlink", crash)
+        patch.setattr("bon_server.log.publish.publishing._unlink", crash)
         publish_all(spool, where, patience_s=0)
     assert _days(log, "feedback") == [1, 2] and _feedback(log) == ["f2"]
     report = verify(log)

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.config import LogConfig
-from bon_server.errors import ConfigError, StartupError
-from bon_server.log import published, publishing
-from bon_server.log.database import SPOOL_NAME, open_for_reading
-from bon_server.log.erase import erase
-from bon_server.log.publisher import Publisher, publish_all
-from bon_server.log.rewrite import Match
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
+from bon_server.config.settings import LogConfig
+from bon_server.core.errors import ConfigError, StartupError
+from bon_server.log import published
+from bon_server.log.publish import publishing
+from bon_server.log.publish.publisher import Publisher, publish_all
+from bon_server.log.remove.erase import erase
+from bon_server.log.remove.rewrite import Match
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.database import SPOOL_NAME, open_for_reading
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
 from tests.log.publishing import fill, ids
 from tests.log.publishing import soon as soon
 from tests.log.publishing import spool as spool

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from bon_server.log import published
-from bon_server.log.database import SPOOL_NAME, open_for_reading
-from bon_server.log.reader import LogReader
-from bon_server.log.segments import listed
+from bon_server.log.read.reader import LogReader
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.database import SPOOL_NAME, open_for_reading
 from tests.log.faulty_store import FaultyStore, uri
 from tests.log.publishing import download, published_ids
 from tests.log.publishing import faulty as faulty

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.errors import LogError
-from bon_server.log import publishing
-from bon_server.log.publisher import publish_all
-from bon_server.log.reader import LogReader
-from bon_server.log.sealing import seal
-from bon_server.log.segments import listed
-from bon_server.log.snapshot import make_snapshot
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
+from bon_server.core.errors import LogError
+from bon_server.log.publish import publishing
+from bon_server.log.publish.publisher import publish_all
+from bon_server.log.read.reader import LogReader
+from bon_server.log.read.snapshot import make_snapshot
+from bon_server.log.seal.sealing import seal
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
 from tests.log.faulty_store import FaultyStore
 from tests.log.publishing import config, fill, published_ids, put_object
 from tests.log.publishing import faulty as faulty

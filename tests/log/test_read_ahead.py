@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.errors import LogError
-from bon_server.log import segment_reader
-from bon_server.log.columns import SCHEMA
-from bon_server.log.reader import LogReader
-from bon_server.log.segment_reader import AHEAD_BYTES, MOST_AHEAD, Part
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
-from bon_server.log.where import EVERYTHING
+from bon_server.core.errors import LogError
+from bon_server.log.read.reader import LogReader
+from bon_server.log.segments import reader as segment_reader
+from bon_server.log.segments.columns import SCHEMA
+from bon_server.log.segments.files import listed
+from bon_server.log.segments.reader import AHEAD_BYTES, MOST_AHEAD, Part
+from bon_server.log.segments.where import EVERYTHING
+from bon_server.log.spool.spool import Spool
 from tests.log.records import record
 from tests.log.test_sealing import flip, seal
 
@@ -33,7 +33,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three files of four row groups each, in the order of their dates."""
     folder = tmp_path_factory.mktemp("sealed")
     with pytest.MonkeyPatch.context() as patch, closing(Spool.open(folder)) as spool:
-        patch.setattr("bon_server.log.segments.ROW_GROUP_RECORDS", ROWS)
+        patch.setattr("bon_server.log.segments.files.ROW_GROUP_RECORDS", ROWS)
         for day in range(3):
             date = datetime(2026, 3, 1, tzinfo=UTC) + timedelta(days=day)
             spool.append([record(f"{day}-{i}", created_at=date) for i in range(4 * ROWS)])

@@ -17,18 +17,17 @@ import apsw
 import pyarrow as pa
 import pytest
 
-from bon_server.errors import ConfigError, LogError
-from bon_server.log.columns import SCHEMA
-from bon_server.log.database import SPOOL_NAME
-from bon_server.log.reader import EVERYTHING, PAGE_ROWS, LogReader, Where
+from bon_server.core.errors import ConfigError, LogError
+from bon_server.core.types import Kind, Outcome
+from bon_server.log.read.reader import EVERYTHING, PAGE_ROWS, LogReader, Where
+from bon_server.log.read.stats import log_stats
 from bon_server.log.record import Record
-from bon_server.log.rows import from_batch
-from bon_server.log.segments import listed
-from bon_server.log.spool import Spool
-from bon_server.log.stats import log_stats
-from bon_server.log.verify import verify
-from bon_server.log.where import Ordinals
-from bon_server.types import Kind, Outcome
+from bon_server.log.segments.columns import SCHEMA, from_batch
+from bon_server.log.segments.files import listed
+from bon_server.log.segments.where import Ordinals
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
 from tests.log.records import ODD_TEXT, record, scored
 from tests.log.test_sealing import flip, seal
 
@@ -213,7 +212,7 @@ def test_what_a_crash_left_is_not_read_twice(log: Path, spool: Spool, monkeypatc
         def lose_power(*args: object) -> None:
             raise OSError(5, "the power went")
 
-        patch.setattr("bon_server.log.sealing_steps.registered", lose_power)
+        patch.setattr("bon_server.log.seal.sealing.registered", lose_power)
         with pytest.raises(OSError, match="power"):
             seal(spool)
     assert len(list(listed(log))) == 3

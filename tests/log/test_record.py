@@ -10,8 +10,8 @@ from datetime import datetime
 import msgspec
 import pytest
 
+from bon_server.core.types import Candidate, CandidateStatus, Message, Prompt
 from bon_server.log.record import decode, encode, prompt_hash, to_json
-from bon_server.types import Candidate, CandidateStatus, Message, Prompt
 from tests.log.records import ODD_TEXT, record, scored
 
 

@@ -13,15 +13,16 @@ import apsw
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.errors import InternalError, LogError, LogFull, RequestIdReused, Unavailable
-from bon_server.log import register, sealing
-from bon_server.log.database import SPOOL_NAME, open_for_reading
+from bon_server.core.errors import InternalError, LogError, LogFull, RequestIdReused, Unavailable
+from bon_server.core.types import Kind, Outcome
+from bon_server.log import catalog
+from bon_server.log.catalog import Segment
 from bon_server.log.feedback import record_feedback
-from bon_server.log.register import Segment
-from bon_server.log.segments import SegmentsWriter, listed, open_parquet, place_of
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
-from bon_server.types import Kind, Outcome
+from bon_server.log.seal import sealing
+from bon_server.log.segments.files import SegmentsWriter, listed, open_parquet, place_of
+from bon_server.log.spool.database import SPOOL_NAME, open_for_reading
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
 from tests.log.observations import observation
 from tests.log.records import record, scored
 
@@ -44,7 +45,7 @@ def seal(spool: Spool, seal_bytes: int = BIG, replay_window_s: float = DAY) -> s
 def registered(folder: Path) -> list[Segment]:
     """The register of a log."""
     with closing(open_for_reading(folder / SPOOL_NAME)) as database:
-        return register.segments(database)
+        return catalog.segments(database)
 
 
 def in_spool(folder: Path) -> list[int]:
@@ -113,7 +114,7 @@ def test_files_and_folders_are_their_owners(tmp_path: Path, spool: Spool) -> Non
 def test_rows_are_sorted_by_prompt_within_rising_row_groups(
     tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bon_server.log.segments.ROW_GROUP_RECORDS", 32)
+    monkeypatch.setattr("bon_server.log.segments.files.ROW_GROUP_RECORDS", 32)
     spool.append([record(f"r{i}", prompt_hash=f"{i % 3}") for i in range(64)])
     (file,) = seal(spool).files
     parquet = pq.ParquetFile(tmp_path / file)
@@ -166,9 +167,9 @@ def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.Mon
         spool.append([record(f"r{i}", created_at=date) for i, date in enumerate(dates)])
         with monkeypatch.context() as patch:
             target = {
-                "planned": "bon_server.log.sealing.SegmentsWriter",
-                "written": "bon_server.log.sealing_steps.registered",
-                "remembered": "bon_server.log.sealing.register.complete",
+                "planned": "bon_server.log.seal.sealing.SegmentsWriter",
+                "written": "bon_server.log.seal.sealing.registered",
+                "remembered": "bon_server.log.seal.sealing.register.complete",
             }.get(where)
             if target is not None:
                 patch.setattr(target, _crash)
@@ -187,13 +188,13 @@ def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _complete_but_lose_the_commit(spool: Spool, patch: pytest.MonkeyPatch) -> None:
-    complete = register.complete
+    complete = catalog.complete
 
     def failing(database: apsw.Connection, made: list[Segment], left: list[int]) -> None:
         complete(database, made, left)
         raise apsw.FullError("database or disk is full")
 
-    patch.setattr("bon_server.log.sealing.register.complete", failing)
+    patch.setattr("bon_server.log.seal.sealing.register.complete", failing)
     with pytest.raises(LogFull):
         seal(spool)
 
@@ -202,7 +203,7 @@ def test_a_repeated_sealing_writes_the_same_bytes(tmp_path: Path, monkeypatch: p
     with closing(Spool.open(tmp_path)) as spool:
         spool.append([record(f"r{i}") for i in range(20)])
         with monkeypatch.context() as patch:
-            patch.setattr("bon_server.log.sealing.register.complete", _crash)
+            patch.setattr("bon_server.log.seal.sealing.register.complete", _crash)
             with suppress(_Crash):
                 seal(spool)
     (file,) = listed(tmp_path)
@@ -220,7 +221,7 @@ def test_a_full_disk_leaves_everything_as_it_was(
     with monkeypatch.context() as patch:
         full: Callable[..., None] = _full
         owner = "_Growing" if failing == "flush" else "SegmentsWriter"
-        patch.setattr(f"bon_server.log.segments.{owner}.{failing}", full)
+        patch.setattr(f"bon_server.log.segments.files.{owner}.{failing}", full)
         with pytest.raises(OSError, match="No space"):
             seal(spool)
     assert in_spool(tmp_path) == list(range(1, 21)) and registered(tmp_path) == []
@@ -242,7 +243,7 @@ def test_a_file_that_does_not_read_back_keeps_its_rows_in_the_spool(
         return open_parquet(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealing_steps.open_parquet", damaging)
+        patch.setattr("bon_server.log.seal.sealing.open_parquet", damaging)
         with pytest.raises(LogError, match="parquet"):
             seal(spool)
     assert in_spool(tmp_path) == list(range(1, 21))
@@ -318,17 +319,17 @@ def test_a_spool_of_the_first_layout_gets_a_register(tmp_path: Path) -> None:
     with closing(Spool.open(tmp_path)) as spool:
         assert seal(spool).records == 1
     with closing(open_for_reading(tmp_path / SPOOL_NAME)) as database:
-        writer = register.writer_id(database)
+        writer = catalog.writer_id(database)
     Spool.open(tmp_path).close()
     with closing(open_for_reading(tmp_path / SPOOL_NAME)) as database:
-        assert writer is not None and register.writer_id(database) == writer
+        assert writer is not None and catalog.writer_id(database) == writer
 
 
 def _interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A log whose process ended between the segment and dropping its rows; returns the segment."""
     with closing(Spool.open(folder)) as spool, monkeypatch.context() as patch:
         spool.append([record("a"), record("b")])
-        patch.setattr("bon_server.log.sealing_steps.registered", _crash)
+        patch.setattr("bon_server.log.seal.sealing.registered", _crash)
         with pytest.raises(_Crash):
             seal(spool)
     (file,) = listed(folder)
@@ -375,7 +376,7 @@ def test_another_segment_of_that_name_is_left_alone_and_closes_the_log(
 def test_so_for_feedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Spool.open(tmp_path)) as spool, monkeypatch.context() as patch:
         record_feedback(spool, observation("f"))
-        patch.setattr("bon_server.log.sealing_steps.registered", _crash)
+        patch.setattr("bon_server.log.seal.sealing.registered", _crash)
         with pytest.raises(_Crash):
             seal(spool)
     (file,) = listed(tmp_path, "feedback")

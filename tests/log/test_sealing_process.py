@@ -16,13 +16,13 @@ from typing import Any
 import apsw
 import pytest
 
-from bon_server.errors import LogError
-from bon_server.log import sealing_process
-from bon_server.log.database import SPOOL_NAME, StoredRow
-from bon_server.log.sealed_page import seal_page
-from bon_server.log.sealing import SealResult, seal, seal_beside_commits
-from bon_server.log.spool import Spool
-from bon_server.types import Kind
+from bon_server.core.errors import LogError
+from bon_server.core.types import Kind
+from bon_server.log.seal import process as sealing_process
+from bon_server.log.seal.process import seal_page
+from bon_server.log.seal.sealing import SealResult, seal, seal_beside_commits
+from bon_server.log.spool.database import SPOOL_NAME, StoredRow
+from bon_server.log.spool.spool import Spool
 from tests.log.preload import ROOT
 from tests.log.records import record, scored
 from tests.log.test_sealing import BIG, DAY, in_spool, registered, sealed_rows
@@ -101,7 +101,7 @@ def test_it_does_not_outlive_a_failed_sealing(spool: Spool, monkeypatch: pytest.
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bon_server.log.segments._Growing.flush", full)
+    monkeypatch.setattr("bon_server.log.segments.files._Growing.flush", full)
     with pytest.raises(OSError, match="No space"):
         seal_beside_commits(spool, BIG, DAY)
     assert [process.returncode for process in ended] == [0]
@@ -158,7 +158,7 @@ def test_it_ends_when_its_parent_is_killed() -> None:
     command = """
 import time
 from tests.log.test_sealing_process import _children
-from bon_server.log.sealing_process import sealing_process
+from bon_server.log.seal.process import sealing_process
 with sealing_process() as make_page:
     make_page([], 0)
     print(*_children(), flush=True)

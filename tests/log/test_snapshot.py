@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.errors import ConfigError, LogError
-from bon_server.log.erase import erase
-from bon_server.log.rewrite import Match
-from bon_server.log.segments import listed
-from bon_server.log.snapshot import make_snapshot, open_snapshot, read_snapshot
-from bon_server.log.spool import Spool
-from bon_server.log.whole_file import sha256_of
+from bon_server.core.errors import ConfigError, LogError
+from bon_server.log.read.snapshot import make_snapshot, open_snapshot, read_snapshot
+from bon_server.log.remove.erase import erase
+from bon_server.log.remove.rewrite import Match
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.spool import Spool
+from bon_server.system.files import sha256_of
 from tests.log.records import record
 from tests.log.test_sealing import flip, seal
 

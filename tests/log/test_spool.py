@@ -12,8 +12,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from bon_server.config import LogConfig
-from bon_server.errors import (
+from bon_server.config.settings import LogConfig
+from bon_server.core.errors import (
     InternalError,
     LogError,
     LogLocked,
@@ -21,12 +21,11 @@ from bon_server.errors import (
     StartupError,
     Unavailable,
 )
-from bon_server.log.database import SPOOL_NAME, check_sqlite
-from bon_server.log.groups import Group
-from bon_server.log.reader import LogReader
-from bon_server.log.spool import Spool
-from bon_server.log.writer import Recovery
-from bon_server.types import Candidate, CandidateStatus, Durability, Outcome
+from bon_server.core.types import Candidate, CandidateStatus, Durability, Outcome
+from bon_server.log.read.reader import LogReader
+from bon_server.log.spool.database import SPOOL_NAME, check_sqlite
+from bon_server.log.spool.spool import Group, Spool
+from bon_server.log.spool.writer import Recovery
 from tests.log.records import ODD_TEXT, record, scored
 from tests.waiting import until
 
@@ -130,7 +129,7 @@ async def test_close_commits_what_is_queued_and_refuses_the_rest(tmp_path: Path)
 async def test_another_program_in_the_way_is_waited_for_and_then_worth_a_retry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bon_server.log.database._BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("bon_server.log.spool.database._BUSY_TIMEOUT_MS", 50)
     with closing(Spool.open(tmp_path)) as spool:
         intruder = apsw.Connection(str(tmp_path / SPOOL_NAME))
         intruder.execute("BEGIN IMMEDIATE")
@@ -217,7 +216,7 @@ async def test_what_waits_is_counted_and_a_long_queue_refuses_new_work(tmp_path:
 
 
 async def test_checkpoints_go_on_while_records_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bon_server.log.writer.CHECKPOINT_PAGES", 20)
+    monkeypatch.setattr("bon_server.log.spool.writer.CHECKPOINT_PAGES", 20)
     with closing(Spool.open(tmp_path)) as spool:
         for batch in range(20):
             await asyncio.gather(*(spool.commit(record(f"{batch}-{i}", [0.5] * 16)) for i in range(8)))

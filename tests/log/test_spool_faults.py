@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from bon_server.log.reader import LogReader
-from bon_server.types import Durability
+from bon_server.core.types import Durability
+from bon_server.log.read.reader import LogReader
 from tests.log.preload import ROOT, compiled, run_module
 
 

@@ -16,17 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from msgspec import structs
 
-from bon_server.errors import LogError
-from bon_server.log.database import SPOOL_NAME
-from bon_server.log.reader import LogReader
+from bon_server.core.errors import LogError
+from bon_server.core.types import CandidateStatus
+from bon_server.log.read.reader import LogReader
+from bon_server.log.read.snapshot import make_snapshot
 from bon_server.log.record import encode
-from bon_server.log.segments import footer_sha256, listed
-from bon_server.log.snapshot import make_snapshot
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
-from bon_server.log.verify_report import Report
-from bon_server.log.whole_file import sha256_of
-from bon_server.types import CandidateStatus
+from bon_server.log.segments.files import footer_sha256, listed
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import Report, verify
+from bon_server.system.files import sha256_of
 from tests.log.records import record, scored
 from tests.log.test_sealing import flip, seal
 
@@ -243,7 +242,7 @@ def test_temporary_files_and_interrupted_sealings_are_notes(log: Path, monkeypat
         raise OSError(5, "the power went")
 
     with closing(Spool.open(log)) as spool, monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealing_steps.registered", lose_power)
+        patch.setattr("bon_server.log.seal.sealing.registered", lose_power)
         with pytest.raises(OSError, match="power"):
             seal(spool)
     (_segment_folder(log) / ".x.parquet.tmp").write_bytes(b"half")

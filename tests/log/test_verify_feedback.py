@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.log.database import SPOOL_NAME
 from bon_server.log.feedback import encode, record_feedback
-from bon_server.log.segments import footer_sha256, listed
-from bon_server.log.snapshot import make_snapshot, mark_stale
-from bon_server.log.spool import Spool
-from bon_server.log.verify import verify
-from bon_server.log.whole_file import sha256_of
+from bon_server.log.read.snapshot import make_snapshot, mark_stale
+from bon_server.log.segments.files import footer_sha256, listed
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
+from bon_server.system.files import sha256_of
 from tests.log.observations import observation
 from tests.log.records import record, scored
 from tests.log.test_sealing import flip, seal
@@ -153,7 +153,7 @@ def test_an_interrupted_sealing_of_feedback_is_a_note(log: Path, monkeypatch: py
         raise OSError(5, "the power went")
 
     with closing(Spool.open(log)) as spool, monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealing_steps.registered", lose_power)
+        patch.setattr("bon_server.log.seal.sealing.registered", lose_power)
         with pytest.raises(OSError, match="power"):
             seal(spool)
     report = verify(log)

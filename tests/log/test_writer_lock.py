@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.errors import LogLocked
-from bon_server.log.lock import WriterLock
+from bon_server.core.errors import LogLocked
+from bon_server.system.lock import WriterLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from bon_server.log.lock import WriterLock
+from bon_server.system.lock import WriterLock
 lock = WriterLock(Path(sys.argv[1]))
 if len(sys.argv) > 2:
     import os

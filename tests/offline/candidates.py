@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from bon_server.offline.rows import CANDIDATE, Rows
-from bon_server.offline.rules import Rule
-from bon_server.selection import OfflineRule
+from bon_server.core.selection import OfflineRule
+from bon_server.offline.select.rows import CANDIDATE, Rows
+from bon_server.offline.select.rules import Rule
 
 Place = tuple[int, int, int]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bon_server.offline.importers import import_files
-from bon_server.offline.imports.options import ImportOptions, ImportResult
+from bon_server.offline.importing.importers import import_files
+from bon_server.offline.importing.options import ImportOptions, ImportResult
 
 WORKED_EXAMPLE = [
     [0.7, 0.3, 0.5, 0.2],

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bon_server.log.reader import LogReader
+from bon_server.log.read.reader import LogReader
 from bon_server.log.record import Record
-from bon_server.offline.importers import import_files
-from bon_server.offline.imports.options import ImportOptions, ImportResult
+from bon_server.offline.importing.importers import import_files
+from bon_server.offline.importing.options import ImportOptions, ImportResult
 
 
 class Sample(NamedTuple):

@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from bon_server.config import RewardConfig
-from bon_server.log.reader import LogReader
+from bon_server.config.settings import RewardConfig
+from bon_server.core.types import Message
+from bon_server.log.read.reader import LogReader
 from bon_server.log.record import Record
-from bon_server.log.score_files import score_files
-from bon_server.log.spool import Spool
-from bon_server.offline.rescore import Rescored, RescoreOptions, rescore
-from bon_server.types import Message
+from bon_server.log.scores.files import score_files
+from bon_server.log.spool.spool import Spool
+from bon_server.offline.rescore.rescore import Rescored, RescoreOptions, rescore
 from tests.log.records import record, scored
 from tests.log.test_sealing import seal
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.log.spool import Spool
-from bon_server.offline.options import Written
-from bon_server.offline.select import SelectOptions, select
-from bon_server.selection import OfflineRule
+from bon_server.core.selection import OfflineRule
+from bon_server.log.spool.spool import Spool
+from bon_server.offline.select.options import Written
+from bon_server.offline.select.select import SelectOptions, select
 from tests.log.records import record
 
 

@@ -6,10 +6,10 @@ import hashlib
 
 import pyarrow as pa
 
-from bon_server.log.columns import to_batch
-from bon_server.offline.digests import prompt_keys
-from bon_server.offline.eligible import Models
-from bon_server.types import ModelRef
+from bon_server.core.types import ModelRef
+from bon_server.log.segments.columns import to_batch
+from bon_server.offline.select.eligible import Models
+from bon_server.offline.select.rows import prompt_keys
 from tests.log.records import record
 
 

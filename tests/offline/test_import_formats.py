@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from bon_server.errors import ConfigError, LogError
-from bon_server.offline.imports.options import parse_columns
-from bon_server.types import CandidateStatus, FinishReason, Kind, Message, ModelRef, Outcome
+from bon_server.core.errors import ConfigError, LogError
+from bon_server.core.types import CandidateStatus, FinishReason, Kind, Message, ModelRef, Outcome
+from bon_server.offline.importing.options import parse_columns
 from tests.offline.import_files import (
     WRITERS,
     Sample,

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bon_server.offline.imports import gathering
-from bon_server.offline.imports.options import IMPORT_FORMATS
+from bon_server.offline.importing import gathering
+from bon_server.offline.importing.options import IMPORT_FORMATS
 from tests.offline.grouped_files import line as grouped_line
 from tests.offline.import_files import (
     WRITERS,

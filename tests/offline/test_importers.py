@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import ConfigError, LogError, LogLocked
-from bon_server.log import imported
-from bon_server.log.reader import LogReader
+from bon_server.core.errors import ConfigError, LogError, LogLocked
+from bon_server.core.types import CandidateStatus, FinishReason, Kind, Message, Outcome, Prompt
+from bon_server.log.read.reader import LogReader
 from bon_server.log.record import Record, prompt_hash
-from bon_server.log.spool import Spool
-from bon_server.offline import importers
-from bon_server.offline.imports import rows
-from bon_server.offline.imports.options import ImportOptions, ImportResult
-from bon_server.types import CandidateStatus, FinishReason, Kind, Message, Outcome, Prompt
+from bon_server.log.spool.spool import Spool
+from bon_server.offline.importing import imported, importers, rows
+from bon_server.offline.importing.options import ImportOptions, ImportResult
 from tests.log.records import ODD_TEXT
 from tests.offline.grouped_files import import_lines, line, worked_example
 

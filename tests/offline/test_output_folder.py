@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.errors import LogError, LogLocked
-from bon_server.log.whole_file import whole_file
-from bon_server.offline.manifest import Manifest, write_manifest
-from bon_server.offline.options import Filters
-from bon_server.offline.select import SelectOptions, select
-from bon_server.selection import OfflineRule
+from bon_server.core.errors import LogError, LogLocked
+from bon_server.core.selection import OfflineRule
+from bon_server.offline.select.manifest import Manifest, write_manifest
+from bon_server.offline.select.options import Filters
+from bon_server.offline.select.select import SelectOptions, select
+from bon_server.system.files import whole_file
 from tests.offline.grouped_files import import_lines, line, worked_example
 
 
@@ -89,7 +89,7 @@ def test_another_selection_starts_over_where_one_was_cut_off(tmp_path: Path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("bon_server.offline.select.write_manifest", power_cut)
+        patch.setattr("bon_server.offline.select.select.write_manifest", power_cut)
         run(tmp_path, format="grouped")
     assert (tmp_path / "out" / "part-00000.jsonl").exists()
     assert contents(run(tmp_path)) == expected
@@ -99,7 +99,7 @@ def test_an_intact_selection_is_not_made_again(tmp_path: Path, monkeypatch: pyte
     import_lines(tmp_path, worked_example())
     before = contents(run(tmp_path))
     with monkeypatch.context() as patch:
-        patch.delattr("bon_server.offline.select.make_plan")
+        patch.delattr("bon_server.offline.select.select.make_plan")
         assert contents(run(tmp_path)) == before
     (tmp_path / "out" / "meta.parquet").write_bytes(b"damage")
     assert contents(run(tmp_path)) == before
@@ -145,7 +145,7 @@ def test_two_at_a_time_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyP
             run(tmp_path, filters=TRUNCATED)
         write_manifest(folder, manifest)
 
-    monkeypatch.setattr("bon_server.offline.select.write_manifest", another_first)
+    monkeypatch.setattr("bon_server.offline.select.select.write_manifest", another_first)
     assert contents(run(tmp_path)) == expected
 
 
@@ -156,7 +156,7 @@ def test_what_another_process_finished_meanwhile_stays(tmp_path: Path, monkeypat
         monkeypatch.undo()
         run(tmp_path)
 
-    monkeypatch.setattr("bon_server.offline.select.finished", looked_too_early)
+    monkeypatch.setattr("bon_server.offline.select.select.finished", looked_too_early)
     with pytest.raises(LogError, match="was written by another process meanwhile"):
         run(tmp_path, filters=TRUNCATED)
     assert contents(run(tmp_path)) == contents(run(tmp_path, out=tmp_path / "expected") and tmp_path / "expected")
@@ -171,7 +171,7 @@ def test_what_a_finished_run_could_not_remove_is_removed_by_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("bon_server.offline.output_folder.shutil.rmtree", killed)
+        patch.setattr("bon_server.offline.select.output_folder.shutil.rmtree", killed)
         run(tmp_path)
     assert (tmp_path / "out" / ".selecting").exists()
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
@@ -186,9 +186,9 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch, pytest.raises(LogError, match="out cannot be written: No space left"):
-        patch.setattr("bon_server.offline.meta.MetaWriter.add", full)
+        patch.setattr("bon_server.offline.select.writing.MetaWriter.add", full)
         run(tmp_path)
     assert (tmp_path / "out" / ".selecting" / "export-00000.json").exists()
     with monkeypatch.context() as patch:
-        patch.delattr("bon_server.offline.gathering._from_batch")  # what was read is not read again
+        patch.delattr("bon_server.offline.select.gathering._from_batch")  # what was read is not read again
         assert contents(run(tmp_path)) == expected

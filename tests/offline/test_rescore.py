@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from bon_server.config import RewardConfig
-from bon_server.errors import ConfigError, LogError
-from bon_server.log.reader import LogReader
-from bon_server.log.score_files import FOLDER, score_files
-from bon_server.log.spool import Spool
-from bon_server.log.stats import log_stats
-from bon_server.log.verify import verify
-from bon_server.offline import rescore as module
-from bon_server.offline.rescore import count_candidates, default_name
-from bon_server.reward.synthetic import SyntheticReward
-from bon_server.types import CandidateStatus, FinishReason, Kind, Message, Score
+from bon_server.config.settings import RewardConfig
+from bon_server.core.errors import ConfigError, LogError
+from bon_server.core.types import CandidateStatus, FinishReason, Kind, Message, Score
+from bon_server.log.read.reader import LogReader
+from bon_server.log.read.stats import log_stats
+from bon_server.log.scores.files import FOLDER, score_files
+from bon_server.log.spool.spool import Spool
+from bon_server.log.verify.verify import verify
+from bon_server.models.reward.synthetic import SyntheticReward
+from bon_server.offline.rescore import rescore as module
+from bon_server.offline.rescore.rescore import count_candidates, default_name
 from tests.command import run_bon
 from tests.log.records import ODD_TEXT, record, scored
 from tests.log.test_sealing import seal
@@ -263,7 +263,7 @@ def test_a_real_model_gives_the_same_bytes_every_time(
     """And the same rewards as asked one by one, but for what no one can read."""
     import asyncio
 
-    from bon_server.reward.starting import start_reward
+    from bon_server.models.starting import start_reward
     from tests import tiny_models
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

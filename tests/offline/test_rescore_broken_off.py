@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import LogLocked, RewardFailed
-from bon_server.log.score_files import FOLDER, score_files
-from bon_server.log.verify import verify
-from bon_server.offline import rescore as module
-from bon_server.reward.synthetic import SyntheticReward
+from bon_server.core.errors import LogLocked, RewardFailed
+from bon_server.log.scores.files import FOLDER, score_files
+from bon_server.log.verify.verify import verify
+from bon_server.models.reward.synthetic import SyntheticReward
+from bon_server.offline.rescore import rescore as module
 from tests.offline.rescoring import (
     commit,
     expected,

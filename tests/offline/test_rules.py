@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bon_server.offline.rows import PLACE, Rows, firsts, sort_by
-from bon_server.offline.rules import Groups, Rule, choose, grouped, keep, merge_overall, one_line_per_prompt
-from bon_server.selection import OfflineRule, argmax
+from bon_server.core.selection import OfflineRule, argmax
+from bon_server.offline.select.rows import PLACE, Rows, firsts, sort_by
+from bon_server.offline.select.rules import Groups, Rule, choose, grouped, keep, merge_overall, one_line_per_prompt
 from tests.offline.candidates import One, Place, as_rows, candidates, expected, rewards, some_rules
 from tests.offline.grouped_files import WORKED_EXAMPLE
 

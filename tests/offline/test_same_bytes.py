@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from bon_server.log.columns import to_batch
+from bon_server.core.selection import OfflineRule
+from bon_server.core.types import CandidateStatus, FinishReason, Message, ModelRef
 from bon_server.log.record import Record
-from bon_server.log.segments import SegmentsWriter
-from bon_server.log.spool import Spool
-from bon_server.offline import plan
-from bon_server.offline.manifest import Manifest
-from bon_server.offline.options import Filters, Written
-from bon_server.offline.select import SelectOptions, select
-from bon_server.selection import OfflineRule
-from bon_server.types import CandidateStatus, FinishReason, Message, ModelRef
+from bon_server.log.segments.columns import to_batch
+from bon_server.log.segments.files import SegmentsWriter
+from bon_server.log.spool.spool import Spool
+from bon_server.offline.select import plan
+from bon_server.offline.select.manifest import Manifest
+from bon_server.offline.select.options import Filters, Written
+from bon_server.offline.select.select import SelectOptions, select
 from tests.log.records import record, scored
 from tests.log.test_sealing import seal
 

@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.errors import ConfigError, LogError
+from bon_server.core.errors import ConfigError, LogError
+from bon_server.core.selection import OfflineRule
+from bon_server.core.types import Candidate, CandidateStatus, FinishReason, Kind, Message, Outcome
 from bon_server.log.record import Record
-from bon_server.log.spool import Spool
-from bon_server.offline.manifest import Manifest, sha256_of
-from bon_server.offline.options import Filters
-from bon_server.offline.select import SelectOptions, select
-from bon_server.selection import OfflineRule
-from bon_server.types import Candidate, CandidateStatus, FinishReason, Kind, Message, Outcome
+from bon_server.log.spool.spool import Spool
+from bon_server.offline.select.manifest import Manifest, sha256_of
+from bon_server.offline.select.options import Filters
+from bon_server.offline.select.select import SelectOptions, select
 from tests.log.records import ODD_TEXT, record, scored
 from tests.offline.grouped_files import import_lines, line, worked_example
 

@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 from msgspec import structs
 
-from bon_server.errors import LogError
-from bon_server.log.reader import LogReader
-from bon_server.log.score_files import score_files
-from bon_server.log.snapshot import make_snapshot
-from bon_server.log.spool import Spool
-from bon_server.offline import plan
-from bon_server.offline import rescore as rescoring
-from bon_server.offline.fetching import fetch
-from bon_server.offline.manifest import Manifest, sha256_of
-from bon_server.offline.options import Filters, Written
-from bon_server.offline.select import SelectOptions, select
-from bon_server.selection import OfflineRule
-from bon_server.types import CandidateStatus, Message, ModelRef
+from bon_server.core.errors import LogError
+from bon_server.core.selection import OfflineRule
+from bon_server.core.types import CandidateStatus, Message, ModelRef
+from bon_server.log.read.reader import LogReader
+from bon_server.log.read.snapshot import make_snapshot
+from bon_server.log.scores.files import score_files
+from bon_server.log.spool.spool import Spool
+from bon_server.offline.rescore import rescore as rescoring
+from bon_server.offline.select import plan
+from bon_server.offline.select.fetching import fetch
+from bon_server.offline.select.manifest import Manifest, sha256_of
+from bon_server.offline.select.options import Filters, Written
+from bon_server.offline.select.select import SelectOptions, select
 from tests.log.records import record, scored
 from tests.log.test_sealing import seal
 from tests.offline.grouped_files import import_lines, line
@@ -221,7 +221,7 @@ def test_killed_between_its_steps_it_goes_on(tmp_path: Path, monkeypatch: pytest
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("bon_server.offline.exporting.write_piece", killed)
+        patch.setattr("bon_server.offline.select.exporting.write_piece", killed)
         with pytest.raises(Killed):
             run(log, tmp_path / "out", written=Written(shard_rows=3))
     run(log, tmp_path / "out", written=Written(shard_rows=3))
@@ -259,6 +259,6 @@ def test_a_reward_that_is_gone_when_the_lines_are_written_is_an_error(
         file.path.write_bytes(file.path.read_bytes()[:-1])
         return fetch(*arguments)
 
-    monkeypatch.setattr("bon_server.offline.exporting.fetch", damaging)
+    monkeypatch.setattr("bon_server.offline.select.exporting.fetch", damaging)
     with pytest.raises(LogError, match=r"lost the reward .*damaged"):
         run(log, tmp_path / "out")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import ConfigError
+from bon_server.core.errors import ConfigError
+from bon_server.core.selection import OfflineRule
+from bon_server.core.types import Candidate, Message
 from bon_server.log.record import Record
-from bon_server.selection import OfflineRule
-from bon_server.types import Candidate, Message
 from tests.log.records import record, scored
 from tests.offline.grouped_files import import_lines, line
 from tests.offline.test_select import completions, run, serve

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.errors import LogError
-from bon_server.offline.formats import FORMATS
-from bon_server.offline.manifest import Manifest, sha256_of
-from bon_server.offline.options import Compression, FormatName, Written
-from bon_server.selection import OfflineRule
-from bon_server.types import Message
+from bon_server.core.errors import LogError
+from bon_server.core.selection import OfflineRule
+from bon_server.core.types import Message
+from bon_server.offline.select.formats import FORMATS
+from bon_server.offline.select.manifest import Manifest, sha256_of
+from bon_server.offline.select.options import Compression, FormatName, Written
 from tests.log.records import record, scored
 from tests.offline.grouped_files import import_lines, line, worked_example
 from tests.offline.test_select import rows, run, serve
@@ -226,7 +226,7 @@ def test_more_text_than_one_file_can_be_made_of_is_refused_with_the_way_out(
 ) -> None:
     """With a limit that a test can reach; Arrow's own would end in a traceback."""
     import_lines(tmp_path, [line("x" * 600, [0.1]), line("y" * 600, [0.2])])
-    monkeypatch.setattr("bon_server.offline.fetching._MOST_BYTES", 1000)
+    monkeypatch.setattr("bon_server.offline.select.fetching._MOST_BYTES", 1000)
     with pytest.raises(LogError, match=r"^2 chosen candidates have 0 MiB in text, .*--shard-rows$"):
         run(tmp_path)
     assert run(tmp_path, written=Written(shard_rows=1))["counts"]["selected"] == 2

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.errors import LogError
+from bon_server.core.errors import LogError
+from bon_server.core.selection import OfflineRule
+from bon_server.core.types import Message, ModelRef, Outcome, PolicyRef
 from bon_server.log.record import Record
-from bon_server.selection import OfflineRule
-from bon_server.types import Message, ModelRef, Outcome, PolicyRef
 from tests.log.records import record, scored
 from tests.offline.grouped_files import import_lines, line
 from tests.offline.test_select import BEST, chosen, run, serve

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import LogError
-from bon_server.log.erase import erase
-from bon_server.log.rewrite import Match
-from bon_server.log.segments import listed
-from bon_server.log.snapshot import make_snapshot
-from bon_server.log.spool import Spool
-from bon_server.offline.select import SelectOptions, select
-from bon_server.selection import OfflineRule
-from bon_server.types import Message
+from bon_server.core.errors import LogError
+from bon_server.core.selection import OfflineRule
+from bon_server.core.types import Message
+from bon_server.log.read.snapshot import make_snapshot
+from bon_server.log.remove.erase import erase
+from bon_server.log.remove.rewrite import Match
+from bon_server.log.segments.files import listed
+from bon_server.log.spool.spool import Spool
+from bon_server.offline.select.select import SelectOptions, select
 from tests.command import run_bon
 from tests.log.records import record
 from tests.log.test_sealing import flip, seal

@@ -13,10 +13,10 @@ from typing import Any, get_args
 
 import pytest
 
-from bon_server.log.spool import Spool
-from bon_server.offline.options import FormatName, Written
-from bon_server.offline.select import SelectOptions, select
-from bon_server.selection import OfflineRule
+from bon_server.core.selection import OfflineRule
+from bon_server.log.spool.spool import Spool
+from bon_server.offline.select.options import FormatName, Written
+from bon_server.offline.select.select import SelectOptions, select
 from tests.log.records import ODD_TEXT, record, scored
 
 READ = """

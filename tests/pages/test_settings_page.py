@@ -8,8 +8,8 @@ from typing import Annotated
 import pytest
 from msgspec import Meta
 
-from bon_server.config import Config
-from bon_server.types import Durability
+from bon_server.config.settings import Config
+from bon_server.core.types import Durability
 from docs.write_settings import PAGE, allowed, page
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from bon_server.config import PolicyConfig
+from bon_server.config.settings import PolicyConfig
 
 if TYPE_CHECKING:
-    from bon_server.policy.vllm import VllmPolicy
+    from bon_server.models.vllm.policy import VllmPolicy
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,7 +37,7 @@ async def policy(model_directory: Path) -> AsyncIterator[VllmPolicy]:
     """A real vLLM engine on the tiny model, in 32 bits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of vLLM, while it is imported
-        from bon_server.policy.vllm import VllmPolicy
+        from bon_server.models.vllm.policy import VllmPolicy
     started = await VllmPolicy.start(
         PolicyConfig(model=str(model_directory), dtype="float32", kv_cache_bytes=256 << 20, running_samples=64, seed=0)
     )

@@ -12,9 +12,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from bon_server.errors import StartupError
-from bon_server.policy.adapter import check_adapter, is_adapter, merge
-from bon_server.weights import find_model
+from bon_server.core.errors import StartupError
+from bon_server.models.policy.adapter import check_adapter, is_adapter, merge
+from bon_server.models.weights import find_model
 from tests import tiny_models
 
 

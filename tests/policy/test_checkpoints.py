@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.policy.checkpoints import checkpoints, look_at
+from bon_server.models.policy.checkpoints import checkpoints, look_at
 
 
 def make(directory: Path) -> Path:

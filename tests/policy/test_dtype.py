@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from bon_server.policy.dtype import dtype_for
+from bon_server.models.dtype import dtype_for
 
 
 def on_machine(monkeypatch: pytest.MonkeyPatch, architecture: str, **capabilities: bool) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bon_server.config import PolicyConfig
-from bon_server.errors import StartupError
-from bon_server.weights import ModelFiles
+from bon_server.config.settings import PolicyConfig
+from bon_server.core.errors import StartupError
+from bon_server.models.weights import ModelFiles
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
@@ -22,24 +22,24 @@ def files(tmp_path: Path) -> ModelFiles:
 
 
 @pytest.fixture
-def vllm_engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+def policy_engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module, as on a machine with GPUs. Imported late: it takes seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from bon_server.policy import vllm_engine
-    monkeypatch.setattr(vllm_engine, "on_cpu", lambda: False)
-    return vllm_engine
+        from bon_server.models.vllm import policy_engine
+    monkeypatch.setattr(policy_engine, "on_cpu", lambda: False)
+    return policy_engine
 
 
-def test_parallel_sizes(vllm_engine: Any, files: ModelFiles) -> None:
-    one = vllm_engine._engine_args(PolicyConfig(), files)
+def test_parallel_sizes(policy_engine: Any, files: ModelFiles) -> None:
+    one = policy_engine._engine_args(PolicyConfig(), files)
     assert (one.tensor_parallel_size, one.data_parallel_size) == (1, 1)
-    assert one.distributed_executor_backend is vllm_engine.OneProcessExecutor
-    many = vllm_engine._engine_args(PolicyConfig(gpus=2, data_parallel=3), files)
+    assert one.distributed_executor_backend is policy_engine.OneProcessExecutor
+    many = policy_engine._engine_args(PolicyConfig(gpus=2, data_parallel=3), files)
     assert (many.tensor_parallel_size, many.data_parallel_size) == (2, 3)
-    assert many.distributed_executor_backend is vllm_engine.ProcessPerGpuExecutor
+    assert many.distributed_executor_backend is policy_engine.ProcessPerGpuExecutor
 
 
-def test_watching_needs_room_for_two(vllm_engine: Any, files: ModelFiles) -> None:
+def test_watching_needs_room_for_two(policy_engine: Any, files: ModelFiles) -> None:
     with pytest.raises(StartupError, match=r"gpu_memory_share = 0\.7 .* at most 0\.5"):
-        vllm_engine._start(PolicyConfig(watch="/checkpoints"), files, None)
+        policy_engine._start(PolicyConfig(watch="/checkpoints"), files, None)

@@ -11,16 +11,16 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.serving import server as server_module
-from bon_server.serving.server import Server
+from bon_server.serving.lifecycle import server as server_module
+from bon_server.serving.lifecycle.server import Server
 from tests.conftest import synthetic_config
 from tests.fakes import ScriptedReward, scored
 from tests.serving.running import Running, refusal
 from tests.waiting import forever, until
 
 if TYPE_CHECKING:
-    from bon_server.policy.vllm import VllmPolicy
-    from bon_server.types import Score
+    from bon_server.core.types import Score
+    from bon_server.models.vllm.policy import VllmPolicy
 
 pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 

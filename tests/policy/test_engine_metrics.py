@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import REGISTRY
 
-from bon_server.config import PolicyConfig
-from bon_server.serving.state_metrics import of_engines
-from bon_server.types import Sampling
+from bon_server.config.settings import PolicyConfig
+from bon_server.core.types import Sampling
+from bon_server.serving.telemetry.collectors import of_engines
 from tests.deploy.expressions import panels, unknown
 
 if TYPE_CHECKING:
-    from bon_server.policy.vllm import VllmPolicy
+    from bon_server.models.vllm.policy import VllmPolicy
 
 pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
@@ -29,7 +29,7 @@ async def test_an_engine_tells_its_metrics_and_steps(policy: VllmPolicy) -> None
 
 
 async def test_without_metrics_its_steps_are_still_seen(model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bon_server.policy.vllm import VllmPolicy
+    from bon_server.models.vllm.policy import VllmPolicy
 
     config = PolicyConfig(model=str(model_directory), dtype="float32", kv_cache_bytes=64 << 20, engine_metrics=False)
     quiet = await VllmPolicy.start(config)

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from bon_server.errors import InvalidRequest, Unavailable, UnsupportedOption
-from bon_server.policy import grammar_gate
-from bon_server.policy.grammar_gate import GrammarGate
-from bon_server.types import Sampling
+from bon_server.core.errors import InvalidRequest, Unavailable, UnsupportedOption
+from bon_server.core.types import Sampling
+from bon_server.models.vllm import grammar_gate
+from bon_server.models.vllm.grammar_gate import GrammarGate
 from tests.engine.test_child_process import is_gone
 from tests.tiny_models import byte_tokenizer
 from tests.waiting import until
@@ -215,8 +215,8 @@ async def test_no_room_for_the_process_is_no_bug(monkeypatch: pytest.MonkeyPatch
 
 SERVER = """
 import asyncio
-from bon_server.policy.grammar_gate import GrammarGate
-from bon_server.types import Sampling
+from bon_server.models.vllm.grammar_gate import GrammarGate
+from bon_server.core.types import Sampling
 from tests.tiny_models import byte_tokenizer
 
 async def main():

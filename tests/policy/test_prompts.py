@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import InvalidRequest, UnsupportedOption
-from bon_server.policy.prompts import PromptEncoder
-from bon_server.types import Message, Prompt
+from bon_server.core.errors import InvalidRequest, UnsupportedOption
+from bon_server.core.types import Message, Prompt
+from bon_server.models.policy.prompts import PromptEncoder
 from tests.tiny_models import byte_tokenizer
 
 SECRET = "what nobody else may read"

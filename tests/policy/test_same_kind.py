@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bon_server.errors import StartupError
-from bon_server.policy.same_kind import check_same_kind
-from bon_server.tokenizer import load_tokenizer, tokenizer_digest
-from bon_server.weights import find_model
+from bon_server.core.errors import StartupError
+from bon_server.models.policy.checkpoints import check_same_kind
+from bon_server.models.tokenizer import load_tokenizer, tokenizer_digest
+from bon_server.models.weights import find_model
 from tests import tiny_models
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from bon_server.engine.shapes import check_shapes
-from bon_server.errors import StartupError
-from bon_server.weights import find_model
+from bon_server.core.errors import StartupError
+from bon_server.models.weights import check_shapes, find_model
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bon_server.policy.shared_pace import SharedPace
+from bon_server.models.policy.synthetic import SharedPace
 
 
 class Clock:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from bon_server.policy.vllm import VllmPolicy
+    from bon_server.models.vllm.policy import VllmPolicy
 
 Address = IPv4Address | IPv6Address
 LISTENS = "0A"

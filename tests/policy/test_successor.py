@@ -22,18 +22,18 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from bon_server.config import PolicyConfig
-from bon_server.errors import StartupError
-from bon_server.log.reader import LogReader
-from bon_server.policy.in_child import in_child
-from bon_server.policy.reference import expected_logprobs
-from bon_server.serving.server import Server
+from bon_server.config.settings import PolicyConfig
+from bon_server.core.errors import StartupError
+from bon_server.log.read.reader import LogReader
+from bon_server.models.policy.reference import expected_logprobs
+from bon_server.serving.lifecycle.server import Server
+from bon_server.system.child_process import in_child_async
 from tests import tiny_models
 from tests.conftest import synthetic_config
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from bon_server.policy.vllm import VllmPolicy
+    from bon_server.models.vllm.policy import VllmPolicy
 
 pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
@@ -49,7 +49,7 @@ def other(tmp_path: Path) -> Path:
 
 async def refusal(policy: VllmPolicy, directory: Path, **settings: Any) -> str:
     """Why a checkpoint may not take the policy's place; the policy samples as before."""
-    from bon_server.policy.successor import start_successor
+    from bon_server.models.vllm.successor import start_successor
 
     with pytest.raises(StartupError) as caught:
         await start_successor(PolicyConfig(kv_cache_bytes=KV_CACHE_BYTES, **settings), policy, directory)
@@ -122,7 +122,7 @@ async def test_bad_checkpoints(spoil: Callable[[Path], object], said: str, polic
 
 
 async def test_the_weights_in_use_are_no_news(policy: VllmPolicy, model_directory: Path, tmp_path: Path) -> None:
-    from bon_server.policy.successor import start_successor
+    from bon_server.models.vllm.successor import start_successor
 
     copy = Path(shutil.copytree(model_directory, tmp_path / "copy"))
     assert await start_successor(PolicyConfig(), policy, copy) is None
@@ -132,20 +132,20 @@ async def test_an_engine_that_computes_something_else_is_found_out(
     policy: VllmPolicy, model_directory: Path, other: Path
 ) -> None:
     """The engine in use against its own weights, and against other ones: as if it had kept the old."""
-    from bon_server.policy.successor import compare
+    from bon_server.models.vllm.successor import compare
 
     token_ids = tuple(range(60, 80))
-    own = await in_child(expected_logprobs, model_directory, token_ids)
+    own = await in_child_async(expected_logprobs, model_directory, token_ids)
     await compare(policy, "float32", token_ids, own)
     with pytest.raises(StartupError, match="does not compute what the weights say"):
-        await compare(policy, "float32", token_ids, await in_child(expected_logprobs, other, token_ids))
+        await compare(policy, "float32", token_ids, await in_child_async(expected_logprobs, other, token_ids))
     with pytest.raises(StartupError, match="differ by nan"):
         await compare(policy, "float32", token_ids, own * float("nan"))
 
 
 async def test_giving_up_the_test_ends_its_process(other: Path) -> None:
     earlier = set(multiprocessing.active_children())
-    testing = asyncio.create_task(in_child(expected_logprobs, other, (5, 6, 7)))
+    testing = asyncio.create_task(in_child_async(expected_logprobs, other, (5, 6, 7)))
     await until(lambda: bool(set(multiprocessing.active_children()) - earlier))
     testing.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -20,11 +20,11 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from bon_server.errors import InvalidRequest, SamplingFailed, UnsupportedOption
-from bon_server.types import Completion, FinishReason, LogprobKind, Message, Milestone, Prompt, Sampling
+from bon_server.core.errors import InvalidRequest, SamplingFailed, UnsupportedOption
+from bon_server.core.types import Completion, FinishReason, LogprobKind, Message, Milestone, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from bon_server.policy.vllm import VllmPolicy
+    from bon_server.models.vllm.policy import VllmPolicy
 
 pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 

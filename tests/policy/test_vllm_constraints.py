@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bon_server.errors import InvalidRequest, SamplingFailed
-from bon_server.types import Completion, FinishReason, LogprobKind, Milestone, Sampling
+from bon_server.core.errors import InvalidRequest, SamplingFailed
+from bon_server.core.types import Completion, FinishReason, LogprobKind, Milestone, Sampling
 
 if TYPE_CHECKING:
-    from bon_server.policy.vllm import VllmPolicy
+    from bon_server.models.vllm.policy import VllmPolicy
 
 pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
@@ -148,7 +148,7 @@ def logprob_by_transformers(
     import llguidance
     from llguidance.hf import from_tokenizer
 
-    from bon_server.engine.grammar import grammar_of
+    from bon_server.models.vllm.grammar import grammar_of
     from tests.tiny_models import byte_tokenizer
 
     matcher = llguidance.LLMatcher(from_tokenizer(byte_tokenizer(), 259), str(grammar_of(sampling)))

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bon_server.config import PolicyConfig
-from bon_server.errors import StartupError, Unavailable
-from bon_server.types import Sampling
+from bon_server.config.settings import PolicyConfig
+from bon_server.core.errors import StartupError, Unavailable
+from bon_server.core.types import Sampling
 
 if TYPE_CHECKING:
-    from bon_server.policy.vllm import VllmPolicy
+    from bon_server.models.vllm.policy import VllmPolicy
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
@@ -34,7 +34,7 @@ def policy_class() -> type[VllmPolicy]:
     """Imported late: it takes seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from bon_server.policy.vllm import VllmPolicy
+        from bon_server.models.vllm.policy import VllmPolicy
     return VllmPolicy
 
 
@@ -115,7 +115,7 @@ async def test_giving_up_while_it_starts(policy_class: type[VllmPolicy], model_d
 
 async def test_giving_up_before_there_is_a_process(policy_class: type[VllmPolicy]) -> None:
     """The thread that starts it reads configurations first, and does not know yet that nobody wants it."""
-    from bon_server.engine.lifecycle import start_process
+    from bon_server.models.vllm.engine import start_process
 
     reading, go_on = threading.Event(), threading.Event()
     process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))

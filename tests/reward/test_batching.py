@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.reward.batching import next_batch
+from bon_server.models.reward.transformers import next_batch
 
 LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=40)
 

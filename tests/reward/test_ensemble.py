@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.config import RewardConfig
-from bon_server.errors import ConfigError, RewardFailed
-from bon_server.reward.ensemble import EnsembleReward, check_ensemble
-from bon_server.types import CandidateStatus, ModelRef, Prompt, Score
+from bon_server.config.settings import RewardConfig
+from bon_server.core.errors import ConfigError, RewardFailed
+from bon_server.core.types import CandidateStatus, ModelRef, Prompt, Score
+from bon_server.models.reward.ensemble import EnsembleReward, check_ensemble
 from tests.fakes import ScriptedReward, scored
 from tests.waiting import forever, until
 

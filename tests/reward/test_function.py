@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bon_server.errors import StartupError
-from bon_server.reward.function import FunctionReward, as_score
-from bon_server.types import CandidateStatus, Message, Prompt
+from bon_server.core.errors import StartupError
+from bon_server.core.types import CandidateStatus, Message, Prompt
+from bon_server.models.reward.function import FunctionReward, as_score
 
 PROMPT = Prompt(messages=(Message("user", "1+1?"),))
 

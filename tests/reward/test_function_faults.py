@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.config import RewardConfig
-from bon_server.errors import RewardFailed, StartupError
+from bon_server.config.settings import RewardConfig
+from bon_server.core.errors import RewardFailed, StartupError
+from bon_server.core.types import CandidateStatus, Prompt, Score
+from bon_server.models.reward.function import FunctionReward
 from bon_server.operator_code import pool as pool_module
-from bon_server.reward.function import FunctionReward
-from bon_server.types import CandidateStatus, Prompt, Score
 from tests.reward.odd_rewards import ERRORS
 from tests.waiting import SOON_S, until
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bon_server.config import RewardConfig
-from bon_server.errors import StartupError
-from bon_server.reward.classifier import Classifier, is_decoder
-from bon_server.reward.transformers import TransformersReward
+from bon_server.config.settings import RewardConfig
+from bon_server.core.errors import StartupError
+from bon_server.models.reward.classifier import Classifier, is_decoder
+from bon_server.models.reward.transformers import TransformersReward
 from tests import tiny_models
 
 

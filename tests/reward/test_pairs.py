@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bon_server.reward.pairs import PairTokenizer, prompt_text
-from bon_server.types import Message, Prompt
+from bon_server.core.types import Message, Prompt
+from bon_server.models.reward.pairs import PairTokenizer, prompt_text
 from tests.tiny_models import byte_tokenizer
 
 CHAT = Prompt(messages=(Message("system", "Be brief."), Message("user", "1+1?")))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification
 
-from bon_server.config import RewardConfig
-from bon_server.errors import StartupError
-from bon_server.reward.pooling import PoolingModel, look_at
-from bon_server.weights import find_model
+from bon_server.config.settings import RewardConfig
+from bon_server.core.errors import StartupError
+from bon_server.models.reward.pooling import PoolingModel, look_at
+from bon_server.models.weights import find_model
 from tests import tiny_models
 
 

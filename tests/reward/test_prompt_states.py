@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bon_server.config import RewardConfig
-from bon_server.reward.classifier import Classifier
-from bon_server.reward.prompt_states import PromptStates
-from bon_server.types import Message, Prompt
+from bon_server.config.settings import RewardConfig
+from bon_server.core.types import Message, Prompt
+from bon_server.models.reward.classifier import Classifier
+from bon_server.models.reward.prompt_states import PromptStates
 
 PROMPTS = [
     Prompt(messages=(Message("user", "What is 3 + 4, and why would anyone ask?"),)),

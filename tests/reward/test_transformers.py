@@ -15,11 +15,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bon_server.config import RewardConfig
-from bon_server.errors import RewardFailed
-from bon_server.reward.pairs import TokenPair, prompt_text
-from bon_server.reward.transformers import NICENESS, TransformersReward
-from bon_server.types import CandidateStatus, Message, Prompt
+from bon_server.config.settings import RewardConfig
+from bon_server.core.errors import RewardFailed
+from bon_server.core.types import CandidateStatus, Message, Prompt
+from bon_server.models.reward.pairs import TokenPair, prompt_text
+from bon_server.models.reward.transformers import NICENESS, TransformersReward
 from tests.waiting import until
 
 CHAT = Prompt(messages=(Message("user", "What is 3 + 4?"),))
@@ -278,7 +278,7 @@ async def test_a_bug_in_the_thread_leaves_nobody_waiting(
     def bug(*_: object) -> list[int]:
         raise KeyError
 
-    monkeypatch.setattr("bon_server.reward.transformers.next_batch", bug)
+    monkeypatch.setattr("bon_server.models.reward.transformers.next_batch", bug)
     with pytest.raises(RewardFailed, match="ended"):
         await reward.score(CHAT, "a", {})
     assert not reward.healthy

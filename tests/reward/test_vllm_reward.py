@@ -23,22 +23,22 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import REGISTRY
 from transformers import AutoModelForSequenceClassification
 
-from bon_server.config import RewardConfig
-from bon_server.errors import Unavailable
-from bon_server.reward.ensemble import EnsembleReward
-from bon_server.reward.function import FunctionReward
-from bon_server.reward.pairs import TokenPair
-from bon_server.reward.transformers import TransformersReward
-from bon_server.serving.health import FOLLOW_S
-from bon_server.serving.models import RunningReward
-from bon_server.serving.server import Server
-from bon_server.types import CandidateStatus, Message, Prompt, Score
+from bon_server.config.settings import RewardConfig
+from bon_server.core.errors import Unavailable
+from bon_server.core.types import CandidateStatus, Message, Prompt, Score
+from bon_server.models.reward.ensemble import EnsembleReward
+from bon_server.models.reward.function import FunctionReward
+from bon_server.models.reward.pairs import TokenPair
+from bon_server.models.reward.transformers import TransformersReward
+from bon_server.models.starting import RunningReward
+from bon_server.serving.lifecycle.health import FOLLOW_S
+from bon_server.serving.lifecycle.server import Server
 from tests.conftest import synthetic_config
 from tests.serving.running import question, refusal
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from bon_server.reward.vllm import VllmReward
+    from bon_server.models.vllm.reward import VllmReward
 
 pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -58,7 +58,7 @@ async def on_decoder(decoder: Path) -> AsyncIterator[VllmReward]:
     """A decoder on its engine, in little memory and small steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of vLLM, while it is imported
-        from bon_server.reward.vllm import VllmReward
+        from bon_server.models.vllm.reward import VllmReward
     config = RewardConfig(kv_cache_bytes=32 << 20, batch_tokens=512)
     model = await VllmReward.start(str(decoder), "test", config)
     yield model

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from bon_server.errors import RoundFailed
+from bon_server.core.errors import RoundFailed
 
 _HELD: list[Any] = []
 

@@ -17,10 +17,10 @@ from typing import Any
 from unittest.mock import patch
 
 from bon_server.cli import main
-from bon_server.log.whole_file import whole_file
-from bon_server.offline.training.options import TrainOptions
-from bon_server.rounds.kl import kl_of_texts
-from bon_server.server_process import serving
+from bon_server.loop.rounds.kl import kl_of_texts
+from bon_server.loop.server_process import serving
+from bon_server.offline.train.options import TrainOptions
+from bon_server.system.files import whole_file
 
 TRAINING_S = 0.5
 
@@ -56,5 +56,5 @@ def made_up(function: Any, *arguments: Any, tell: Callable[[Any], None]) -> Any:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
-    with patch.multiple("bon_server.rounds.steps", serving=synthetic_serving, in_child=made_up):
+    with patch.multiple("bon_server.loop.rounds.steps", serving=synthetic_serving, in_child=made_up):
         main()

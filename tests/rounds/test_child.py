@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import RoundFailed, StartupError
-from bon_server.offline.training.options import TrainOptions
-from bon_server.offline.training.train import train
-from bon_server.rounds import steps
-from bon_server.rounds.child import in_child
-from bon_server.rounds.held_out import Text
-from bon_server.rounds.kl import kl_of_texts
+from bon_server.core.errors import RoundFailed, StartupError
+from bon_server.loop.rounds import steps
+from bon_server.loop.rounds.evaluation import Text
+from bon_server.loop.rounds.kl import kl_of_texts
+from bon_server.offline.train.options import TrainOptions
+from bon_server.offline.train.train import train
+from bon_server.system.child_process import in_child
 from tests.rounds.child_functions import counted, dying, failing, with_semaphore
 from tests.tiny_models import save_policy
 

@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from bon_server.rounds.evaluation import alone, kl_figure, paired
-from bon_server.rounds.held_out import FIGURES, GREEDY, SAMPLED, HeldOut, _sums
-from bon_server.types import Candidate, CandidateStatus, FinishReason, LogprobKind
+from bon_server.core.types import Candidate, CandidateStatus, FinishReason, LogprobKind
+from bon_server.loop.rounds.evaluation import FIGURES, GREEDY, SAMPLED, HeldOut, _sums, alone, kl_figure, paired
 
 
 def _candidate(reward: float | None, tokens: tuple[int, ...] = (1, 2, 3), **more: object) -> Candidate:

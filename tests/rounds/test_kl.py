@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from bon_server.rounds.held_out import Text
-from bon_server.rounds.kl import kl_of_texts, sampled_logprobs
+from bon_server.loop.rounds.evaluation import Text
+from bon_server.loop.rounds.kl import kl_of_texts, sampled_logprobs
 from tests.tiny_models import save_policy
 
 PROMPT = (1, 5, 9)

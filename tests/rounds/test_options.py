@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.errors import ConfigError, LogError
-from bon_server.harvest.columns import parse_columns
-from bon_server.rounds.folder import fix_options, link_best
-from bon_server.rounds.options import Asking, RoundsOptions, Stops, check
-from bon_server.rounds.overlap import refuse_overlap
-from bon_server.selection import OfflineRule
+from bon_server.core.errors import ConfigError, LogError
+from bon_server.core.selection import OfflineRule
+from bon_server.loop.harvest.prompts import parse_columns
+from bon_server.loop.rounds.folder import fix_options, link_best
+from bon_server.loop.rounds.options import Asking, RoundsOptions, Stops, check
+from bon_server.loop.rounds.run import refuse_overlap
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bon_server.log.reader import LogReader
+from bon_server.log.read.reader import LogReader
 
 PROMPTS, HELD_OUT, N = 12, 6, 4
 LIMIT_S = 120.0

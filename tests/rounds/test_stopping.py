@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.rounds.options import Stops
-from bon_server.rounds.stopping import Point, best_round, why_stop
+from bon_server.loop.rounds.options import Stops
+from bon_server.loop.rounds.run import Point, best_round, why_stop
 
 STOPS = Stops(patience=2, min_distinct=0.5, min_entropy=0.2)
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import grpc
 import pytest
 
-from bon_server.serving import server as server_module
-from bon_server.serving import watched
+from bon_server.serving.auth import watched
+from bon_server.serving.lifecycle import server as server_module
 from tests.conftest import StartServer
 from tests.fakes import ScriptedPolicy, ScriptedReward
 from tests.serving.guarded import Guard

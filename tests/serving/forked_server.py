@@ -10,18 +10,19 @@ import sys
 from pathlib import Path
 
 from bon_server import cli
-from bon_server.engine.child_process import live_and_die_with_parent
-from bon_server.log import publisher, publishing, sealer
+from bon_server.log.publish import publisher, publishing
+from bon_server.log.seal import sealer
+from bon_server.system.child_process import live_and_die_with_parent
 
 NEEDED = (
     "uvloop",
-    "bon_server.log.publisher",
-    "bon_server.policy.synthetic",
-    "bon_server.reward.synthetic",
-    "bon_server.serving.banner",
-    "bon_server.serving.log_lines",
-    "bon_server.serving.server",
-    "bon_server.serving.signals",
+    "bon_server.log.publish.publisher",
+    "bon_server.models.policy.synthetic",
+    "bon_server.models.reward.synthetic",
+    "bon_server.serving.lifecycle.signals",
+    "bon_server.serving.telemetry.log_lines",
+    "bon_server.serving.lifecycle.server",
+    "bon_server.serving.lifecycle.signals",
     __name__,
 )
 """What `bon serve` imports when it runs, for `set_forkserver_preload`."""

@@ -10,8 +10,7 @@ from typing import Any
 
 import grpc
 
-from bon_server.serving.key_file import add_key
-from bon_server.serving.keys import Quota
+from bon_server.serving.auth.keys import Quota, add_key
 from tests.serving.certificates import Authority, Files
 from tests.serving.running import Refused, refusal
 from tests.waiting import SOON_S

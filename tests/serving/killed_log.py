@@ -22,15 +22,14 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.log import published, register
-from bon_server.log import register_changes as changes
-from bon_server.log.database import SPOOL_NAME, open_for_reading
-from bon_server.log.feedback_reader import FeedbackReader
-from bon_server.log.reader import LogReader
-from bon_server.log.register import Segment
-from bon_server.log.verify import verify
-from bon_server.soak.ledger import Winner
-from bon_server.types import Outcome
+from bon_server.core.types import Outcome
+from bon_server.log import catalog, published
+from bon_server.log.catalog import Segment
+from bon_server.log.read.feedback import FeedbackReader
+from bon_server.log.read.reader import LogReader
+from bon_server.log.spool.database import SPOOL_NAME, open_for_reading
+from bon_server.log.verify.verify import verify
+from bon_server.loop.soak.ledger import Winner
 
 ANSWERED = (Outcome.OK, Outcome.PARTIAL)
 
@@ -112,13 +111,13 @@ class KilledLog:
         if not (self.folder / SPOOL_NAME).is_file():
             return State()
         with closing(open_for_reading(self.folder / SPOOL_NAME)) as reading:
-            if reading.pragma("user_version") < register.FIRST_LAYOUT:  # killed in the middle of its first start
+            if reading.pragma("user_version") < catalog.FIRST_LAYOUT:  # killed in the middle of its first start
                 return State()
             return State(
-                [one for kind in register.LEDGERS for one in register.segments(reading, ledger=kind)],
-                changes.expired(reading),
+                [one for kind in catalog.LEDGERS for one in catalog.segments(reading, ledger=kind)],
+                catalog.expired(reading),
                 published.files(reading, self.published.as_uri()),
-                register.planned(reading),
+                catalog.planned(reading),
             )
 
     def keep(self, state: State) -> None:

@@ -31,7 +31,7 @@ import bon
 import grpc
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.types import Durability
+from bon_server.core.types import Durability
 from tests.serving import forked_server
 from tests.serving.killed_log import KilledLog, State, Told
 

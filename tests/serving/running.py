@@ -20,10 +20,10 @@ from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bon_server.log.database import SPOOL_NAME
-from bon_server.log.reader import LogReader
+from bon_server.log.read.reader import LogReader
 from bon_server.log.record import Record
-from bon_server.serving.server import Server
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.serving.lifecycle.server import Server
 from tests.waiting import SOON_S, until
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.serving.attempts import Attempts
-from bon_server.serving.deadlines import surely_left_s
+from bon_server.serving.admission.deadlines import surely_left_s
+from bon_server.serving.attempt import Attempts
 from tests.serving.conftest import Run
 from tests.serving.running import question
 

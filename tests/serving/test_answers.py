@@ -12,7 +12,7 @@ import pytest
 from bon.v1 import bon_pb2 as pb
 
 from bon_server import __version__
-from bon_server.types import Completion, Kind, Outcome
+from bon_server.core.types import Completion, Kind, Outcome
 from tests.fakes import ScriptedPolicy, ScriptedReward, named_after_index, says, scored
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question

@@ -18,11 +18,11 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.log.logged import Logged, Lookup
-from bon_server.log.spool import Spool
-from bon_server.serving.descriptors import FEWEST_CONNECTIONS, OWN_FILES
-from bon_server.serving.feedback import MOST_WAITING, THREADS
-from bon_server.serving.receiving import Room
+from bon_server.log.spool.lookup import Logged, Lookup
+from bon_server.log.spool.spool import Spool
+from bon_server.serving.admission.descriptors import FEWEST_CONNECTIONS, OWN_FILES
+from bon_server.serving.admission.receiving import Room
+from bon_server.serving.rpc.feedback import MOST_WAITING, THREADS
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run
 from tests.serving.guarded import Guard, shows

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.selection import soft
-from bon_server.types import Budget, CandidateStatus, Completion, Outcome, Score, SelectionReason, SelectionRule
+from bon_server.core.selection import soft
+from bon_server.core.types import Budget, CandidateStatus, Completion, Outcome, Score, SelectionReason, SelectionRule
 from tests.fakes import ScriptedPolicy, ScriptedReward, says, scored
 from tests.serving.conftest import Run
 from tests.waiting import until

@@ -14,10 +14,10 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.harvest.lines import Run as HarvestRun
-from bon_server.harvest.progress import run_harvest
-from bon_server.policy.grammar_gate import GrammarGate
-from bon_server.types import Sampling
+from bon_server.core.types import Sampling
+from bon_server.loop.harvest.lines import Run as HarvestRun
+from bon_server.loop.harvest.progress import run_harvest
+from bon_server.models.vllm.grammar_gate import GrammarGate
 from tests.command import run_bon
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from bon_server.serving.lifecycle.restarts import Restarts
+from bon_server.serving.lifecycle.signals import catch_signals, run_until_signalled
 from bon_server.serving.policies import Policies
-from bon_server.serving.restarts import Restarts
-from bon_server.serving.signals import catch_signals, run_until_signalled
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run
 from tests.serving.running import Running
@@ -37,12 +37,17 @@ class Loop(NamedTuple):
 
 
 LOOPS = [
-    Loop("the thread log-sealer", "bon_server.log.sealer.waiting"),
-    Loop("the thread log-sealer", "bon_server.log.sealer.expire", "log.retain_days", 1.0),
-    Loop("the thread log-upkeep", "bon_server.log.room.Room.look"),
-    Loop("the thread log-publisher", "bon_server.log.publishing.Publishing.round", "log.publish", "file://{}/store"),
-    Loop("the thread metrics", "bon_server.serving.metrics_endpoint._Listener.service_actions"),
-    Loop("the task health", "bon_server.serving.health.Health._hindrance"),
+    Loop("the thread log-sealer", "bon_server.log.seal.sealer.waiting"),
+    Loop("the thread log-sealer", "bon_server.log.seal.sealer.expire", "log.retain_days", 1.0),
+    Loop("the thread log-upkeep", "bon_server.log.spool.upkeep.Room.look"),
+    Loop(
+        "the thread log-publisher",
+        "bon_server.log.publish.publishing.Publishing.round",
+        "log.publish",
+        "file://{}/store",
+    ),
+    Loop("the thread metrics", "bon_server.serving.telemetry.endpoint._Listener.service_actions"),
+    Loop("the task health", "bon_server.serving.lifecycle.health.Health._hindrance"),
 ]
 
 
@@ -92,7 +97,7 @@ async def test_a_loop_that_breaks_ends_the_server(
 async def test_a_thread_of_the_log_that_breaks_closes_the_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await run()
     with monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealer.waiting", _breaking(KeyError))
+        patch.setattr("bon_server.log.seal.sealer.waiting", _breaking(KeyError))
         await running.health_becomes("NOT_SERVING")
     assert (await running.refused()).code is grpc.StatusCode.UNAVAILABLE
     assert (await running.metrics())["bon_log_failed"] == 1
@@ -106,7 +111,7 @@ async def test_nobody_waits_for_a_writer_that_broke(
     with running.slow_disk():
         calls = [asyncio.create_task(running.refused(text=SECRET)) for _ in range(8)]
         await until(lambda: running.server.spool.queued_records == 8)
-        monkeypatch.setattr("bon_server.log.spool.Writer.write", _breaking(KeyError))
+        monkeypatch.setattr("bon_server.log.spool.spool.Writer.write", _breaking(KeyError))
         later = asyncio.create_task(running.refused(text=SECRET))
         await until(lambda: running.server.spool.queued_records == 9)
     assert {one.code for one in await asyncio.gather(*calls[1:], later)} == {grpc.StatusCode.UNAVAILABLE}
@@ -120,7 +125,7 @@ async def test_want_of_memory_is_tried_again_and_counted(
 ) -> None:
     caplog.set_level(logging.INFO)
     with monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.sealer.seal_beside_commits", _breaking(pa.ArrowMemoryError))
+        patch.setattr("bon_server.log.seal.sealer.seal_beside_commits", _breaking(pa.ArrowMemoryError))
         running = await run(settings={"log.seal_bytes": 1})
         await running.ask(request_id="a")
         await until(lambda: "sealing failed" in caplog.text)
@@ -134,7 +139,7 @@ async def test_a_watcher_of_checkpoints_that_breaks(
 ) -> None:
     watching = await watch(ScriptedPolicy())
     serving = asyncio.create_task(run_until_signalled(watching.running.server, catch_signals()))
-    monkeypatch.setattr("bon_server.serving.weights_watcher.checkpoints", _breaking(KeyError))
+    monkeypatch.setattr("bon_server.serving.lifecycle.weights_watcher.checkpoints", _breaking(KeyError))
     await _ends(watching.running, serving, "the task weights", caplog)
 
 
@@ -147,7 +152,7 @@ async def test_who_restarts_engines_breaks(monkeypatch: pytest.MonkeyPatch) -> N
         raise AssertionError("nothing is to be started")
 
     restarts = Restarts(1, 1.0, policies, start, counted, told.append)
-    monkeypatch.setattr("bon_server.serving.restarts.is_hung", _breaking(KeyError))
+    monkeypatch.setattr("bon_server.serving.lifecycle.restarts.is_hung", _breaking(KeyError))
     restarts.start()
     await until(lambda: bool(told))
     assert told[0].startswith("the task restarts ended by a bug: KeyError")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.serving.deadlines import FORGET_S, REMEMBER, STOPPING_S, Deadlines, _Recent
-from bon_server.types import Completion
+from bon_server.core.types import Completion
+from bon_server.serving.admission.deadlines import FORGET_S, REMEMBER, STOPPING_S, Deadlines, _Recent
 from tests.fakes import ScriptedPolicy, says
 from tests.serving.conftest import Run
 from tests.serving.running import question

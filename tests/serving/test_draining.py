@@ -9,8 +9,8 @@ import pytest
 from bon.v1 import bon_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bon_server.serving.service import SERVICE
-from bon_server.types import Completion, FinishReason
+from bon_server.core.types import Completion, FinishReason
+from bon_server.serving.rpc.service import SERVICE
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run
 from tests.serving.running import question

@@ -7,7 +7,7 @@ from typing import Any
 
 import apsw
 
-from bon_server.types import Outcome
+from bon_server.core.types import Outcome
 from tests.log.broken_database import BrokenDatabase
 from tests.serving.conftest import Run
 from tests.serving.running import question
@@ -42,7 +42,7 @@ async def test_every_answer_can_be_read_back_at_once(run: Run) -> None:
 
 
 async def test_a_failed_disk_stops_the_server(run: Run) -> None:
-    from bon_server.serving.signals import catch_signals, run_until_signalled
+    from bon_server.serving.lifecycle.signals import catch_signals, run_until_signalled
 
     running = await run()
     serving = asyncio.create_task(run_until_signalled(running.server, catch_signals()))

@@ -14,8 +14,8 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import RewardFailed, SamplingFailed, Unavailable
-from bon_server.types import Completion, Outcome, Score
+from bon_server.core.errors import RewardFailed, SamplingFailed, Unavailable
+from bon_server.core.types import Completion, Outcome, Score
 from tests.fakes import ScriptedPolicy, ScriptedReward
 from tests.serving.conftest import Run
 from tests.serving.running import Refused, question

@@ -13,11 +13,11 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import LogError, SamplingFailed
+from bon_server.core.errors import LogError, SamplingFailed
+from bon_server.core.types import Completion
 from bon_server.log.feedback import Feedback
-from bon_server.log.feedback_reader import FeedbackReader
-from bon_server.log.stats import log_stats
-from bon_server.types import Completion
+from bon_server.log.read.feedback import FeedbackReader
+from bon_server.log.read.stats import log_stats
 from tests.command import run_bon
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run

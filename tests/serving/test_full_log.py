@@ -11,9 +11,9 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import LogFull
-from bon_server.serving.banner import banner
-from bon_server.types import Durability
+from bon_server.core.errors import LogFull
+from bon_server.core.types import Durability
+from bon_server.serving.lifecycle.signals import banner
 from tests.serving.conftest import Run
 from tests.serving.running import Running
 from tests.waiting import SOON_S, until
@@ -24,7 +24,7 @@ FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
 @pytest.fixture(autouse=True)
 def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of once a second."""
-    monkeypatch.setattr("bon_server.log.upkeep.LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("bon_server.log.spool.upkeep.LOOK_EVERY_S", 0.02)
 
 
 async def _until_serving(running: Running) -> None:

@@ -12,8 +12,8 @@ import pytest
 from bon.v1 import bon_pb2 as pb
 from google.protobuf.message import Message
 
-from bon_server.errors import SamplingFailed
-from bon_server.types import Candidate, Completion, Request
+from bon_server.core.errors import SamplingFailed
+from bon_server.core.types import Candidate, Completion, Request
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question

@@ -14,7 +14,7 @@ from bon.v1 import bon_pb2 as pb
 from bon.v1.bon_pb2_grpc import BestOfNServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bon_server.log.reader import LogReader
+from bon_server.log.read.reader import LogReader
 from tests.serving.processes import START_S, Serve, engines
 from tests.serving.running import refusal
 from tests.waiting import until

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.errors import ConfigError, NotAuthenticated
-from bon_server.serving.auth import bearer
-from bon_server.serving.key_file import add_key, revoke
-from bon_server.serving.keys import Quota, Right, read_keys
+from bon_server.core.errors import ConfigError, NotAuthenticated
+from bon_server.serving.auth.access import bearer
+from bon_server.serving.auth.keys import Quota, Right, add_key, read_keys, revoke
 from tests.command import run_bon
 
 SHA = "0" * 64

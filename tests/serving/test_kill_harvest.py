@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from bon_server.log.reader import LogReader
-from bon_server.types import Outcome
+from bon_server.core.types import Outcome
+from bon_server.log.read.reader import LogReader
 
 LINES_A_KILL = 35
 """Enough that the harvest outlives the last kill."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.types import Durability
+from bon_server.core.types import Durability
 
 ROOT = Path(__file__).parents[2]
 NIGHTLY_KILLS = int(os.environ.get("BON_TEST_KILLS", "0"))

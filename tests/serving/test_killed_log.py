@@ -11,13 +11,13 @@ import apsw
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.config import LogConfig
-from bon_server.log.database import SPOOL_NAME
-from bon_server.log.expire import Retention, expire
+from bon_server.config.settings import LogConfig
 from bon_server.log.feedback import Feedback, record_feedback
-from bon_server.log.publisher import publish_all
-from bon_server.log.sealing import seal
-from bon_server.log.spool import Spool
+from bon_server.log.publish.publisher import publish_all
+from bon_server.log.remove.expire import Retention, expire
+from bon_server.log.seal.sealing import seal
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.log.spool.spool import Spool
 from tests.log.records import record
 from tests.serving.killed_log import KilledLog, Told
 

@@ -16,11 +16,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bon_server.serving import accepting, listener
-from bon_server.serving.port_probe import Heard, listen_to
-from bon_server.serving.server import Server
-from bon_server.serving.signals import run_until_signalled
-from bon_server.types import Completion
+from bon_server.core.types import Completion
+from bon_server.serving.lifecycle import accepting, listener
+from bon_server.serving.lifecycle.listener import Heard, listen_to
+from bon_server.serving.lifecycle.server import Server
+from bon_server.serving.lifecycle.signals import run_until_signalled
 from tests.conftest import StartServer
 from tests.fakes import ScriptedPolicy, says
 from tests.serving import frames
@@ -131,7 +131,7 @@ async def with_policy(
     async def start(config: object) -> ScriptedPolicy:
         return policy
 
-    monkeypatch.setattr("bon_server.serving.server.start_policy", start)
+    monkeypatch.setattr("bon_server.serving.lifecycle.server.start_policy", start)
     server = await start_server()
     return Running(server, grpc.aio.insecure_channel(server.address), tmp_path / "log"), policy
 

@@ -21,10 +21,10 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.log.reader import LogReader
-from bon_server.log.sealing import seal
-from bon_server.log.spool import Spool
-from bon_server.serving.signals import catch_signals, run_until_signalled
+from bon_server.log.read.reader import LogReader
+from bon_server.log.seal.sealing import seal
+from bon_server.log.spool.spool import Spool
+from bon_server.serving.lifecycle.signals import catch_signals, run_until_signalled
 from tests.log.records import record
 from tests.serving.conftest import Run
 from tests.serving.processes import Serve, command, environment
@@ -139,7 +139,7 @@ def _ids(log: Path) -> set[str]:
 
 @each
 async def test_it_ends_without_being_asked(run: Run, happening: Happening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bon_server.log.upkeep.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("bon_server.log.spool.upkeep.LOOK_EVERY_S", 0.05)
     running = await _with_something_in_it(run)
     await _looked_at(running, monkeypatch)
     happening.does(running.log)
@@ -163,7 +163,7 @@ async def test_it_ends_without_being_asked(run: Run, happening: Happening, monke
 async def test_nothing_is_acknowledged_that_would_be_lost(
     run: Run, happening: Happening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bon_server.log.upkeep.LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr("bon_server.log.spool.upkeep.LOOK_EVERY_S", 3600.0)
     running = await _with_something_in_it(run)
     happening.does(running.log)
     refused = await running.refused(request_id="later")
@@ -173,7 +173,7 @@ async def test_nothing_is_acknowledged_that_would_be_lost(
 
 @at_commit
 async def test_nor_feedback(run: Run, happening: Happening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bon_server.log.upkeep.LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr("bon_server.log.spool.upkeep.LOOK_EVERY_S", 3600.0)
     running = await _with_something_in_it(run)
     happening.does(running.log)
     message = pb.RecordFeedbackRequest(request_id="r5", name="down", bool_value=True)
@@ -228,7 +228,7 @@ async def test_a_second_server_is_refused_without_the_lock_file(tmp_path: Path, 
 
 async def test_what_cannot_be_read_is_final(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look-up of a request that meets damage below SQLite; no look at the files helps here."""
-    monkeypatch.setattr("bon_server.log.upkeep.LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr("bon_server.log.spool.upkeep.LOOK_EVERY_S", 3600.0)
     running = await _with_something_in_it(run)
     spool = running.server.spool
     spool._writer.checkpoint(at_least_pages=1)

@@ -13,10 +13,10 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.config import LogFormat
-from bon_server.errors import RewardFailed
-from bon_server.serving.log_lines import HumanLines, JsonLines, about, set_up
-from bon_server.types import Completion, Score
+from bon_server.config.settings import LogFormat
+from bon_server.core.errors import RewardFailed
+from bon_server.core.types import Completion, Score
+from bon_server.serving.telemetry.log_lines import HumanLines, JsonLines, about, set_up
 from tests.fakes import ScriptedPolicy, ScriptedReward, says
 from tests.serving import frames
 from tests.serving.conftest import Run

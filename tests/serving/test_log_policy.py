@@ -9,12 +9,12 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import SamplingFailed
-from bon_server.log.stats import log_stats
-from bon_server.offline.select import SelectOptions, select
-from bon_server.selection import OfflineRule
+from bon_server.core.errors import SamplingFailed
+from bon_server.core.selection import OfflineRule
+from bon_server.core.types import CandidateStatus, Completion, Outcome
+from bon_server.log.read.stats import log_stats
+from bon_server.offline.select.select import SelectOptions, select
 from bon_server.serving import content
-from bon_server.types import CandidateStatus, Completion, Outcome
 from tests.fakes import ScriptedPolicy, says
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question, refusal

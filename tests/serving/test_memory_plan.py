@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from bon_server.config import Config, load
-from bon_server.engine import memory
-from bon_server.engine.memory import PROCESS_BYTES, Room, gpu_room, host_room
-from bon_server.errors import StartupError
-from bon_server.serving import memory_plan as planning
-from bon_server.serving.memory_plan import MemoryPlan, memory_plan
+from bon_server.config.settings import Config, load
+from bon_server.core.errors import StartupError
+from bon_server.models import memory_plan as planning
+from bon_server.models.memory_plan import MemoryPlan, memory_plan
+from bon_server.system import memory
+from bon_server.system.memory import PROCESS_BYTES, Room, gpu_room, host_room
 from tests.conftest import StartServer
 
 GIB = 1 << 30

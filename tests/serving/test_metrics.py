@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from bon_server.engine import telemetry as telemetry_module
-from bon_server.engine.telemetry import Telemetry
-from bon_server.serving.distribution import Distribution
-from bon_server.serving.state_metrics import of_engines
-from bon_server.types import CandidateStatus, Score
+from bon_server.core.types import CandidateStatus, Score
+from bon_server.serving.telemetry.collectors import of_engines
+from bon_server.serving.telemetry.metrics import Distribution
+from bon_server.system import telemetry as telemetry_module
+from bon_server.system.telemetry import Telemetry
 from tests.fakes import ScriptedPolicy, ScriptedReward, says, scored
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question, refusal

@@ -7,7 +7,7 @@ import asyncio
 import grpc
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.types import Completion, Outcome, PolicyRef, Sampling
+from bon_server.core.types import Completion, Outcome, PolicyRef, Sampling
 from tests.fakes import says
 from tests.serving.running import question, refusal
 from tests.serving.watching import Watch, Weights, weights

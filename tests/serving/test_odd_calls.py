@@ -12,8 +12,8 @@ import pytest
 from bon.v1 import bon_pb2 as pb
 from grpc_health.v1 import health_pb2
 
-from bon_server.serving.auth import RIGHTS
-from bon_server.serving.service import SERVICE
+from bon_server.serving.auth.access import RIGHTS
+from bon_server.serving.rpc.service import SERVICE
 from tests.serving import frames
 from tests.serving.conftest import Run
 from tests.serving.guarded import Guard, shows

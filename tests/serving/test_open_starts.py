@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from bon_server.errors import ConfigError
+from bon_server.core.errors import ConfigError
 from tests.conftest import StartServer
 from tests.serving.guarded import ANYWHERE, Guard
 from tests.serving.running import Running, question

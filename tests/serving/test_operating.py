@@ -11,10 +11,10 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import ConfigError, StartupError
-from bon_server.serving.banner import banner
-from bon_server.serving.server import Server, write_ready_file
-from bon_server.serving.service import SERVICE
+from bon_server.core.errors import ConfigError, StartupError
+from bon_server.serving.lifecycle.server import Server, write_ready_file
+from bon_server.serving.lifecycle.signals import banner
+from bon_server.serving.rpc.service import SERVICE
 from tests.conftest import StartServer, synthetic_config
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run

@@ -8,9 +8,9 @@ from pathlib import Path
 import bon
 import pytest
 
-from bon_server import probe
-from bon_server.serving.server import Server
-from bon_server.serving.service import SERVICE
+from bon_server.cli import probe
+from bon_server.serving.lifecycle.server import Server
+from bon_server.serving.rpc.service import SERVICE
 from tests.command import Ended, run_bon
 from tests.conftest import synthetic_config
 from tests.fakes import ScriptedPolicy

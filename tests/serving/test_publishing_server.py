@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.errors import ConfigError
-from bon_server.log.reader import LogReader
-from bon_server.log.verify import verify
+from bon_server.core.errors import ConfigError
+from bon_server.log.read.reader import LogReader
+from bon_server.log.verify.verify import verify
 from tests.serving.conftest import Run
 from tests.waiting import until
 

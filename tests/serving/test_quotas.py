@@ -14,14 +14,13 @@ from bon.v1.bon_pb2_grpc import BestOfNServiceStub
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bon_server.errors import QuotaExceeded
-from bon_server.serving import quotas as quotas_module
-from bon_server.serving import watched
-from bon_server.serving.key_file import add_key
-from bon_server.serving.keys import Quota, read_keys
-from bon_server.serving.quotas import PERIOD_S, Bucket, Quotas
-from bon_server.serving.watched import Watched
-from bon_server.types import Candidate, CandidateStatus, Completion, Request
+from bon_server.core.errors import QuotaExceeded
+from bon_server.core.types import Candidate, CandidateStatus, Completion, Request
+from bon_server.serving.admission import quotas as quotas_module
+from bon_server.serving.admission.quotas import PERIOD_S, Bucket, Quotas
+from bon_server.serving.auth import watched
+from bon_server.serving.auth.keys import Quota, add_key, read_keys
+from bon_server.serving.auth.watched import Watched
 from tests.conftest import StartServer
 from tests.fakes import ScriptedPolicy, a_request, says
 from tests.serving.conftest import Run

@@ -8,10 +8,10 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import ConfigError, StartupError
-from bon_server.log.feedback_reader import FeedbackReader
+from bon_server.core.errors import ConfigError, StartupError
+from bon_server.core.types import Completion, Message, Prompt
+from bon_server.log.read.feedback import FeedbackReader
 from bon_server.log.record import prompt_hash
-from bon_server.types import Completion, Message, Prompt
 from tests.conftest import StartServer
 from tests.fakes import ScriptedPolicy, says
 from tests.serving.conftest import Run

@@ -16,11 +16,11 @@ import bon
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.log.reader import LogReader
-from bon_server.log.verify import verify
-from bon_server.offline.options import Filters
-from bon_server.offline.select import SelectOptions, select
-from bon_server.selection import OfflineRule
+from bon_server.core.selection import OfflineRule
+from bon_server.log.read.reader import LogReader
+from bon_server.log.verify.verify import verify
+from bon_server.offline.select.options import Filters
+from bon_server.offline.select.select import SelectOptions, select
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow

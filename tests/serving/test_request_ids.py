@@ -10,8 +10,8 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.errors import SamplingFailed
-from bon_server.types import Completion, Outcome
+from bon_server.core.errors import SamplingFailed
+from bon_server.core.types import Completion, Outcome
 from tests.fakes import ScriptedPolicy, says
 from tests.serving.conftest import Run
 from tests.serving.running import GENERATE, Running, question, refusal

@@ -16,7 +16,7 @@ from bon.v1 import bon_pb2 as pb
 from bon.v1.bon_pb2_grpc import BestOfNServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bon_server.log.reader import LogReader
+from bon_server.log.read.reader import LogReader
 from tests.serving.conftest import Run
 from tests.serving.processes import START_S, Serve, engines
 from tests.serving.running import open_files, refusal
@@ -88,7 +88,7 @@ def vllm() -> None:
     """Imported late, since it takes seconds, and without the warnings of what it imports."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import bon_server.policy.restart  # noqa: F401
+        import bon_server.models.vllm.successor  # noqa: F401
 
 
 @pytest.mark.usefixtures("vllm")
@@ -126,10 +126,10 @@ async def test_stopped_and_everything_as_before(run: Run, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("vllm")
 async def test_other_weights_in_the_same_place_are_not_taken(tmp_path: Path) -> None:
-    from bon_server.config import PolicyConfig
-    from bon_server.errors import StartupError
-    from bon_server.policy.restart import restart
-    from bon_server.policy.vllm import VllmPolicy
+    from bon_server.config.settings import PolicyConfig
+    from bon_server.core.errors import StartupError
+    from bon_server.models.vllm.policy import VllmPolicy
+    from bon_server.models.vllm.successor import restart
     from tests import tiny_models
 
     config = PolicyConfig(model=str(tiny_models.save_policy(tmp_path / "policy")), kv_cache_bytes=64 << 20)

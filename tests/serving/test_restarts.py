@@ -13,14 +13,14 @@ import grpc
 import pytest
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.config import PolicyConfig
-from bon_server.errors import ConfigError, StartupError, Unavailable
-from bon_server.serving import restarts as restarts_module
-from bon_server.serving import server as server_module
+from bon_server.config.settings import PolicyConfig
+from bon_server.core.errors import ConfigError, StartupError, Unavailable
+from bon_server.core.types import Completion, Outcome
+from bon_server.serving.lifecycle import restarts as restarts_module
+from bon_server.serving.lifecycle import server as server_module
+from bon_server.serving.lifecycle.restarts import FORGET_S, Tries
+from bon_server.serving.lifecycle.signals import run_until_signalled
 from bon_server.serving.policies import LOST_RETRY_MS
-from bon_server.serving.restarts import FORGET_S, Tries
-from bon_server.serving.signals import run_until_signalled
-from bon_server.types import Completion, Outcome
 from tests.fakes import ScriptedPolicy, ScriptedReward, named_after_index, says, scored
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question, refusal

@@ -17,11 +17,11 @@ from bon.v1.bon_pb2_grpc import BestOfNServiceStub
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from bon_server.errors import StartupError
-from bon_server.serving import auth, watched
-from bon_server.serving.auth import RIGHTS, Access, check_rights
-from bon_server.serving.keys import Right
-from bon_server.serving.server import Server
+from bon_server.core.errors import StartupError
+from bon_server.serving.auth import access, watched
+from bon_server.serving.auth.access import RIGHTS, Access, check_rights
+from bon_server.serving.auth.keys import Right
+from bon_server.serving.lifecycle.server import Server
 from tests.conftest import StartServer
 from tests.serving.guarded import Guard, audited, refused, shows
 from tests.serving.running import Running, question
@@ -124,7 +124,7 @@ async def test_a_method_nobody_has_decided_on_is_closed_and_is_no_start(
     undecided = "/bon.v1.BestOfNService/Score"
     key = guard.key()
     server = await start_server(**guard.settings)
-    monkeypatch.delitem(auth.RIGHTS, undecided)
+    monkeypatch.delitem(access.RIGHTS, undecided)
     async with guard.channel(server.address) as channel:
         assert (await refused(channel, undecided)).code is UNAUTHENTICATED
         assert (await refused(channel, undecided, shows(key))).code is grpc.StatusCode.UNIMPLEMENTED

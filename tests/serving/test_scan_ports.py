@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from bon_server.config import Config
-from bon_server.serving.server import Server
+from bon_server.config.settings import Config
+from bon_server.serving.lifecycle.server import Server
 from tests.conftest import StartServer
 from tests.serving.certificates import Authority
 from tests.serving.guarded import ANYWHERE, Guard, audited, refused, shows

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bon_server.log.database import SPOOL_NAME
-from bon_server.log.stats import log_stats
-from bon_server.log.verify import verify
+from bon_server.log.read.stats import log_stats
+from bon_server.log.spool.database import SPOOL_NAME
+from bon_server.log.verify.verify import verify
 from tests.serving.conftest import Run
 from tests.serving.running import Running
 from tests.waiting import until
@@ -21,8 +21,8 @@ SECRET = "the colour of the sixth elephant"
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The spool is measured, and a failed sealing tried again, as often as a test needs."""
-    monkeypatch.setattr("bon_server.log.sealer.CHECK_S", 0.01)
-    monkeypatch.setattr("bon_server.log.sealer.RETRY_S", 0.01)
+    monkeypatch.setattr("bon_server.log.seal.sealer.CHECK_S", 0.01)
+    monkeypatch.setattr("bon_server.log.seal.sealer.RETRY_S", 0.01)
 
 
 def _unsealed(running: Running) -> int:
@@ -72,7 +72,7 @@ async def test_a_sealing_that_fails_is_tried_again_and_told_without_content(
         raise OSError(28, "No space left on device", str(Path("log") / SPOOL_NAME))
 
     with monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.segments._Growing.flush", full)
+        patch.setattr("bon_server.log.segments.files._Growing.flush", full)
         running = await run(settings={"log.seal_bytes": 1})
         await running.ask(request_id="a", text=SECRET)
         await until(lambda: "sealing failed" in caplog.text)

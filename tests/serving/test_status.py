@@ -9,7 +9,7 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 
-from bon_server import errors
+from bon_server.core import errors
 from bon_server.serving.status import CODES, to_status
 
 CANARY = "canary-2f60"

@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from bon_server.errors import RewardFailed
-from bon_server.serving.tracing import Tracing
-from bon_server.types import Completion, Score
+from bon_server.core.errors import RewardFailed
+from bon_server.core.types import Completion, Score
+from bon_server.serving.telemetry.tracing import Tracing
 from tests.fakes import ScriptedPolicy, ScriptedReward, says
 from tests.serving.conftest import Run
 from tests.serving.running import Running, question, refusal
@@ -137,7 +137,7 @@ def test_it_is_off_and_not_even_imported(tmp_path: Path) -> None:
     script = f"""
 import asyncio, sys
 from tests.conftest import synthetic_config
-from bon_server.serving.server import Server
+from bon_server.serving.lifecycle.server import Server
 from pathlib import Path
 
 async def main():

@@ -10,9 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from bon_server.errors import ConfigError, StartupError
-from bon_server.serving.banner import banner
-from bon_server.types import Completion
+from bon_server.core.errors import ConfigError, StartupError
+from bon_server.core.types import Completion
+from bon_server.serving.lifecycle.signals import banner
 from tests.serving.conftest import Run
 from tests.serving.running import question, refusal
 from tests.serving.watching import Watch, weights

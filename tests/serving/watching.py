@@ -10,8 +10,8 @@ from typing import Any
 
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.config import PolicyConfig
-from bon_server.types import Completion, PolicyRef
+from bon_server.config.settings import PolicyConfig
+from bon_server.core.types import Completion, PolicyRef
 from tests.fakes import ScriptedPolicy, named_after_index
 from tests.serving.running import Running
 from tests.waiting import SOON_S, until

@@ -9,12 +9,10 @@ import pytest
 import scipy.stats
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.soak import checks
-from bon_server.soak.calls import promises
-from bon_server.soak.gauges import Gauges
-from bon_server.soak.ledger import Ledger
-from bon_server.soak.process import Footprint
-from bon_server.soak.seen import Rest
+from bon_server.loop.soak import checks
+from bon_server.loop.soak.calls import promises
+from bon_server.loop.soak.ledger import Ledger
+from bon_server.loop.soak.seen import Footprint, Gauges, Rest
 
 
 def memory_of(minutes: float, mb_per_min: float) -> list[tuple[float, int]]:

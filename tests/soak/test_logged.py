@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 from bon.v1 import bon_pb2 as pb
 
+from bon_server.core.types import Kind, Outcome
 from bon_server.log.feedback import Feedback, record_feedback
 from bon_server.log.record import Record
-from bon_server.log.sealing import seal
-from bon_server.log.spool import Spool
-from bon_server.soak import checks
-from bon_server.soak.ledger import Ledger, Winner
-from bon_server.soak.logged import Differences, compare
-from bon_server.types import Kind, Outcome
+from bon_server.log.seal.sealing import seal
+from bon_server.log.spool.spool import Spool
+from bon_server.loop.soak import checks
+from bon_server.loop.soak.ledger import Differences, Ledger, Winner, compare
 from tests.log.records import record
 
 

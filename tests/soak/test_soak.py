@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bon_server.log.reader import LogReader
+from bon_server.log.read.reader import LogReader
 from tests.conftest import StartServer
 from tests.serving.processes import environment
 from tests.waiting import until

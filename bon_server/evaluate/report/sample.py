@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from bon_server.core.types import FinishReason, Kind, PolicyRef, Sampling
 from bon_server.evaluate.reading import Seen, Source, tables
-from bon_server.log.added_scores import IDENTITY, AddedScores
-from bon_server.log.reader import LogReader, Where
-from bon_server.log.where import Ordinals
-from bon_server.types import FinishReason, Kind, PolicyRef, Sampling
+from bon_server.log.read.reader import LogReader, Where
+from bon_server.log.scores.joined import IDENTITY, AddedScores
+from bon_server.log.segments.where import Ordinals
 
 SAMPLED_REQUESTS = 1_000
 

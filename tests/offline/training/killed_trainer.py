@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from bon_server.offline.training.options import Method, TrainOptions
-from bon_server.offline.training.train import Progress, train
+from bon_server.offline.train.options import Method, TrainOptions
+from bon_server.offline.train.train import Progress, train
 
 
 def options_of(folder: Path, out: str, method: str, lora: bool) -> TrainOptions:

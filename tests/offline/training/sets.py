@@ -6,14 +6,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from bon_server.log.spool import Spool
-from bon_server.offline.options import Filters
-from bon_server.offline.select import SelectOptions, select
-from bon_server.offline.training.encoding import Encoder, stop_ids_of
-from bon_server.selection import OfflineRule
-from bon_server.tokenizer import load_tokenizer
-from bon_server.types import FinishReason, Message
-from bon_server.weights import find_model
+from bon_server.core.selection import OfflineRule
+from bon_server.core.types import FinishReason, Message
+from bon_server.log.spool.spool import Spool
+from bon_server.models.tokenizer import load_tokenizer
+from bon_server.models.weights import find_model
+from bon_server.offline.select.options import Filters
+from bon_server.offline.select.select import SelectOptions, select
+from bon_server.offline.train.encoding import Encoder, stop_ids_of
 from tests import tiny_models
 from tests.log.records import record, scored
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.errors import ConfigError, TrainingError
-from bon_server.offline.training.encoding import Encoder, stop_ids_of
-from bon_server.policy.prompts import PromptEncoder
-from bon_server.tokenizer import load_tokenizer
-from bon_server.types import Message, Prompt
-from bon_server.weights import find_model
+from bon_server.core.errors import ConfigError, TrainingError
+from bon_server.core.types import Message, Prompt
+from bon_server.models.policy.prompts import PromptEncoder
+from bon_server.models.tokenizer import load_tokenizer
+from bon_server.models.weights import find_model
+from bon_server.offline.train.encoding import Encoder, stop_ids_of
 from tests import tiny_models
 from tests.offline.training.sets import END, chat_ids, encoder_of, text_ids
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bon_server.errors import TrainingError
-from bon_server.offline.training.examples import Audit, Example, examples_of, split
-from bon_server.offline.training.sources import Source, open_source
+from bon_server.core.errors import TrainingError
+from bon_server.offline.train.examples import Audit, Example, examples_of, split
+from bon_server.offline.train.sources import Source, open_source
 from tests import tiny_models
 from tests.offline.training.sets import END, chat_ids, encoder_of, make_log, select_from, text_ids
 

@@ -9,7 +9,7 @@ import pytest
 
 LARGE_BLOCKS = """
 import resource, sys
-from bon_server.offline.training.freed_memory import keep_freed_memory
+from bon_server.offline.train.train import keep_freed_memory
 
 if sys.argv[1] == "kept" and not keep_freed_memory():
     sys.exit("mallopt is not there")

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from bon_server.errors import TrainingError
-from bon_server.offline.training import curve
-from bon_server.offline.training import train as training
-from bon_server.offline.training.options import TrainOptions
-from bon_server.offline.training.train import Progress, train
-from bon_server.offline.training.work_folder import WorkFolder
+from bon_server.core.errors import TrainingError
+from bon_server.offline.train import curve
+from bon_server.offline.train import train as training
+from bon_server.offline.train.options import TrainOptions
+from bon_server.offline.train.train import Progress, train
+from bon_server.offline.train.work_folder import WorkFolder
 from tests import tiny_models
 from tests.offline.training import killed_trainer
 from tests.offline.training.killed_trainer import options_of
@@ -121,7 +121,7 @@ def _interrupted(*_: Any) -> None:
 
 
 def test_two_runs_at_a_time_are_refused(folder: Path) -> None:
-    from bon_server.errors import LogLocked
+    from bon_server.core.errors import LogLocked
 
     options: TrainOptions = options_of(folder, "twice", "sft", lora=True)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.config import PolicyConfig
-from bon_server.offline.training.options import TrainOptions
-from bon_server.offline.training.train import train
-from bon_server.types import FinishReason, Message, Prompt, Sampling
+from bon_server.config.settings import PolicyConfig
+from bon_server.core.types import FinishReason, Message, Prompt, Sampling
+from bon_server.offline.train.options import TrainOptions
+from bon_server.offline.train.train import train
 from tests import tiny_models
 from tests.offline.training.sets import make_log, select_from
 
@@ -29,7 +29,7 @@ async def test_the_engine_says_what_was_learned_and_stops(tmp_path: Path) -> Non
     assert document["metrics"]["last_loss"] < 0.05
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of vLLM, while it is imported
-        from bon_server.policy.vllm import VllmPolicy
+        from bon_server.models.vllm.policy import VllmPolicy
     served = await VllmPolicy.start(
         PolicyConfig(model=str(tmp_path / "tuned"), dtype="float32", kv_cache_bytes=64 << 20, running_samples=4)
     )

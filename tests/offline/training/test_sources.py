@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bon_server.errors import ConfigError, TrainingError
-from bon_server.offline.options import Compression, Written
-from bon_server.offline.training.sources import open_source
-from bon_server.selection import OfflineRule
+from bon_server.core.errors import ConfigError, TrainingError
+from bon_server.core.selection import OfflineRule
+from bon_server.offline.select.options import Compression, Written
+from bon_server.offline.train.sources import open_source
 from tests.offline.training.sets import make_log, select_from
 
 ROW = {"prompt": "Once", "completion": " upon"}

@@ -13,16 +13,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bon_server.errors import ConfigError, StartupError, TrainingError
-from bon_server.offline.training import train as training
-from bon_server.offline.training.examples import Audit, examples_of
-from bon_server.offline.training.options import TrainOptions
-from bon_server.offline.training.sources import open_source
-from bon_server.offline.training.train import Progress, train
-from bon_server.offline.training.work_folder import WorkFolder
-from bon_server.policy.adapter import check_adapter
-from bon_server.tokenizer import tokenizer_digest
-from bon_server.weights import find_model
+from bon_server.core.errors import ConfigError, StartupError, TrainingError
+from bon_server.models.policy.adapter import check_adapter
+from bon_server.models.tokenizer import tokenizer_digest
+from bon_server.models.weights import find_model
+from bon_server.offline.train import train as training
+from bon_server.offline.train.examples import Audit, examples_of
+from bon_server.offline.train.options import TrainOptions
+from bon_server.offline.train.sources import open_source
+from bon_server.offline.train.train import Progress, train
+from bon_server.offline.train.work_folder import WorkFolder
 from tests import tiny_models
 from tests.offline.training.sets import encoder_of, make_log, select_from
 
@@ -86,8 +86,8 @@ def test_the_result_is_a_model_that_learned_the_answers(folder: Path) -> None:
 
 def test_only_answers_have_labels_in_the_batches_that_are_trained_on(folder: Path, tmp_path: Path) -> None:
     """Through the loader and the collator of the trainer itself."""
-    from bon_server.offline.training.plan import make_plan, read_rows
-    from bon_server.offline.training.trainer import StepSampler, build_trainer
+    from bon_server.offline.train.plan import make_plan, read_rows
+    from bon_server.offline.train.trainer import StepSampler, build_trainer
 
     plan = make_plan(options(folder), processes=1)
     rows = read_rows(plan)
@@ -107,7 +107,7 @@ def test_only_answers_have_labels_in_the_batches_that_are_trained_on(folder: Pat
 
 
 def test_the_order_is_another_one_in_each_epoch_and_the_same_for_each_seed() -> None:
-    from bon_server.offline.training.trainer import StepSampler
+    from bon_server.offline.train.trainer import StepSampler
 
     def order(seed: int, epoch: int) -> list[int]:
         sampler = StepSampler([1] * 50, 8, seed)
