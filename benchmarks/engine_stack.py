@@ -80,7 +80,7 @@ async def bare_engine(models: Models, sampling: Sampling) -> AsyncIterator[list[
     from bon_server.models.vllm.policy_engine import end_engine, start_engine
 
     files = await asyncio.to_thread(find_model, models.policy, None)
-    config = PolicyConfig(model=models.policy, dtype=models.dtype, gpu_memory_share=models.gpu_memory_share)
+    config = PolicyConfig(model=models.policy, dtype=models.dtype, gpu_memory_utilization=models.gpu_memory_utilization)
     engine = await start_engine(config, files)
     model = engine.vllm_config.model_config
     encoder = PromptEncoder(load_tokenizer(files.directory), model.get_vocab_size(), model.max_model_len)

@@ -110,9 +110,9 @@ def vllm_command(models: Models, port: int) -> list[str]:
 
     command = [sys.executable, "-m", API_SERVER, "--model", models.policy]
     command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port), *ARGUMENTS]
-    command += ["--dtype", dtype_for(models.dtype, on_cpu()), "--max-num-seqs", str(PolicyConfig().running_samples)]
+    command += ["--dtype", dtype_for(models.dtype, on_cpu()), "--max-num-seqs", str(PolicyConfig().max_num_seqs)]
     if not on_cpu():
-        return [*command, "--gpu-memory-utilization", str(models.gpu_memory_share)]
+        return [*command, "--gpu-memory-utilization", str(models.gpu_memory_utilization)]
     sizes = ["--block-size", str(CPU_BLOCK_TOKENS), "--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES)]
     return [*command, *CPU_ARGUMENTS, *sizes]
 

@@ -14,13 +14,13 @@ class Models:
     reward: str
     dtype: str
     """Of the policy, for every stack: `auto`, `bfloat16`, `float16` or `float32`."""
-    gpu_memory_share: float
+    gpu_memory_utilization: float
     """GPU only: share of the memory for each of the three engines that are loaded beside each other."""
 
     def as_json(self) -> dict[str, str | float]:
         """For the report: directories by their names alone."""
         names = {"policy": _name(self.policy), "reward": _name(self.reward)}
-        return {**names, "dtype": self.dtype, "gpu_memory_share": self.gpu_memory_share}
+        return {**names, "dtype": self.dtype, "gpu_memory_utilization": self.gpu_memory_utilization}
 
 
 def demo_models(folder: Path) -> tuple[str, str]:

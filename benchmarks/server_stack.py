@@ -67,7 +67,7 @@ async def whole_server(models: Models, sampling: Sampling, folder: Path) -> Asyn
         "--set",
         f"policy.dtype={models.dtype}",
         "--set",
-        f"policy.gpu_memory_share={models.gpu_memory_share}",
+        f"policy.gpu_memory_utilization={models.gpu_memory_utilization}",
     ]
     async with bon_serve(arguments, folder) as address, bon.AsyncClient(address) as client:
         early = next(arm.options for arm in ARMS if arm.name == CHOSEN)

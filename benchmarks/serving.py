@@ -119,7 +119,7 @@ def _models(options: argparse.Namespace) -> Models:
     if policy is None or reward is None:
         demo_policy, demo_reward = demo_models(options.models)
         policy, reward = policy or demo_policy, reward or demo_reward
-    return Models(policy, reward, options.dtype, options.gpu_memory_share)
+    return Models(policy, reward, options.dtype, options.gpu_memory_utilization)
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ class ScriptedPolicy:
     prepare: Callable[[], Awaitable[None]] | None = None
     """Awaited while a prompt is encoded."""
     ref: PolicyRef = field(default_factory=lambda: PolicyRef("scripted", "1"))
-    context_tokens: int = 4096
-    places: int = 4
+    max_model_len: int = 4096
+    slots: int = 4
     healthy: bool = True
     facts: Mapping[str, str | int] = field(default_factory=dict)
     engines: tuple[Telemetry, ...] = ()

@@ -15,7 +15,7 @@ from bon_server.config.settings import load
 from bon_server.models import memory_plan
 from bon_server.serving.auth.keys import Quota, add_key
 from bon_server.system.lock import WriterLock
-from bon_server.system.memory import Room
+from bon_server.system.memory import MemoryRoom
 from tests.command import run_bon
 
 GIB = 1 << 30
@@ -46,7 +46,7 @@ def test_the_plan_of_models_that_are_here(tmp_path: Path, monkeypatch: pytest.Mo
     settings = {"policy.model": str(policy), "reward.models": [f"vllm:{reward}"]}
     (plan,) = found("memory plan", **settings)
     assert "policy" in plan.detail and "reward model default" in plan.detail and "key-value cache 1.00" in plan.detail
-    monkeypatch.setattr(memory_plan, "host_room", lambda: Room("machine", GIB, GIB))
+    monkeypatch.setattr(memory_plan, "host_room", lambda: MemoryRoom("machine", GIB, GIB))
     (plan,) = found("memory plan", **settings)
     assert not plan.ok and "too little" in plan.detail
     (reward / "model.safetensors").write_bytes(b"")

@@ -14,7 +14,7 @@ from bon_server.core.errors import (
     RewardFailed,
     Unavailable,
 )
-from bon_server.core.stopping import Spread
+from bon_server.core.stopping import RewardPrior
 from bon_server.core.types import (
     Candidate,
     Completion,
@@ -67,10 +67,10 @@ def test_an_adaptive_request_samples_by_its_price(price: float, started: int) ->
 def test_an_adaptive_request_learns_from_earlier_ones() -> None:
     """All rewards are equal: alone that says nothing, but where rewards hardly differ it is enough."""
     started = []
-    for spread in (Spread(), Spread(squares=0.1, degrees=100.0)):
+    for spread in (RewardPrior(), RewardPrior(squares=0.1, degrees=100.0)):
         policy = ScriptedPolicy()
 
-        async def run(policy: ScriptedPolicy = policy, spread: Spread = spread) -> Answer:
+        async def run(policy: ScriptedPolicy = policy, spread: RewardPrior = spread) -> Answer:
             stop: Stop = asyncio.get_running_loop().create_future()
             request = on_a_budget(9, price_per_candidate=0.1)
             return await best_of_n(request, policy, ScriptedReward(), stop, spread=spread)

@@ -97,7 +97,7 @@ def save_decoder_reward(directory: Path, **changes: Any) -> Path:
     return directory
 
 
-def save_encoder_reward(directory: Path, num_labels: int = 1, context_tokens: int = 128) -> Path:
+def save_encoder_reward(directory: Path, num_labels: int = 1, max_model_len: int = 128) -> Path:
     """A tiny encoder with a reward head, reading text pairs."""
     torch.manual_seed(2)
     config = BertConfig(
@@ -106,16 +106,16 @@ def save_encoder_reward(directory: Path, num_labels: int = 1, context_tokens: in
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=context_tokens,
+        max_position_embeddings=max_model_len,
         initializer_range=0.3,
         num_labels=num_labels,
     )
     BertForSequenceClassification(config).save_pretrained(directory)
-    _character_tokenizer(context_tokens).save_pretrained(directory)
+    _character_tokenizer(max_model_len).save_pretrained(directory)
     return directory
 
 
-def _character_tokenizer(context_tokens: int) -> Any:
+def _character_tokenizer(max_model_len: int) -> Any:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     characters = [chr(code) for code in range(33, 127)]
     pieces = [*special, *characters, *(f"##{character}" for character in characters)]
@@ -128,6 +128,6 @@ def _character_tokenizer(context_tokens: int) -> Any:
         pad_token="[PAD]",
         cls_token="[CLS]",
         sep_token="[SEP]",
-        model_max_length=context_tokens,
+        model_max_length=max_model_len,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )

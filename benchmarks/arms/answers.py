@@ -14,7 +14,7 @@ from bon_server.core.errors import LogError
 from bon_server.core.types import Candidate, FinishReason, Outcome
 from bon_server.log.read.reader import LogReader
 from bon_server.log.record import Record
-from bon_server.loop.rounds.evaluation import Text, first_text
+from bon_server.loop.rounds.evaluation import SampledText, first_text
 from bon_server.models.reward.pairs import prompt_text
 
 Floats = NDArray[np.float64]
@@ -32,7 +32,7 @@ class Answers:
     """(P, n) of the completion."""
     truncated: Floats
     """(P, n) 1 where the answer was cut at `max_tokens`."""
-    first: tuple[Text, ...]
+    first: tuple[SampledText, ...]
     """(P,) the first answer of each question."""
     distinct: float
     """Mean over questions of the share of answers that no earlier answer equals."""
@@ -86,7 +86,7 @@ def _worth(record: Record, one: Candidate, gold: Gold) -> float:
     return float(gold(prompt=prompt_text(record.prompt), completion=one.text, context=record.reward_context))
 
 
-def _first(record: Record, log: Path) -> Text:
+def _first(record: Record, log: Path) -> SampledText:
     text = first_text(record)
     if text is None:
         raise LogError(f"{log}: request {record.request_id} has no token ids, so its KL would not be known")

@@ -15,7 +15,7 @@ from benchmarks.arms.setting import Setting
 from bon_server.loop.server_process import serving
 
 SEQUENCES_AT_ONCE = 192
-"""More gain nothing on a CPU; `--serve policy.running_samples=…` on a GPU."""
+"""More gain nothing on a CPU; `--serve policy.max_num_seqs=…` on a GPU."""
 
 
 def python(module: str, *arguments: str) -> str:
@@ -54,7 +54,7 @@ def harvest(
     What an interrupted call has logged is not asked for again.
     """
     arguments = ["--policy", policy, "--log", str(folder / "log"), "--set", f"policy.seed={seed}"]
-    arguments += ["--set", f"policy.running_samples={SEQUENCES_AT_ONCE}", *setting.serve]
+    arguments += ["--set", f"policy.max_num_seqs={SEQUENCES_AT_ONCE}", *setting.serve]
     for name, model in rewards.items():
         arguments += ["--reward", f"{name}={model}"]
     (folder / "ready.json").unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from bon_server.system.terminal import Terminal, print_json
 
 if TYPE_CHECKING:
     from bon_server.evaluate.curve_sums import CurveOptions
-    from bon_server.evaluate.reading import Source
+    from bon_server.evaluate.reading import LogSource
 
 
 Part = Table | str
@@ -272,10 +272,10 @@ def _options(
     rank_by: str, value: str | None, drop_truncated: bool, kl_method: str | None, extrapolate: int | None, seed: int
 ) -> CurveOptions:
     from bon_server.evaluate.curve_sums import CurveOptions, KlMethod
-    from bon_server.evaluate.reading import Source
+    from bon_server.evaluate.reading import LogSource
 
     return CurveOptions(
-        source=Source(()),
+        source=LogSource(()),
         rank_by=rank_by,
         value=value,
         kl_method=None if kl_method is None else KlMethod(kl_method),
@@ -291,10 +291,10 @@ def _reading(
     return replace(options, source=_source(log, merge, reward_model, skip_damaged, advance))
 
 
-def _source(log: Sequence[Path], merge: bool, reward_model: str | None, skip_damaged: bool, advance: Any) -> Source:
-    from bon_server.evaluate.reading import Source
+def _source(log: Sequence[Path], merge: bool, reward_model: str | None, skip_damaged: bool, advance: Any) -> LogSource:
+    from bon_server.evaluate.reading import LogSource
 
-    return Source(tuple(log), merge, reward_model, advance, on_damage(skip_damaged))
+    return LogSource(tuple(log), merge, reward_model, advance, on_damage(skip_damaged))
 
 
 def _show(document: dict[str, Any], as_json: bool, as_tables: Callable[[dict[str, Any]], list[Part]]) -> None:

@@ -63,20 +63,20 @@ class PolicyConfig:
     dtype: str = "auto"
     """`bfloat16`, `float16`, `float32` or `auto`. `auto` is the model's own, except float32 on CPUs without bf16
     instructions, and half precision on GPUs for models in float32 (vLLM's rule)."""
-    context_tokens: Tokens | None = None
+    max_model_len: Tokens | None = None
     """Longest prompt plus completion. Lower values need less memory. None: the model's own."""
-    running_samples: Count = 128
+    max_num_seqs: Count = 128
     """Candidates decoded at the same time; more candidates wait in the engine."""
-    kv_cache_bytes: Bytes | None = None
+    kv_cache_memory_bytes: Bytes | None = None
     """Memory for attention keys and values. On a GPU the share must be free all the same, and a larger cache goes
-    beyond it. None: on a CPU 1 GiB, on a GPU the rest of `gpu_memory_share`."""
-    gpu_memory_share: Share = 0.7
+    beyond it. None: on a CPU 1 GiB, on a GPU the rest of `gpu_memory_utilization`."""
+    gpu_memory_utilization: Share = 0.7
     """Share of a GPU's memory that the engine may take; the reward model needs the rest. Not used on a CPU."""
-    gpus: Gpus = 1
+    tensor_parallel_size: Gpus = 1
     """Number of GPUs that the model is split over (tensor parallelism). Not used on a CPU."""
-    data_parallel: Gpus = 1
-    """Copies of the model that share the candidates (data parallelism). Each has `gpus` GPUs of its own, and the
-    full `running_samples` and cache. Not used on a CPU."""
+    data_parallel_size: Gpus = 1
+    """Copies of the model that share the candidates (data parallelism). Each has `tensor_parallel_size` GPUs of its
+    own, and the full `max_num_seqs` and cache. Not used on a CPU."""
     cpus: str = "all"
     """CPUs the engine computes on: `all` this process may use, or a list such as `0-3,8`. Not used on a GPU."""
     engine_metrics: bool = True
@@ -121,7 +121,7 @@ class RewardConfig:
     processes: Annotated[int, Meta(ge=1, le=256)] | None = None
     """`function:` only: processes that call the function. A plain function runs one call at a time in each, an async
     one up to 128. None: as many as there are CPUs, at most 4."""
-    context_tokens: Tokens | None = None
+    max_model_len: Tokens | None = None
     """Longest prompt plus completion; longer ones get no reward. Lower values need less memory. None: the model's
     own."""
     batch_tokens: Tokens = 4096
@@ -131,10 +131,10 @@ class RewardConfig:
     share_prompts: bool | None = None
     """Whether a decoder computes a prompt once for all its completions. None: yes on a CPU, where large batches
     gain little. `vllm:` always does, in blocks."""
-    kv_cache_bytes: Bytes | None = None
+    kv_cache_memory_bytes: Bytes | None = None
     """`vllm:` only: memory for attention keys and values, of each such model. It must hold one input of
-    `context_tokens`. Encoders need none. None: on a CPU 1 GiB, on a GPU the rest of `gpu_memory_share`."""
-    gpu_memory_share: Share = 0.2
+    `max_model_len`. Encoders need none. None: on a CPU 1 GiB, on a GPU the rest of `gpu_memory_utilization`."""
+    gpu_memory_utilization: Share = 0.2
     """`vllm:` only: share of a GPU's memory that each such engine may take. Not used on a CPU."""
     cpus: str = "all"
     """`vllm:` only: CPUs the engine computes on, `all` or a list as in `policy.cpus`. Not used on a GPU."""

@@ -26,7 +26,7 @@ from bon_server.core.errors import (
 from bon_server.core.protocols import Policy as Policy
 from bon_server.core.protocols import RewardModel as RewardModel
 from bon_server.core.selection import argmax, soft
-from bon_server.core.stopping import NOTHING_KNOWN, Spread
+from bon_server.core.stopping import NO_PRIOR, RewardPrior
 from bon_server.core.types import (
     Candidate,
     CandidateStatus,
@@ -69,7 +69,7 @@ async def best_of_n(
     stop: Stop,
     on_end: Callable[[Candidate], None] = lambda candidate: None,
     waited_ns: int = 0,
-    spread: Spread = NOTHING_KNOWN,
+    spread: RewardPrior = NO_PRIOR,
     share: Callable[[], int] | None = None,
 ) -> Answer:
     """Samples, scores and chooses.
@@ -81,7 +81,7 @@ async def best_of_n(
     A request that brings its completions is only scored: nothing is sampled or chosen, and rewards that are not
     finite are an answer, not a failure.
     """
-    run = Candidates(request, policy, reward_model, on_end, waited_ns, spread, share or (lambda: policy.places))
+    run = Candidates(request, policy, reward_model, on_end, waited_ns, spread, share or (lambda: policy.slots))
     run.start()
     if not run.settled.done():
         await asyncio.wait((run.settled, stop), return_when=asyncio.FIRST_COMPLETED)

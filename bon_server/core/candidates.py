@@ -14,7 +14,7 @@ from bon_server.core.errors import SamplingFailed
 from bon_server.core.protocols import Policy, RewardModel
 from bon_server.core.pruning import Pruning
 from bon_server.core.scores import Scores, asked
-from bon_server.core.stopping import Spread, early_reason, reached, wave, worth_one_more
+from bon_server.core.stopping import RewardPrior, early_reason, reached, wave, worth_one_more
 from bon_server.core.types import (
     Candidate,
     CandidateStatus,
@@ -49,7 +49,7 @@ class Candidates:
         reward_model: RewardModel,
         on_end: Callable[[Candidate], None],
         waited_ns: int,
-        spread: Spread,
+        spread: RewardPrior,
         share: Callable[[], int],
     ) -> None:
         self._request = request

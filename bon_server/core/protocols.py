@@ -16,11 +16,11 @@ class Policy(Protocol):
         """Which model this is."""
 
     @property
-    def context_tokens(self) -> int:
+    def max_model_len(self) -> int:
         """Longest prompt plus completion, in tokens."""
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """Samples that run at once; more wait their turn."""
 
     async def encode(self, prompt: Prompt) -> EncodedPrompt:

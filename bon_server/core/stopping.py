@@ -31,7 +31,7 @@ FORGET = 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class RewardPrior:
     """Pooled variance of rewards within a prompt, over earlier requests."""
 
     squares: float = 0.0
@@ -39,17 +39,17 @@ class Spread:
     degrees: float = 0.0
     """Degrees of freedom they stand for: candidates less prompts."""
 
-    def after(self, rewards: Sequence[float]) -> Spread:
+    def after(self, rewards: Sequence[float]) -> RewardPrior:
         """With one more request's finite rewards; older ones count a little less."""
         if len(rewards) < 2:
             return self
         squares = FORGET * self.squares + _squares(rewards)
         if squares == math.inf:
             return self
-        return Spread(squares, FORGET * self.degrees + len(rewards) - 1)
+        return RewardPrior(squares, FORGET * self.degrees + len(rewards) - 1)
 
 
-NOTHING_KNOWN = Spread()
+NO_PRIOR = RewardPrior()
 
 
 def wave(budget: Budget, n: int, share: int) -> int:
@@ -69,7 +69,9 @@ def reached(budget: Budget, reward: float | None) -> bool:
     return budget.stop_at_reward is not None and reward is not None and reward >= budget.stop_at_reward
 
 
-def worth_one_more(budget: Budget, rewards: Sequence[float], spread: Spread, running: int, pruned: int = 0) -> bool:
+def worth_one_more(
+    budget: Budget, rewards: Sequence[float], spread: RewardPrior, running: int, pruned: int = 0
+) -> bool:
     """Whether one more candidate is expected to gain more than its price.
 
     rewards: the finite rewards of the candidates that have ended. running: candidates that have not; while too little
@@ -84,7 +86,7 @@ def worth_one_more(budget: Budget, rewards: Sequence[float], spread: Spread, run
     return gain > budget.price_per_candidate if math.isfinite(gain) else running == 0
 
 
-def expected_gain(rewards: Sequence[float], spread: Spread) -> float:
+def expected_gain(rewards: Sequence[float], spread: RewardPrior) -> float:
     """E[max(X - best, 0)] for the next reward X, in units of reward; infinite while too little is known.
 
     rewards: (m,) finite, m >= 1. X is Student-t distributed with nu = nu0 + m - 1 degrees of freedom around their mean,

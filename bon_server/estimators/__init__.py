@@ -31,14 +31,14 @@ from bon_server.estimators.order_statistics import (
     tie_means,
     vote_counts,
 )
-from bon_server.estimators.overoptimisation import Fit, Form, fit_gao
+from bon_server.estimators.overoptimisation import CurveForm, Fit, fit_gao
 from bon_server.estimators.soft import soft_value, soft_weights
 from bon_server.estimators.win_rate import preference, win_rate_at_k, win_rate_bound
 
 __all__ = [
     "ClusterSums",
+    "CurveForm",
     "Fit",
-    "Form",
     "bootstrap_totals",
     "fit_gao",
     "interval",

@@ -21,7 +21,7 @@ from bon_server.estimators.clusters import student_quantile
 Floats = NDArray[np.float64]
 
 
-class Form(StrEnum):
+class CurveForm(StrEnum):
     """Which of the two curves."""
 
     BEST_OF_N = "best-of-n"
@@ -32,7 +32,7 @@ class Form(StrEnum):
 class Fit:
     """A fitted curve with 95 % intervals."""
 
-    form: Form
+    form: CurveForm
     alpha: float
     alpha_ci: tuple[float, float]
     beta: float
@@ -47,7 +47,7 @@ class Fit:
         return np.asarray(_design(self.form, np.asarray(distance, dtype=np.float64)) @ [self.alpha, self.beta])
 
 
-def fit_gao(kl_nats: ArrayLike, gain: ArrayLike, form: Form, replicates: ArrayLike | None = None) -> Fit:
+def fit_gao(kl_nats: ArrayLike, gain: ArrayLike, form: CurveForm, replicates: ArrayLike | None = None) -> Fit:
     """Fits one curve.
 
     Args:
@@ -79,14 +79,16 @@ def fit_gao(kl_nats: ArrayLike, gain: ArrayLike, form: Form, replicates: ArrayLi
     return Fit(form, alpha, (alpha_low, alpha_high), beta, (beta_low, beta_high), turning, why)
 
 
-def _design(form: Form, distance: Floats) -> Floats:
-    if form is Form.BEST_OF_N:
+def _design(form: CurveForm, distance: Floats) -> Floats:
+    if form is CurveForm.BEST_OF_N:
         return np.stack([distance, -(distance**2)], axis=-1)
     log = np.log(distance, out=np.zeros_like(distance), where=distance > 0)
     return np.stack([distance, -distance * log], axis=-1)
 
 
-def _independent(inverse: Floats, distance: Floats, gains: Floats, form: Form, alpha: float, beta: float) -> Floats:
+def _independent(
+    inverse: Floats, distance: Floats, gains: Floats, form: CurveForm, alpha: float, beta: float
+) -> Floats:
     residuals = gains - _design(form, distance) @ [alpha, beta]
     degrees = len(gains) - 2
     errors = np.sqrt(np.sum(residuals**2) / degrees * np.sum(inverse**2, axis=1))
@@ -95,12 +97,12 @@ def _independent(inverse: Floats, distance: Floats, gains: Floats, form: Form, a
 
 
 def _turning_point(
-    form: Form, alpha: float, beta: float, beta_ci: tuple[float, float], furthest: float
+    form: CurveForm, alpha: float, beta: float, beta_ci: tuple[float, float], furthest: float
 ) -> tuple[float | None, str]:
     if not beta_ci[0] > 0:
         where = "lies below 0" if beta_ci[1] < 0 else "includes 0"
         return None, f"turning point not identified: the interval of beta {where}"
-    turning = alpha / (2 * beta) if form is Form.BEST_OF_N else float(np.exp(min(alpha / beta - 1, 700.0)))
+    turning = alpha / (2 * beta) if form is CurveForm.BEST_OF_N else float(np.exp(min(alpha / beta - 1, 700.0)))
     if not 0 < turning <= furthest:
         return None, f"turning point not identified: it would lie outside the distances measured (to {furthest:.3g})"
     return turning, "identified"

@@ -17,7 +17,7 @@ from bon_server.core.errors import LogError
 from bon_server.estimators.clusters import ClusterSums, Floats, ratios
 from bon_server.estimators.order_statistics import reward_at_k
 from bon_server.evaluate.curve_sums import CurveOptions
-from bon_server.evaluate.reading import Seen, tables
+from bon_server.evaluate.reading import ReadCounts, tables
 from bon_server.evaluate.table import Table
 
 
@@ -39,7 +39,7 @@ def compare(options: CurveOptions, a: Path, b: Path) -> dict[str, Any]:
     Raises:
         LogError: a log cannot be read, the two have rewards of different models, or no prompt in common.
     """
-    seen = Seen()
+    seen = ReadCounts()
     first, second = (_side(options, log, seen) for log in (a, b))
     shared, in_a, in_b = np.intersect1d(first.prompts, second.prompts, return_indices=True)
     if not len(shared):
@@ -62,7 +62,7 @@ def compare(options: CurveOptions, a: Path, b: Path) -> dict[str, Any]:
     }
 
 
-def _side(options: CurveOptions, log: Path, seen: Seen) -> _Side:
+def _side(options: CurveOptions, log: Path, seen: ReadCounts) -> _Side:
     source = replace(options.source, logs=(log,), merge=True)
     numbers = [options.rank_by, *([] if options.value is None else [options.value])]
     if options.drop_truncated:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bon_server.estimators.clusters import Floats, bootstrap_totals, ratios
 from bon_server.estimators.kl_best_of_n import kl_bound
-from bon_server.estimators.overoptimisation import Form, fit_gao
+from bon_server.estimators.overoptimisation import CurveForm, fit_gao
 from bon_server.evaluate.curve_sums import (
     COUNTED,
     KL,
@@ -59,7 +59,7 @@ def fit_of_curve(kl_nats: Floats, gained: Floats, counts: Floats, seed: int) -> 
     with np.errstate(divide="ignore", invalid="ignore"):
         means = np.cumsum(gained.sum(axis=0) / counts.sum(axis=0))[ks]
         replicates = _replicates(gained, counts, ks, seed)
-    fit = fit_gao(at, means, Form.BEST_OF_N, replicates)
+    fit = fit_gao(at, means, CurveForm.BEST_OF_N, replicates)
     turning = fit.turning_distance
     return {
         "form": "R(d) = d (alpha - beta d), d = sqrt(KL)",

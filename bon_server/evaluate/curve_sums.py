@@ -15,7 +15,7 @@ from bon_server.core.errors import ConfigError, LogError
 from bon_server.estimators.clusters import ClusterSums, Floats
 from bon_server.estimators.kl_best_of_n import kl_of_ties, kl_untied, kl_winner_probability_at_k, tie_classes
 from bon_server.estimators.order_statistics import reward_at_k, reward_beyond, weighted
-from bon_server.evaluate.reading import Seen, Source, tables
+from bon_server.evaluate.reading import LogSource, ReadCounts, tables
 from bon_server.evaluate.table import Table, ascending, blocks, sums_of
 
 
@@ -45,7 +45,7 @@ nothing, of which the fit would take the root."""
 class CurveOptions:
     """What is looked at."""
 
-    source: Source
+    source: LogSource
     rank_by: str = "reward"
     """What the best is best in: `reward`, a part of it, `length` or `tokens`."""
     value: str | None = None
@@ -101,14 +101,14 @@ class Sample:
         return slice(measure * self.most_n, measure * self.most_n + last_k)
 
 
-def gather(options: CurveOptions) -> tuple[Seen, Sample, bool]:
+def gather(options: CurveOptions) -> tuple[ReadCounts, Sample, bool]:
     """Reads the logs. Returns what was seen, the sums to go by, and whether those are of stopped requests.
 
     Stopped requests are left out, and counted, where there are others.
     """
     if options.extrapolate is not None and options.extrapolate < 1:
         raise ConfigError(f"extrapolate: {options.extrapolate} given; a number from 1 is needed")
-    seen, independent, stopped = Seen(), Sample(), Sample()
+    seen, independent, stopped = ReadCounts(), Sample(), Sample()
     for table in tables(options.source, _numbers(options), seen, with_prompts=options.intervals):
         for sample, requests in ((independent, ~table.stopped), (stopped, table.stopped)):
             if requests.any():

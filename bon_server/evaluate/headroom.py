@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bon_server.estimators.clusters import ClusterSums, Floats, figures, ratios
 from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions
-from bon_server.evaluate.reading import Seen, tables
+from bon_server.evaluate.reading import ReadCounts, tables
 from bon_server.evaluate.table import Block, Table, blocks
 
 NUMBERS = ("tokens", "length", "truncated", "duplicate")
@@ -69,7 +69,7 @@ def headroom(options: CurveOptions, price_per_1000_tokens: float | None = None) 
     stopped = at_k["sample"] == "stopped"
     sums, weeks = ClusterSums(len(_TOTALS)), dict[int, _Week]()
     for table in tables(
-        replace(options.source, on_records=lambda records: None), _numbers(options), Seen(), _columns(options)
+        replace(options.source, on_records=lambda records: None), _numbers(options), ReadCounts(), _columns(options)
     ):
         kept = table.take(table.stopped == stopped)
         _add(sums, kept, options)

@@ -25,7 +25,7 @@ from bon_server.estimators.kl_best_of_n import (
     kl_soft_bound,
     kl_winner_probability,
 )
-from bon_server.evaluate.reading import Seen, Source, tables
+from bon_server.evaluate.reading import LogSource, ReadCounts, tables
 from bon_server.evaluate.table import Block, Table, blocks
 
 BEST, SOFT, STOPPED, PARTIAL = "best-of-n", "soft", "stopped", "partial"
@@ -35,12 +35,12 @@ _REQUESTS, _PLUGIN, _WINNER, _WITH_LOGPROB, _SOFT = range(5)
 Groups = dict[tuple[str, int], ClusterSums]
 
 
-def kl(source: Source, seed: int = 0) -> dict[str, Any]:
+def kl(source: LogSource, seed: int = 0) -> dict[str, Any]:
     """The document of `bon evaluate kl --json`: a row for each way of choosing and each n.
 
     Every request is one answer, so they are not merged. Raises `LogError` when a log cannot be read or has no samples.
     """
-    seen, groups = Seen(), Groups()
+    seen, groups = ReadCounts(), Groups()
     columns = ("n", "rule", "selected_index", "selection_temperature")
     for table in tables(replace(source, merge=False), ("reward", "logprob"), seen, columns):
         _add(groups, table)

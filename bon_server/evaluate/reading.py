@@ -116,7 +116,7 @@ _ALWAYS = ("kind", "outcome", "selection_reason", "reward_models")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class LogSource:
     """Which logs, and how they are read."""
 
     logs: tuple[Path, ...]
@@ -131,7 +131,7 @@ class Source:
 
 
 @dataclass(slots=True)
-class Seen:
+class ReadCounts:
     """What was read; complete when the stream has ended."""
 
     requests: int = 0
@@ -147,7 +147,7 @@ class Seen:
 
 
 def tables(
-    source: Source, numbers: Sequence[str], seen: Seen, columns: Sequence[str] = (), with_prompts: bool = True
+    source: LogSource, numbers: Sequence[str], seen: ReadCounts, columns: Sequence[str] = (), with_prompts: bool = True
 ) -> Iterator[Table]:
     """The requests of the logs, batch by batch, or all at once where requests are merged.
 
@@ -178,7 +178,7 @@ def tables(
 
 
 def _stream(
-    source: Source, numbers: tuple[str, ...], seen: Seen, columns: tuple[str, ...], prompts: tuple[str, ...]
+    source: LogSource, numbers: tuple[str, ...], seen: ReadCounts, columns: tuple[str, ...], prompts: tuple[str, ...]
 ) -> Iterator[Table]:
     found = dict.fromkeys(numbers, False)
     with ExitStack() as stack:
@@ -223,7 +223,7 @@ def _models(readers: Sequence[LogReader], name: str) -> list[tuple[ModelRef, ...
     return [None if name in RESERVED else score_model(reader.directory, name) for reader in readers]
 
 
-def _with_scores(reader: LogReader, source: Source, columns: list[str], names: Sequence[str]) -> Iterator[Any]:
+def _with_scores(reader: LogReader, source: LogSource, columns: list[str], names: Sequence[str]) -> Iterator[Any]:
     """Batches, with a column for each added score."""
     added = AddedScores(reader.directory, source.on_damage)
     for writer, batch in reader.batches_by_writer([*KEY, *columns] if names else columns):
@@ -261,7 +261,7 @@ def _columns(numbers: tuple[str, ...], columns: tuple[str, ...], repeats: Repeat
     return sorted({*_ALWAYS, *budget, *of_candidates, *logged, *retried, *columns})
 
 
-def _kept(batch: Any, source: Source, seen: Seen, repeats: Repeats | None, by_record: bool) -> Any:
+def _kept(batch: Any, source: LogSource, seen: ReadCounts, repeats: Repeats | None, by_record: bool) -> Any:
     """The requests that take part."""
     right = is_one_of(batch.column("kind"), _KINDS)
     for kind in _where(batch, ~right).column("kind").to_pylist() if not right.all() else ():
@@ -274,7 +274,7 @@ def _kept(batch: Any, source: Source, seen: Seen, repeats: Repeats | None, by_re
     return _of_one_reward_model(batch, source, seen, by_record)
 
 
-def _of_one_reward_model(batch: Any, source: Source, seen: Seen, by_record: bool) -> Any:
+def _of_one_reward_model(batch: Any, source: LogSource, seen: ReadCounts, by_record: bool) -> Any:
     """by_record: whether logged rewards are compared, not only added scores."""
     models = models_of(batch.column("reward_models"))
     if source.reward_model is not None:
@@ -297,7 +297,7 @@ def _of_one_reward_model(batch: Any, source: Source, seen: Seen, by_record: bool
     return batch
 
 
-def _table(batch: Any, found: dict[str, bool], columns: tuple[str, ...], seen: Seen) -> Table:
+def _table(batch: Any, found: dict[str, bool], columns: tuple[str, ...], seen: ReadCounts) -> Table:
     request = requests_of(batch)
     seen.candidates += len(request)
     numbers = {name: number_of(batch, name) for name in found}

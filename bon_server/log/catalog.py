@@ -75,7 +75,7 @@ FIRST_LAYOUT = 2
 """Of a spool's file that has the register."""
 
 
-class Ledger(NamedTuple):
+class StreamTables(NamedTuple):
     """The tables in which the sealing of one table of the spool is noted."""
 
     rows: str
@@ -89,12 +89,12 @@ class Ledger(NamedTuple):
     through_column: str
 
 
-RECORDS = Ledger("records", "record", "segments", "sealing", "writer", "sealed_through")
-FEEDBACK = Ledger("feedback", "feedback", "feedback_segments", "feedback_sealing", "feedback_sealed", "through")
+RECORDS = StreamTables("records", "record", "segments", "sealing", "writer", "sealed_through")
+FEEDBACK = StreamTables("feedback", "feedback", "feedback_segments", "feedback_sealing", "feedback_sealed", "through")
 LEDGERS = (RECORDS, FEEDBACK)
 
 
-def ledger_of(file: str) -> Ledger:
+def ledger_of(file: str) -> StreamTables:
     """Where a sealed file is registered."""
     return FEEDBACK if file.startswith("feedback/") else RECORDS
 
@@ -144,7 +144,7 @@ def writer_id(database: apsw.Connection) -> str | None:
     return name
 
 
-def segments(database: apsw.Connection, after: int = 0, ledger: Ledger = RECORDS) -> list[Segment]:
+def segments(database: apsw.Connection, after: int = 0, ledger: StreamTables = RECORDS) -> list[Segment]:
     """The registered segments in the order of sealing; only those whose sealings began after an ordinal."""
     if database.pragma("user_version") < FIRST_LAYOUT:
         return []
@@ -152,12 +152,12 @@ def segments(database: apsw.Connection, after: int = 0, ledger: Ledger = RECORDS
     return [Segment(*row) for row in database.execute(statement, (after,))]
 
 
-def sealed_through(database: apsw.Connection, ledger: Ledger = RECORDS) -> int:
+def sealed_through(database: apsw.Connection, ledger: StreamTables = RECORDS) -> int:
     """The last ordinal that was sealed; what is left below it in the spool could not be."""
     return database.execute(f"SELECT {ledger.through_column} FROM {ledger.through}").get or 0
 
 
-def planned(database: apsw.Connection, ledger: Ledger = RECORDS) -> tuple[int, int] | None:
+def planned(database: apsw.Connection, ledger: StreamTables = RECORDS) -> tuple[int, int] | None:
     """First and last ordinal of a sealing that is under way, or that a crash interrupted."""
     if database.pragma("user_version") < FIRST_LAYOUT:
         return None
@@ -167,12 +167,14 @@ def planned(database: apsw.Connection, ledger: Ledger = RECORDS) -> tuple[int, i
     return plan
 
 
-def plan(database: apsw.Connection, first_ordinal: int, last_ordinal: int, ledger: Ledger = RECORDS) -> None:
+def plan(database: apsw.Connection, first_ordinal: int, last_ordinal: int, ledger: StreamTables = RECORDS) -> None:
     """Notes what will be sealed next."""
     database.execute(f"INSERT INTO {ledger.sealing} VALUES (?, ?)", (first_ordinal, last_ordinal))
 
 
-def complete(database: apsw.Connection, made: Sequence[Segment], left: Sequence[int], ledger: Ledger = RECORDS) -> None:
+def complete(
+    database: apsw.Connection, made: Sequence[Segment], left: Sequence[int], ledger: StreamTables = RECORDS
+) -> None:
     """Registers the segments of the plan and drops its rows from the spool, but for the `left` ordinals."""
     columns, places = ", ".join(Segment._fields), ", ".join("?" for _ in Segment._fields)
     database.executemany(f"INSERT INTO {ledger.segments} ({columns}) VALUES ({places})", made)

@@ -16,7 +16,7 @@ import apsw
 import msgspec
 
 from bon_server.core.errors import LogError
-from bon_server.log.catalog import FEEDBACK, LEDGERS, RECORDS, Ledger, Segment, ledger_of
+from bon_server.log.catalog import FEEDBACK, LEDGERS, RECORDS, Segment, StreamTables, ledger_of
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS published (
@@ -75,7 +75,7 @@ def removable_feedback(database: apsw.Connection, uri: str, now_us: int) -> list
     return [one for one in _removable(database, uri, now_us, FEEDBACK) if one.file[_DATE] < oldest]
 
 
-def _removable(database: apsw.Connection, uri: str, now_us: int, ledger: Ledger) -> list[Segment]:
+def _removable(database: apsw.Connection, uri: str, now_us: int, ledger: StreamTables) -> list[Segment]:
     rows = database.execute(
         f"SELECT {_COLUMNS} FROM {ledger.segments} AS made WHERE EXISTS {_PUBLISHED} AND replayable_until_us < ?"
         f" AND number < (SELECT max(number) FROM {ledger.segments}) ORDER BY number",

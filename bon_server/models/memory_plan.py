@@ -14,12 +14,12 @@ from bon_server.config.settings import Config, PolicyConfig, RewardConfig
 from bon_server.config.specs import is_kind, model_of, split_name
 from bon_server.core.errors import StartupError
 from bon_server.models.weights import ModelFiles, find_model
-from bon_server.system.memory import PROCESS_BYTES, Room, gpu_room, host_room
+from bon_server.system.memory import PROCESS_BYTES, MemoryRoom, gpu_room, host_room
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def refuse_without_room(files: ModelFiles, dtype: str, kv_cache_bytes: int) -> None:
+def refuse_without_room(files: ModelFiles, dtype: str, kv_cache_memory_bytes: int) -> None:
     """Compares what the test and then the engine of a model need with what is free now.
 
     dtype: the engine's. The test is over before the engine starts, so the larger of the two counts. Raises StartupError
@@ -27,7 +27,7 @@ def refuse_without_room(files: ModelFiles, dtype: str, kv_cache_bytes: int) -> N
     """
     parameters = sum(math.prod(shape) for shape in files.shapes.values())
     test_bytes = parameters * ITEM_BYTES["float32"]
-    engine_bytes = parameters * ITEM_BYTES[dtype] + kv_cache_bytes
+    engine_bytes = parameters * ITEM_BYTES[dtype] + kv_cache_memory_bytes
     needed_bytes = PROCESS_BYTES + max(test_bytes, engine_bytes)
     room = host_room()
     if needed_bytes > room.free_bytes:
@@ -47,7 +47,7 @@ def refuse_without_gpu_room(files: ModelFiles, share: float) -> None:
     if room is not None and share * room.total_bytes > room.free_bytes:
         raise StartupError(
             f"model {files.directory}: beside the policy in use it needs {int(share * room.total_bytes) >> 20} MiB of "
-            f"the GPU (policy.gpu_memory_share = {share}), and {room.free_bytes >> 20} MiB are free"
+            f"the GPU (policy.gpu_memory_utilization = {share}), and {room.free_bytes >> 20} MiB are free"
         )
 
 
@@ -83,7 +83,7 @@ class MemoryPlan:
     """Needs against room."""
 
     needs: tuple[Need, ...]
-    room: Room
+    room: MemoryRoom
 
     @property
     def needed_bytes(self) -> int:
@@ -102,7 +102,7 @@ class MemoryPlan:
 
     @property
     def _smaller(self) -> str:
-        return "gpu_memory_share" if self.room.where == "GPU" else "kv_cache_bytes or context_tokens"
+        return "gpu_memory_utilization" if self.room.where == "GPU" else "kv_cache_memory_bytes or max_model_len"
 
     def check(self) -> None:
         """Raises StartupError when they cannot."""
@@ -138,11 +138,11 @@ def _on_host(config: Config) -> Iterator[Need]:
     policy, reward = config.policy, config.reward
     if is_model(policy.model):
         weights_bytes = _weights_bytes(_files(policy), dtype_for(policy.dtype, on_cpu=True))
-        yield _engine("policy", weights_bytes, policy.kv_cache_bytes or CPU_CACHE_BYTES)
+        yield _engine("policy", weights_bytes, policy.kv_cache_memory_bytes or CPU_CACHE_BYTES)
     for name, spec, files in _reward_models(reward):
         weights_bytes = _weights_bytes(files, reward.dtype)
         if is_kind(spec, "vllm"):
-            cache_bytes = (reward.kv_cache_bytes or CPU_CACHE_BYTES) if _keeps_cache(files) else 0
+            cache_bytes = (reward.kv_cache_memory_bytes or CPU_CACHE_BYTES) if _keeps_cache(files) else 0
             yield _engine(f"reward model {name}", weights_bytes, cache_bytes)
         else:
             yield Need(f"reward model {name}", {"weights": weights_bytes, "prompts": KEPT_PROMPTS_BYTES})
@@ -153,7 +153,7 @@ def _on_gpu(config: Config, gpu_bytes: int) -> Iterator[Need]:
     """Engines take their share whatever is in it; the rest is for models in the server's own process."""
     policy, reward = config.policy, config.reward
     if is_model(policy.model):
-        weights_bytes = _weights_bytes(_files(policy), policy.dtype) // policy.gpus
+        weights_bytes = _weights_bytes(_files(policy), policy.dtype) // policy.tensor_parallel_size
         need = _share("policy", "policy", policy, weights_bytes, gpu_bytes)
         yield need
         if policy.watch is not None:
@@ -174,14 +174,14 @@ def _engine(who: str, weights_bytes: int, cache_bytes: int) -> Need:
 
 def _share(who: str, section: str, config: PolicyConfig | RewardConfig, weights_bytes: int, gpu_bytes: int) -> Need:
     """vLLM takes the whole share, and wants it free, unless a cache of a given size makes it more."""
-    share = config.gpu_memory_share
+    share = config.gpu_memory_utilization
     taken_bytes = int(share * gpu_bytes)
     if weights_bytes >= taken_bytes:
         raise StartupError(
-            f"{section}.gpu_memory_share = {share} is {_gib(taken_bytes)} GiB of a GPU, and the weights of the {who} "
-            f"alone take {_gib(weights_bytes)} GiB"
+            f"{section}.gpu_memory_utilization = {share} is {_gib(taken_bytes)} GiB of a GPU, and the weights of the "
+            f"{who} alone take {_gib(weights_bytes)} GiB"
         )
-    cache_bytes = max(taken_bytes - weights_bytes, config.kv_cache_bytes or 0)
+    cache_bytes = max(taken_bytes - weights_bytes, config.kv_cache_memory_bytes or 0)
     return Need(who, {"weights": weights_bytes, "key-value cache and work": cache_bytes, "process": CONTEXT_BYTES})
 
 
@@ -213,7 +213,7 @@ def _spec(entry: str) -> str:
     return split_name(entry)[1]
 
 
-def _free(room: Room) -> str:
+def _free(room: MemoryRoom) -> str:
     return f"{_gib(room.free_bytes)} of the {room.where}'s {_gib(room.total_bytes)} GiB are free"
 
 

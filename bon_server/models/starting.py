@@ -15,7 +15,7 @@ from bon_server.config.specs import is_kind, model_of, split_name
 from bon_server.core.best_of_n import Policy, RewardModel
 from bon_server.core.errors import ConfigError
 from bon_server.models.policy.synthetic import SyntheticPolicy
-from bon_server.models.reward.ensemble import EnsembleReward, Part, check_ensemble
+from bon_server.models.reward.ensemble import EnsembleReward, MemberModel, check_ensemble
 from bon_server.models.reward.synthetic import SyntheticReward
 from bon_server.models.weights import find_model
 from bon_server.system.telemetry import Telemetry
@@ -39,9 +39,9 @@ async def check_reward(config: RewardConfig) -> None:
             await asyncio.to_thread(find_model, model_of(spec), config.revision)
 
 
-async def start_reward(config: RewardConfig) -> Part:
+async def start_reward(config: RewardConfig) -> MemberModel:
     """Loads the reward model or models, which `check_reward` has passed. Raises `ConfigError` or `StartupError`."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, MemberModel] = {}
     try:
         for name, spec in map(split_name, config.models):
             parts[name] = await _start_one(name, spec, config)
@@ -54,7 +54,7 @@ async def start_reward(config: RewardConfig) -> Part:
     return EnsembleReward(parts, config)
 
 
-async def _start_one(name: str, spec: str, config: RewardConfig) -> Part:
+async def _start_one(name: str, spec: str, config: RewardConfig) -> MemberModel:
     if is_kind(spec, "synthetic"):
         return SyntheticReward.from_spec(spec, name)
     if is_kind(spec, "function"):

@@ -25,7 +25,7 @@ from bon_server.core.errors import (
     RequestIdRunning,
     Unavailable,
 )
-from bon_server.core.stopping import NOTHING_KNOWN, Spread
+from bon_server.core.stopping import NO_PRIOR, RewardPrior
 from bon_server.core.types import (
     Budget,
     Candidate,
@@ -145,7 +145,7 @@ class Attempts:
         self._quotas = quotas
         self._unlogged = UsedIds()
         # Of the rewards, by the weights that the completions came from; forgotten with these.
-        self._spreads: WeakKeyDictionary[RunningPolicy, Spread] = WeakKeyDictionary()
+        self._spreads: WeakKeyDictionary[RunningPolicy, RewardPrior] = WeakKeyDictionary()
         self._running: dict[tuple[str, str], _Running] = {}
         self._refusal: Unavailable | None = None
         self.on_stages: Callable[[Record, int, int, int], None] | None = None
@@ -274,7 +274,7 @@ class Attempts:
             queue_ns = permit_ns - times.began_ns
             # Not earlier: a request that waits for a permit must not keep replaced weights in memory.
             with self._policies.use(stop, samples=request.sampling is not None) as policy:
-                spread = self._spreads.get(policy, NOTHING_KNOWN)
+                spread = self._spreads.get(policy, NO_PRIOR)
                 share = partial(self._policies.share, policy)
                 answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, spread, share)
             reserved.used(answer.candidates)
@@ -290,7 +290,7 @@ class Attempts:
         self._learn(request, answer, queue_ns, times.stop_ns, log_began_ns, ended_ns)
         if request.sampling is not None:  # completions that a caller brings say nothing of the policy's
             rewards = [one.reward for one in answer.candidates if one.reward is not None]
-            self._spreads[policy] = self._spreads.get(policy, NOTHING_KNOWN).after(rewards)
+            self._spreads[policy] = self._spreads.get(policy, NO_PRIOR).after(rewards)
         if logged is not None:
             self._observe(record)
         if answer.error is not None:

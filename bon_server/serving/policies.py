@@ -78,7 +78,7 @@ class Policies:
     def share(self, policy: RunningPolicy) -> int:
         """How many of its places a request may take, so that all that use it now can have as many."""
         users = sum(len(each.users) for each in self._open if each.policy is policy)
-        return policy.places // max(1, users)
+        return policy.slots // max(1, users)
 
     def replace(self, policy: RunningPolicy, drain_s: float) -> Coroutine[Any, Any, None]:
         """New requests get `policy` from now on; what is returned waits until the old one is unused and closed.

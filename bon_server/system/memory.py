@@ -21,7 +21,7 @@ ASK_THE_GPU = "import torch; print(*torch.cuda.mem_get_info(0))"
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class MemoryRoom:
     """Memory of one kind."""
 
     where: str
@@ -31,12 +31,12 @@ class Room:
     """Of these, what can be had now; files in the kernel's memory give way, so they count as free."""
 
 
-def host_room(proc: Path = PROC, cgroups: Path = CGROUPS) -> Room:
+def host_room(proc: Path = PROC, cgroups: Path = CGROUPS) -> MemoryRoom:
     """The machine's memory, or that of a control group (as containers have) where that leaves less."""
     return min((_machine(proc), *_groups(proc, cgroups)), key=lambda room: room.free_bytes)
 
 
-def gpu_room() -> Room | None:
+def gpu_room() -> MemoryRoom | None:
     """Memory of the first GPU; None where torch sees none. Imports torch. Raises StartupError where the GPU fails.
 
     A process of its own asks, for seconds: asking makes a CUDA context, some hundred MiB that this one would keep, with
@@ -55,21 +55,21 @@ def gpu_room() -> Room | None:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise StartupError(f"the GPU cannot be used: {said}")
     free_bytes, total_bytes = map(int, done.stdout.split())
-    return Room("GPU", total_bytes, free_bytes)
+    return MemoryRoom("GPU", total_bytes, free_bytes)
 
 
-def _machine(proc: Path) -> Room:
+def _machine(proc: Path) -> MemoryRoom:
     try:
         lines = (proc / "meminfo").read_text().splitlines()
     except OSError:  # not Linux
         page = os.sysconf("SC_PAGE_SIZE")
         total_bytes = page * os.sysconf("SC_PHYS_PAGES")
-        return Room("machine", total_bytes, total_bytes)
+        return MemoryRoom("machine", total_bytes, total_bytes)
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-    return Room("machine", kib["MemTotal"] << 10, kib["MemAvailable"] << 10)
+    return MemoryRoom("machine", kib["MemTotal"] << 10, kib["MemAvailable"] << 10)
 
 
-def _groups(proc: Path, cgroups: Path) -> Iterator[Room]:
+def _groups(proc: Path, cgroups: Path) -> Iterator[MemoryRoom]:
     """Each limit that holds for this process, of version 2 or 1 of control groups; those above it count as well."""
     for line in _lines(proc / "self" / "cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -80,13 +80,13 @@ def _groups(proc: Path, cgroups: Path) -> Iterator[Room]:
             yield from _limits(cgroups / "memory", path, *names)
 
 
-def _limits(root: Path, path: str, limit: str, usage: str, inactive: str) -> Iterator[Room]:
+def _limits(root: Path, path: str, limit: str, usage: str, inactive: str) -> Iterator[MemoryRoom]:
     group = root / path.strip("/")
     for folder in (group, *group.parents):
         if folder.is_relative_to(root) and (total_bytes := _number(folder / limit)) is not None:
             stat = dict(line.split() for line in _lines(folder / "memory.stat"))
             used_bytes = (_number(folder / usage) or 0) - int(stat.get(inactive, 0))
-            yield Room("control group", total_bytes, max(0, total_bytes - used_bytes))
+            yield MemoryRoom("control group", total_bytes, max(0, total_bytes - used_bytes))
 
 
 def _number(path: Path) -> int | None:

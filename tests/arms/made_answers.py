@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.arms.answers import Answers
 from benchmarks.arms.setting import STRONG, WEAK
-from bon_server.loop.rounds.evaluation import Text
+from bon_server.loop.rounds.evaluation import SampledText
 
 
 def made_answers(seed: int, questions: int = 40, samples: int = 8, shift: float = 0.0) -> Answers:
@@ -19,6 +19,6 @@ def made_answers(seed: int, questions: int = 40, samples: int = 8, shift: float 
         right,
         np.full(rewards.shape, 20.0),
         np.zeros(rewards.shape),
-        tuple(Text((1,), (2,), 0.8, 1.0) for _ in range(questions)),
+        tuple(SampledText((1,), (2,), 0.8, 1.0) for _ in range(questions)),
         1.0,
     )

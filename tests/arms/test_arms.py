@@ -90,7 +90,7 @@ def test_models_and_questions_are_named_together() -> None:
 def test_nothing_but_the_temperature_changes_the_sampling() -> None:
     own = dict.fromkeys(("policy", "reward", "train_prompts", "held_out_prompts"))
     with pytest.raises(ConfigError, match=r"'defaults\.top_p=0\.9' given"):
-        setting_of(argparse.Namespace(**own, serve=["policy.running_samples=8", "defaults.top_p=0.9"]))
+        setting_of(argparse.Namespace(**own, serve=["policy.max_num_seqs=8", "defaults.top_p=0.9"]))
 
 
 def test_differences_are_paired() -> None:

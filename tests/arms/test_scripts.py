@@ -33,7 +33,7 @@ def _arguments(folder: Path) -> list[str]:
         *("--policy", str(policy), "--reward", str(reward), "--gold", "tests.arms.test_scripts:length"),
         *("--train-prompts", str(folder / "train.jsonl"), "--held-out-prompts", str(folder / "test.jsonl")),
         *("--work", str(folder / "work"), "--out", str(folder / "out.json"), "--table", str(folder / "out.md")),
-        *("--max-tokens", "64", "--serve", "policy.kv_cache_bytes=67108864", *SIZES),
+        *("--max-tokens", "64", "--serve", "policy.kv_cache_memory_bytes=67108864", *SIZES),
     ]
 
 

@@ -12,7 +12,7 @@ from bon.v1 import bon_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bon_server.loop.harvest.lines import BadLine, Occurrences, Run, line_request
+from bon_server.loop.harvest.lines import BadPromptLine, Occurrences, Run, line_request
 
 RUN = Run(GenerateOptions(n=2, temperature=0.5))
 
@@ -113,6 +113,6 @@ def test_ids_are_unique_and_survive_appended_lines(prompts: list[str], appended:
 def test_bad_lines_say_what_is_wrong_and_nothing_of_their_content(
     line: bytes, words: str, occurrences: Occurrences
 ) -> None:
-    with pytest.raises(BadLine, match=words) as caught:
+    with pytest.raises(BadPromptLine, match=words) as caught:
         line_request(line, RUN, occurrences)
     assert "secret" not in str(caught.value)

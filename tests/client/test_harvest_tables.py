@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bon_server.core.errors import ConfigError
 from bon_server.loop.harvest.lines import Occurrences, Run, line_request
-from bon_server.loop.harvest.prompts import BadLine, Columns, find_prompts, parse_columns
+from bon_server.loop.harvest.prompts import BadPromptLine, Columns, find_prompts, parse_columns
 from tests.client.fake_server import FakeService
 
 ROWS: list[dict[str, Any]] = [
@@ -104,7 +104,7 @@ def test_nothing_in_a_named_column_is_a_bad_line(tmp_path: Path) -> None:
     rows = [{"prompt": "secret", "gold": None}]
     columns = parse_columns(["reward_context.answer=gold"])
     for path in _in_all_forms(tmp_path, rows):
-        with pytest.raises(BadLine, match="gold: there is nothing") as caught:
+        with pytest.raises(BadPromptLine, match="gold: there is nothing") as caught:
             _requests(path, columns)
         assert "secret" not in str(caught.value)
 
@@ -123,7 +123,7 @@ def test_a_row_that_is_not_utf_8_is_a_bad_line_alone(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": broken}), file)
     contents = [line.content for line in find_prompts(file).lines(Columns())]
     assert contents[0] == {"prompt": "fine"}
-    assert isinstance(contents[1], BadLine)
+    assert isinstance(contents[1], BadPromptLine)
     assert contents[2] == {"prompt": "too"}
 
 
@@ -190,7 +190,7 @@ def test_a_system_prompt_goes_first_and_changes_the_id(tmp_path: Path) -> None:
 def test_a_second_system_message_is_a_bad_line(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(ROWS[3]))
-    with pytest.raises(BadLine, match="system message of its own"):
+    with pytest.raises(BadPromptLine, match="system message of its own"):
         _requests(file, system="Be brief.")
 
 

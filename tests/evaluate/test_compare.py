@@ -12,7 +12,7 @@ from bon_server.core.errors import LogError
 from bon_server.core.types import Budget
 from bon_server.evaluate.compare import compare
 from bon_server.evaluate.curve_sums import CurveOptions
-from bon_server.evaluate.reading import Source
+from bon_server.evaluate.reading import LogSource
 from tests.evaluate.independent import mean_at
 from tests.evaluate.logs import imported, made_lines, written
 from tests.log.records import record
@@ -20,7 +20,7 @@ from tests.offline.grouped_files import line
 
 
 def compared(a: Path, b: Path, **options: Any) -> dict[str, Any]:
-    return compare(CurveOptions(Source(()), **options), a, b)
+    return compare(CurveOptions(LogSource(()), **options), a, b)
 
 
 def test_only_shared_prompts_count_and_each_is_its_own_control(tmp_path: Path) -> None:

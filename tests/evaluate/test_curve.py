@@ -19,7 +19,7 @@ from bon_server.evaluate import curve_sums
 from bon_server.evaluate.compare import compare
 from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions, KlMethod, Ranked, Sample
-from bon_server.evaluate.reading import Source
+from bon_server.evaluate.reading import LogSource
 from tests.evaluate.independent import exact_kl, mean_at, scored
 from tests.evaluate.logs import ODD_LINES, imported, made_lines, written
 from tests.log.records import record
@@ -30,7 +30,7 @@ from tests.offline.grouped_files import line
 def options(*logs: Path, **more: Any) -> CurveOptions:
     """Options; `merge` and `reward_model` go to the source."""
     source = {name: more.pop(name) for name in ("merge", "reward_model") if name in more}
-    return CurveOptions(Source(logs, **source), **more)
+    return CurveOptions(LogSource(logs, **source), **more)
 
 
 def test_every_figure_is_that_of_another_calculation(tmp_path: Path) -> None:

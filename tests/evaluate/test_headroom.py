@@ -10,7 +10,7 @@ import pytest
 
 from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.headroom import headroom
-from bon_server.evaluate.reading import Source
+from bon_server.evaluate.reading import LogSource
 from tests.evaluate.logs import imported, made_lines, written
 from tests.log.records import record, scored
 from tests.offline.grouped_files import line
@@ -26,7 +26,7 @@ LINES = [
 
 
 def figures(log: Path, **options: Any) -> dict[str, Any]:
-    return headroom(CurveOptions(Source((log,)), **options))
+    return headroom(CurveOptions(LogSource((log,)), **options))
 
 
 def test_figures_by_hand(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_weeks_begin_on_monday(tmp_path: Path) -> None:
 
 def test_which_n_is_worth_its_tokens(tmp_path: Path) -> None:
     records = [record("r", candidates=tuple(scored(i, float(i), completion_tokens=100) for i in range(4)))]
-    options = CurveOptions(Source((written(tmp_path, records),)))
+    options = CurveOptions(LogSource((written(tmp_path, records),)))
     answer = headroom(options, price_per_1000_tokens=2.0)["which_n"]
     # of the numbers 0..3 the best of k is 5 k / (k + 1) - 1 on average, a sample costs 0.2
     gains = [5 * k / (k + 1) - 5 * (k - 1) / k for k in range(2, 5)]
@@ -107,5 +107,5 @@ def test_which_n_is_not_led_astray_by_requests_with_fewer_samples(tmp_path: Path
 
 def test_merged_requests_have_no_weeks(tmp_path: Path) -> None:
     log = imported(tmp_path, [*LINES, LINES[0] | {"tags": {"again": "yes"}}])
-    document = headroom(CurveOptions(Source((log,), merge=True)))
+    document = headroom(CurveOptions(LogSource((log,), merge=True)))
     assert (document["prompts"], document["weeks"]) == (3, [])

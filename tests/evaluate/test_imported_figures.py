@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bon_server.evaluate.curve import curve
 from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.headroom import headroom
-from bon_server.evaluate.reading import Source
+from bon_server.evaluate.reading import LogSource
 from tests.offline.grouped_files import import_lines
 
 MOST = 6
@@ -156,7 +156,7 @@ def test_figures_of_imported_data(made: list[dict[str, Any]], drop_truncated: bo
         golds = [one.gold is not None for _, of in read for one in of]
         if not prompts or not any(golds):
             return  # refused, as other tests hold
-        source = Source((folder / "log",), merge=merge)
+        source = LogSource((folder / "log",), merge=merge)
         document = curve(CurveOptions(source, value="gold", drop_truncated=drop_truncated))
         rows = expected_rows(prompts)
         assert len(document["curve"]) == len(rows)
@@ -174,7 +174,7 @@ def test_figures_of_imported_data(made: list[dict[str, Any]], drop_truncated: bo
             check_headroom(source, prompts)
 
 
-def check_headroom(source: Source, prompts: Sequence[Sequence[Answer]]) -> None:
+def check_headroom(source: LogSource, prompts: Sequence[Sequence[Answer]]) -> None:
     """Duplicate, truncated and tied answers are counted, among those that have a reward."""
     document = headroom(CurveOptions(source))
     ranked = [[one for one in of if one.reward is not None] for of in prompts]

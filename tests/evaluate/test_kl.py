@@ -21,7 +21,7 @@ from bon_server.core.types import (
 )
 from bon_server.estimators import kl_bound, kl_soft_bound, kl_winner_probability
 from bon_server.evaluate.kl import kl
-from bon_server.evaluate.reading import Source
+from bon_server.evaluate.reading import LogSource
 from tests.evaluate.independent import exact_kl
 from tests.evaluate.logs import imported, written
 from tests.log.records import record, scored
@@ -32,7 +32,7 @@ ARGMAX: dict[str, Any] = {"rule": SelectionRule.ARGMAX, "selection_reason": Sele
 
 
 def rows(log: Path) -> dict[str, dict[str, Any]]:
-    return {row["how"]: row for row in kl(Source((log,)))["answers"]}
+    return {row["how"]: row for row in kl(LogSource((log,)))["answers"]}
 
 
 def valid(row: dict[str, Any]) -> set[str]:
@@ -89,4 +89,4 @@ def test_imports_are_taken_as_if_their_best_had_been_chosen(tmp_path: Path) -> N
 
 def test_completions_that_were_only_scored_say_nothing(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="1 requests read; none has candidates of a policy"):
-        kl(Source((written(tmp_path, [record("r", kind=Kind.SCORE)]),)))
+        kl(LogSource((written(tmp_path, [record("r", kind=Kind.SCORE)]),)))

@@ -13,7 +13,7 @@ import pytest
 
 from bon_server.core.types import Budget, Kind, ModelRef, Outcome
 from bon_server.evaluate.curve_sums import CurveOptions
-from bon_server.evaluate.reading import Source
+from bon_server.evaluate.reading import LogSource
 from bon_server.evaluate.report.likes import features, words
 from bon_server.evaluate.report.page import escaped, number
 from bon_server.evaluate.report.report import report
@@ -58,7 +58,7 @@ class _Reader(HTMLParser):
 
 def page(log: Path, **options: Any) -> tuple[_Reader, str]:
     out = log.parent / "report.html"
-    report(CurveOptions(Source((log,)), **options), out)
+    report(CurveOptions(LogSource((log,)), **options), out)
     source = out.read_text(encoding="utf-8")
     reader = _Reader()
     reader.feed(source)
@@ -102,14 +102,14 @@ def test_pictures_are_numbered_and_say_what_their_bands_are(tmp_path: Path) -> N
 def test_added_scores_are_shown_with_the_answers(tmp_path: Path) -> None:
     log = commit(tmp_path / "log", sampled(60))
     rescored(log, name="gold")
-    shown = sample_requests(Source((log,)), scores=("gold",))
+    shown = sample_requests(LogSource((log,)), scores=("gold",))
     assert shown
     for one in (one for request in shown for one in request.candidates):
         assert one.rewards["gold"] == synthetic_reward(one.text)
     reader, _ = page(log, value="gold")
     assert f"gold {number(shown[0].scored[0].rewards['gold'])}" in reader.text
     commit(log, sampled(60, first=60))
-    later = [one for one in sample_requests(Source((log,)), scores=("gold",)) if int(one.request_id[1:]) >= 60]
+    later = [one for one in sample_requests(LogSource((log,)), scores=("gold",)) if int(one.request_id[1:]) >= 60]
     assert later and not any("gold" in one.rewards for request in later for one in request.candidates)
 
 
@@ -128,7 +128,7 @@ def test_a_name_in_any_script_is_drawn_without_a_warning(tmp_path: Path) -> None
 
 def test_texts_can_be_left_out(tmp_path: Path) -> None:
     log = imported(tmp_path, made_lines(10))
-    report(CurveOptions(Source((log,))), tmp_path / "out.html", with_texts=False)
+    report(CurveOptions(LogSource((log,))), tmp_path / "out.html", with_texts=False)
     assert "prompt 3" not in (tmp_path / "out.html").read_text()
 
 
@@ -149,10 +149,10 @@ def test_requests_without_content_are_no_examples(tmp_path: Path) -> None:
 
 def test_the_same_requests_are_sampled_every_time(tmp_path: Path) -> None:
     log = imported(tmp_path, made_lines(50))
-    first, second = (sample_requests(Source((log,)), 10) for _ in range(2))
+    first, second = (sample_requests(LogSource((log,)), 10) for _ in range(2))
     assert [one.request_id for one in first] == [one.request_id for one in second]
     assert len(first) == 10
-    assert len(sample_requests(Source((log,)), 1_000)) == 50
+    assert len(sample_requests(LogSource((log,)), 1_000)) == 50
 
 
 def test_the_sample_is_of_what_the_curve_is_of(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_sample_is_of_what_the_curve_is_of(tmp_path: Path) -> None:
     stopped = record("stopped", [1.0, 9.0], budget=Budget(stop_at_reward=0.5))
     other = record("other", [1.0, 2.0], reward_models=(ModelRef("reward", "another", "77"),))
     records = [failed, record("again", [1.0, 2.0], attempt=2), stopped, record("one", [1.0]), other]
-    source = Source((written(tmp_path, records),), reward_model="a-reward-model")
+    source = LogSource((written(tmp_path, records),), reward_model="a-reward-model")
     assert [one.request_id for one in sample_requests(source, 1)] == ["again"]
     assert [one.request_id for one in sample_requests(source, 9, stopped=True)] == ["stopped"]
 
@@ -188,7 +188,7 @@ def test_a_real_browser_lays_it_out(tmp_path: Path) -> None:
     if browser is None:
         pytest.skip("no Chromium here")
     log = imported(tmp_path, made_lines(40))
-    report(CurveOptions(Source((log,)), value="gold"), tmp_path / "report.html")
+    report(CurveOptions(LogSource((log,)), value="gold"), tmp_path / "report.html")
     probe = "<script>document.title = 'width ' + document.documentElement.scrollWidth + ' of ' + innerWidth</script>"
     source = (tmp_path / "report.html").read_text().replace("default-src 'none'", "script-src 'unsafe-inline'")
     (tmp_path / "probe.html").write_text(source.replace("</body>", probe + "</body>"))

@@ -10,7 +10,7 @@ import pytest
 from bon_server.log.read.reader import LogReader
 from bon_server.log.record import SCHEMA_VERSION
 from bon_server.log.segments.columns import SCHEMA
-from bon_server.log.segments.files import Place, file_of
+from bon_server.log.segments.files import SegmentName, file_of
 from bon_server.log.verify.verify import verify
 from tests.log.make_golden import FOLDER, golden_records
 
@@ -18,7 +18,7 @@ VERSIONS = sorted(FOLDER.glob("version_*.parquet"))
 
 
 def _log_of(golden: Path, folder: Path) -> Path:
-    file = folder / file_of(Place("2026-11-22", "golden", 1, 3))
+    file = folder / file_of(SegmentName("2026-11-22", "golden", 1, 3))
     file.parent.mkdir(parents=True)
     shutil.copy(golden, file)
     return folder

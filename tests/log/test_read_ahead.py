@@ -18,7 +18,7 @@ from bon_server.log.read.reader import LogReader
 from bon_server.log.segments import reader as segment_reader
 from bon_server.log.segments.columns import SCHEMA
 from bon_server.log.segments.files import listed
-from bon_server.log.segments.reader import AHEAD_BYTES, MOST_AHEAD, Part
+from bon_server.log.segments.reader import AHEAD_BYTES, MOST_AHEAD, SegmentView
 from bon_server.log.segments.where import EVERYTHING
 from bon_server.log.spool.spool import Spool
 from tests.log.records import record
@@ -91,13 +91,13 @@ def test_few_are_read_ahead(log: Path, monkeypatch: pytest.MonkeyPatch, room: fl
     monkeypatch.setattr(segment_reader, "AHEAD_BYTES", room * size_bytes)
     monkeypatch.setattr("pyarrow.cpu_count", lambda: 64)
     begun: list[int] = []
-    read = Part._batch
+    read = SegmentView._batch
 
-    def noting(part: Part, parquet: Any, group: int, *rest: Any) -> Any:
+    def noting(part: SegmentView, parquet: Any, group: int, *rest: Any) -> Any:
         begun.append(group)
         return read(part, parquet, group, *rest)
 
-    monkeypatch.setattr(Part, "_batch", noting)
+    monkeypatch.setattr(SegmentView, "_batch", noting)
     with LogReader(log) as reader:
         for used, _ in enumerate(reader.batches(["ordinal"]), start=1):
             assert len(begun) <= used + at_most

@@ -39,7 +39,9 @@ async def policy(model_directory: Path) -> AsyncIterator[VllmPolicy]:
         warnings.simplefilter("ignore")  # of vLLM, while it is imported
         from bon_server.models.vllm.policy import VllmPolicy
     started = await VllmPolicy.start(
-        PolicyConfig(model=str(model_directory), dtype="float32", kv_cache_bytes=256 << 20, running_samples=64, seed=0)
+        PolicyConfig(
+            model=str(model_directory), dtype="float32", kv_cache_memory_bytes=256 << 20, max_num_seqs=64, seed=0
+        )
     )
     yield started
     await started.close()

@@ -35,11 +35,11 @@ def test_parallel_sizes(policy_engine: Any, files: ModelFiles) -> None:
     one = policy_engine._engine_args(PolicyConfig(), files)
     assert (one.tensor_parallel_size, one.data_parallel_size) == (1, 1)
     assert one.distributed_executor_backend is policy_engine.OneProcessExecutor
-    many = policy_engine._engine_args(PolicyConfig(gpus=2, data_parallel=3), files)
+    many = policy_engine._engine_args(PolicyConfig(tensor_parallel_size=2, data_parallel_size=3), files)
     assert (many.tensor_parallel_size, many.data_parallel_size) == (2, 3)
     assert many.distributed_executor_backend is policy_engine.ProcessPerGpuExecutor
 
 
 def test_watching_needs_room_for_two(policy_engine: Any, files: ModelFiles) -> None:
-    with pytest.raises(StartupError, match=r"gpu_memory_share = 0\.7 .* at most 0\.5"):
+    with pytest.raises(StartupError, match=r"gpu_memory_utilization = 0\.7 .* at most 0\.5"):
         policy_engine._start(PolicyConfig(watch="/checkpoints"), files, None)

@@ -31,7 +31,9 @@ async def test_an_engine_tells_its_metrics_and_steps(policy: VllmPolicy) -> None
 async def test_without_metrics_its_steps_are_still_seen(model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bon_server.models.vllm.policy import VllmPolicy
 
-    config = PolicyConfig(model=str(model_directory), dtype="float32", kv_cache_bytes=64 << 20, engine_metrics=False)
+    config = PolicyConfig(
+        model=str(model_directory), dtype="float32", kv_cache_memory_bytes=64 << 20, engine_metrics=False
+    )
     quiet = await VllmPolicy.start(config)
     try:
         (telemetry,) = quiet.engines

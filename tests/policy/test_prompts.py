@@ -16,8 +16,8 @@ from tests.tiny_models import byte_tokenizer
 SECRET = "what nobody else may read"
 
 
-def encoder(context_tokens: int = 2048, **options: Any) -> PromptEncoder:
-    return PromptEncoder(byte_tokenizer(**options), vocabulary_size=259, context_tokens=context_tokens)
+def encoder(max_model_len: int = 2048, **options: Any) -> PromptEncoder:
+    return PromptEncoder(byte_tokenizer(**options), vocabulary_size=259, max_model_len=max_model_len)
 
 
 def refusal(prompt: Prompt, **options: Any) -> tuple[str, str]:
@@ -105,14 +105,14 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenised(chat: bool) -> None:
 
 def test_what_is_just_too_long() -> None:
     """The longest token of this vocabulary, `<|endoftext|>`, stands for 13 characters."""
-    assert len(encoder(context_tokens=10).encode_now(Prompt(text="<|endoftext|>" * 10)).token_ids) == 10
-    assert len(encoder(context_tokens=10).encode_now(Prompt(text="a" * 10)).token_ids) == 10
+    assert len(encoder(max_model_len=10).encode_now(Prompt(text="<|endoftext|>" * 10)).token_ids) == 10
+    assert len(encoder(max_model_len=10).encode_now(Prompt(text="a" * 10)).token_ids) == 10
     for length in (11, 130, 131):
-        assert refusal(Prompt(text="a" * length), context_tokens=10)[0] == "text"
+        assert refusal(Prompt(text="a" * length), max_model_len=10)[0] == "text"
 
 
 async def test_tokenising_does_not_hold_up_the_event_loop() -> None:
-    slow = encoder(context_tokens=20_000)
+    slow = encoder(max_model_len=20_000)
     encoding = asyncio.ensure_future(slow.encode(Prompt(text=SECRET * 10_000)))
     longest_s, last = 0.0, time.monotonic()
     while not encoding.done():

@@ -52,7 +52,7 @@ async def refusal(policy: VllmPolicy, directory: Path, **settings: Any) -> str:
     from bon_server.models.vllm.successor import start_successor
 
     with pytest.raises(StartupError) as caught:
-        await start_successor(PolicyConfig(kv_cache_bytes=KV_CACHE_BYTES, **settings), policy, directory)
+        await start_successor(PolicyConfig(kv_cache_memory_bytes=KV_CACHE_BYTES, **settings), policy, directory)
     assert policy.healthy
     return str(caught.value)
 
@@ -164,7 +164,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     settings = {
         "policy.model": str(first),
         "policy.dtype": "float32",
-        "policy.kv_cache_bytes": KV_CACHE_BYTES,
+        "policy.kv_cache_memory_bytes": KV_CACHE_BYTES,
         "policy.watch": str(tmp_path / "watched"),
         "policy.watch_poll_s": 0.2,
     }

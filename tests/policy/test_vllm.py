@@ -335,7 +335,7 @@ async def test_a_prompt_that_fills_the_context_beside_running_samples(policy: Vl
         asyncio.create_task(policy.sample(f"r{index}", (9, 9), replace(PLAIN, max_tokens=400, stop_token_ids=())))
         for index in range(30)
     ]
-    longest = await policy.sample("long", tuple([7] * (policy.context_tokens - 1)), replace(PLAIN, seed=1))
+    longest = await policy.sample("long", tuple([7] * (policy.max_model_len - 1)), replace(PLAIN, seed=1))
     assert len(longest.token_ids) == 1
     await asyncio.gather(*running)
 
@@ -343,6 +343,6 @@ async def test_a_prompt_that_fills_the_context_beside_running_samples(policy: Vl
 async def test_what_the_banner_says(policy: VllmPolicy) -> None:
     assert policy.facts["dtype"] == "float32"
     assert policy.facts["device"] == "cpu"
-    assert int(policy.facts["kv_cache_tokens"]) > 2 * policy.context_tokens
+    assert int(policy.facts["kv_cache_tokens"]) > 2 * policy.max_model_len
     assert policy.ref.chat_template_hash is not None
     assert len(policy.ref.revision) == 64

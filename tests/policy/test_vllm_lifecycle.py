@@ -80,7 +80,7 @@ async def test_files_that_cannot_be_used(policy_class: type[VllmPolicy], copied:
 async def test_settings_that_cannot_be(policy_class: type[VllmPolicy], model_directory: Path) -> None:
     model = str(model_directory)
     assert "int4" in await refusal(policy_class, PolicyConfig(model=model, dtype="int4"))
-    assert "99999" in await refusal(policy_class, PolicyConfig(model=model, context_tokens=99_999))
+    assert "99999" in await refusal(policy_class, PolicyConfig(model=model, max_model_len=99_999))
 
 
 async def test_a_kind_of_model_that_nobody_knows(policy_class: type[VllmPolicy], copied: Path) -> None:
@@ -94,14 +94,14 @@ async def test_a_kind_of_model_that_nobody_knows(policy_class: type[VllmPolicy],
 async def test_weights_that_are_not_all_there(policy_class: type[VllmPolicy], copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    policy_config = PolicyConfig(model=str(copied), kv_cache_bytes=KV_CACHE_BYTES)
+    policy_config = PolicyConfig(model=str(copied), kv_cache_memory_bytes=KV_CACHE_BYTES)
     assert "while loading" in await refusal(policy_class, policy_config)
 
 
 async def test_giving_up_while_it_starts(policy_class: type[VllmPolicy], model_directory: Path) -> None:
     earlier = multiprocessing.active_children()
     starting = asyncio.create_task(
-        policy_class.start(PolicyConfig(model=str(model_directory), kv_cache_bytes=KV_CACHE_BYTES))
+        policy_class.start(PolicyConfig(model=str(model_directory), kv_cache_memory_bytes=KV_CACHE_BYTES))
     )
     while multiprocessing.active_children() == earlier:
         assert not starting.done()
@@ -139,7 +139,7 @@ async def test_giving_up_before_there_is_a_process(policy_class: type[VllmPolicy
 async def test_an_engine_that_is_killed(policy_class: type[VllmPolicy], model_directory: Path) -> None:
     earlier = set(multiprocessing.active_children())
     policy = await policy_class.start(
-        PolicyConfig(model=str(model_directory), dtype="float32", kv_cache_bytes=KV_CACHE_BYTES)
+        PolicyConfig(model=str(model_directory), dtype="float32", kv_cache_memory_bytes=KV_CACHE_BYTES)
     )
     (process,) = set(multiprocessing.active_children()) - earlier
     assert os.getpgid(process.pid or 0) == process.pid

@@ -67,7 +67,7 @@ def test_half_precision_is_what_was_asked_for(encoder: Path) -> None:
 
 def test_what_the_banner_says(decoder: Path) -> None:
     facts = Classifier.load(str(decoder), RewardConfig()).facts
-    assert (facts["dtype"], facts["kind"], facts["context_tokens"]) == ("float32", "decoder", 2048)
+    assert (facts["dtype"], facts["kind"], facts["max_model_len"]) == ("float32", "decoder", 2048)
 
 
 def test_positions_that_begin_after_the_padding_index(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_positions_that_begin_after_the_padding_index(tmp_path: Path) -> None:
         num_labels=1,
     )
     RobertaForSequenceClassification(config).save_pretrained(tmp_path)
-    assert Classifier.load(str(tmp_path), RewardConfig()).context_tokens == 128
+    assert Classifier.load(str(tmp_path), RewardConfig()).max_model_len == 128
 
 
 def test_kinds_of_models() -> None:

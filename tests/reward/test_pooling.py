@@ -38,18 +38,18 @@ def changed(directory: Path, tmp_path: Path, **changes: Any) -> Path:
 
 
 def test_what_is_taken(decoder: Path, encoder: Path) -> None:
-    assert (looked_at(decoder).decoder, looked_at(decoder).context_tokens) == (True, 2048)
-    assert (looked_at(encoder).decoder, looked_at(encoder).context_tokens) == (False, 128)
-    assert looked_at(decoder, RewardConfig(context_tokens=100)).context_tokens == 100
-    assert looked_at(decoder, RewardConfig(context_tokens=9999)).context_tokens == 2048
+    assert (looked_at(decoder).decoder, looked_at(decoder).max_model_len) == (True, 2048)
+    assert (looked_at(encoder).decoder, looked_at(encoder).max_model_len) == (False, 128)
+    assert looked_at(decoder, RewardConfig(max_model_len=100)).max_model_len == 100
+    assert looked_at(decoder, RewardConfig(max_model_len=9999)).max_model_len == 2048
 
 
 def test_positions_that_begin_after_the_padding_index(tmp_path: Path) -> None:
-    tiny_models.save_encoder_reward(tmp_path, context_tokens=1000)
+    tiny_models.save_encoder_reward(tmp_path, max_model_len=1000)
     sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = RobertaConfig(**sizes, intermediate_size=64, max_position_embeddings=130, pad_token_id=1, num_labels=1)
     RobertaForSequenceClassification(config).save_pretrained(tmp_path)
-    assert looked_at(tmp_path).context_tokens == 128
+    assert looked_at(tmp_path).max_model_len == 128
 
 
 def test_more_than_one_label(tmp_path: Path) -> None:

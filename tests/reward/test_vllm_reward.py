@@ -59,7 +59,7 @@ async def on_decoder(decoder: Path) -> AsyncIterator[VllmReward]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of vLLM, while it is imported
         from bon_server.models.vllm.reward import VllmReward
-    config = RewardConfig(kv_cache_bytes=32 << 20, batch_tokens=512)
+    config = RewardConfig(kv_cache_memory_bytes=32 << 20, batch_tokens=512)
     model = await VllmReward.start(str(decoder), "test", config)
     yield model
     await model.close()
@@ -160,7 +160,7 @@ async def test_an_ensemble_with_a_function(on_decoder: VllmReward) -> None:
 async def test_what_the_banner_says(on_decoder: VllmReward) -> None:
     facts = on_decoder.facts
     assert (facts["engine"], facts["dtype"], facts["kind"]) == ("vllm", "float32", "decoder")
-    assert int(facts["kv_cache_tokens"]) > int(facts["context_tokens"]) == 2048
+    assert int(facts["kv_cache_tokens"]) > int(facts["max_model_len"]) == 2048
 
 
 async def test_engines_register_no_metrics(on_decoder: VllmReward) -> None:

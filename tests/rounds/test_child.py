@@ -11,7 +11,7 @@ import pytest
 
 from bon_server.core.errors import RoundFailed, StartupError
 from bon_server.loop.rounds import steps
-from bon_server.loop.rounds.evaluation import Text
+from bon_server.loop.rounds.evaluation import SampledText
 from bon_server.loop.rounds.kl import kl_of_texts
 from bon_server.offline.train.options import TrainOptions
 from bon_server.offline.train.train import train
@@ -52,7 +52,7 @@ def test_a_tiny_policy_is_trained_and_measured(tmp_path: Path) -> None:
     told = in_child(train, options, tell=steps.append)
     assert json.loads((tmp_path / "tuned/training.json").read_bytes()) == told
     assert steps[-1].step == steps[-1].steps == 8
-    texts = [Text((1, 5, 9), (70, 71, 2), 0.8, 1.0)] * 2
+    texts = [SampledText((1, 5, 9), (70, 71, 2), 0.8, 1.0)] * 2
     done: list[int] = []
     first, second = in_child(kl_of_texts, str(tmp_path / "tuned"), str(base), texts, tell=done.append)
     assert first == second > 0.01

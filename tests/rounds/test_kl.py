@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from bon_server.loop.rounds.evaluation import Text
+from bon_server.loop.rounds.evaluation import SampledText
 from bon_server.loop.rounds.kl import kl_of_texts, sampled_logprobs
 from tests.tiny_models import save_policy
 
@@ -40,7 +40,7 @@ def test_the_expected_kl_is_that_of_whole_texts(policies: tuple[str, str], tempe
         logprobs.append((first[:, None] + second).numpy())
     joint_kl = float((np.exp(logprobs[0]) * (logprobs[0] - logprobs[1])).sum())
     weights = np.exp(logprobs[0]).sum(axis=1)
-    texts = [Text(PROMPT, (token, 7), temperature, 1.0) for token in range(259)]
+    texts = [SampledText(PROMPT, (token, 7), temperature, 1.0) for token in range(259)]
     done: list[int] = []
     values = kl_of_texts(*policies, texts, done.append)
     assert float(weights @ np.array(values)) == pytest.approx(joint_kl, rel=1e-4)
@@ -50,8 +50,8 @@ def test_the_expected_kl_is_that_of_whole_texts(policies: tuple[str, str], tempe
 
 def test_long_texts_are_summed_in_pieces(policies: tuple[str, str]) -> None:
     completion = tuple(itertools.islice(itertools.cycle(range(3, 100)), 75))
-    (whole,) = kl_of_texts(*policies, [Text(PROMPT, completion, 1.0, 1.0)], lambda _: None)
-    parts = [Text(PROMPT + completion[:end], completion[end : end + 1], 1.0, 1.0) for end in range(75)]
+    (whole,) = kl_of_texts(*policies, [SampledText(PROMPT, completion, 1.0, 1.0)], lambda _: None)
+    parts = [SampledText(PROMPT + completion[:end], completion[end : end + 1], 1.0, 1.0) for end in range(75)]
     assert whole == pytest.approx(sum(kl_of_texts(*policies, parts, lambda _: None)), rel=1e-4)
 
 
@@ -59,7 +59,7 @@ def test_logits_of_the_prompt_are_left_out_where_the_model_can(
     policies: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And those of a model that always computes all give the same KL."""
-    texts = [Text(PROMPT, (4, 5), 0.8, 1.0), Text(PROMPT, (4,), 0.8, 1.0)]
+    texts = [SampledText(PROMPT, (4, 5), 0.8, 1.0), SampledText(PROMPT, (4,), 0.8, 1.0)]
     forward, rows = LlamaForCausalLM.forward, []
 
     def watched(self: LlamaForCausalLM, input_ids: torch.Tensor, logits_to_keep: int = 0) -> Any:
@@ -78,11 +78,11 @@ def test_logits_of_the_prompt_are_left_out_where_the_model_can(
 
 
 def test_a_policy_is_no_distance_from_itself(policies: tuple[str, str]) -> None:
-    assert kl_of_texts(policies[0], policies[0], [Text(PROMPT, (4, 5), 0.8, 0.9)], lambda _: None) == [0.0]
+    assert kl_of_texts(policies[0], policies[0], [SampledText(PROMPT, (4, 5), 0.8, 0.9)], lambda _: None) == [0.0]
 
 
 def test_top_p_can_make_it_infinite(policies: tuple[str, str]) -> None:
-    assert kl_of_texts(*policies, [Text(PROMPT, (4, 5), 1.0, 0.1)], lambda _: None) == [np.inf]
+    assert kl_of_texts(*policies, [SampledText(PROMPT, (4, 5), 1.0, 0.1)], lambda _: None) == [np.inf]
 
 
 def test_top_p_keeps_the_token_that_reaches_it() -> None:

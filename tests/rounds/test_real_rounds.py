@@ -42,7 +42,7 @@ def test_a_round_of_a_tiny_policy(tmp_path: Path) -> None:
         "--set",
         "policy.dtype=float32",
         "--set",
-        "policy.kv_cache_bytes=67108864",
+        "policy.kv_cache_memory_bytes=67108864",
         "--min-distinct",
         "0",
         "--json",

@@ -57,7 +57,7 @@ async def test_requests_share_the_places_of_the_policy(run: Run) -> None:
         await released.wait()
         return says(str(index))
 
-    policy = ScriptedPolicy(script, places=16)
+    policy = ScriptedPolicy(script, slots=16)
     running = await run(policy, ScriptedReward())
     free = pb.Budget(price_per_candidate=0.0)
     alone = asyncio.create_task(running.ask(request_id="alone", n=48, budget=free))

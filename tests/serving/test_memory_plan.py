@@ -14,7 +14,7 @@ from bon_server.core.errors import StartupError
 from bon_server.models import memory_plan as planning
 from bon_server.models.memory_plan import MemoryPlan, memory_plan
 from bon_server.system import memory
-from bon_server.system.memory import PROCESS_BYTES, Room, gpu_room, host_room
+from bon_server.system.memory import PROCESS_BYTES, MemoryRoom, gpu_room, host_room
 from tests.conftest import StartServer
 
 GIB = 1 << 30
@@ -31,23 +31,23 @@ def written(root: Path, files: dict[str, str]) -> Path:
 @pytest.mark.parametrize(
     ("groups", "limits", "expected"),
     [
-        ("", {}, Room("machine", 16 * GIB, 12 * GIB)),
-        ("0::/\n", {"memory.max": "max"}, Room("machine", 16 * GIB, 12 * GIB)),
-        ("0::/a/b\n", {"a/b/memory.max": str(15 * GIB)}, Room("machine", 16 * GIB, 12 * GIB)),
+        ("", {}, MemoryRoom("machine", 16 * GIB, 12 * GIB)),
+        ("0::/\n", {"memory.max": "max"}, MemoryRoom("machine", 16 * GIB, 12 * GIB)),
+        ("0::/a/b\n", {"a/b/memory.max": str(15 * GIB)}, MemoryRoom("machine", 16 * GIB, 12 * GIB)),
         (
             "0::/a/b\n",
             {"a/memory.max": str(8 * GIB), "a/memory.current": str(3 * GIB), "a/memory.stat": f"inactive_file {GIB}"},
-            Room("control group", 8 * GIB, 6 * GIB),
+            MemoryRoom("control group", 8 * GIB, 6 * GIB),
         ),
         (
             "4:memory:/not/mounted/here\n0::/\n",
             {"memory/memory.limit_in_bytes": str(2 * GIB), "memory/memory.usage_in_bytes": str(3 * GIB)},
-            Room("control group", 2 * GIB, 0),
+            MemoryRoom("control group", 2 * GIB, 0),
         ),
     ],
     ids=["no groups", "no limit", "a limit above what is free", "of a group above", "version 1"],
 )
-def test_the_room(groups: str, limits: dict[str, str], expected: Room, tmp_path: Path) -> None:
+def test_the_room(groups: str, limits: dict[str, str], expected: MemoryRoom, tmp_path: Path) -> None:
     proc = written(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": groups})
     assert host_room(proc, written(tmp_path / "groups", limits)) == expected
 
@@ -56,7 +56,7 @@ def test_the_room_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(memory, "ASK_THE_GPU", "print(3, 5)")
-    assert gpu_room() == Room("GPU", 5, 3)
+    assert gpu_room() == MemoryRoom("GPU", 5, 3)
     monkeypatch.setattr(memory, "ASK_THE_GPU", "print(1); raise RuntimeError('all CUDA-capable devices are busy')")
     with pytest.raises(StartupError, match="the GPU cannot be used: RuntimeError: all CUDA-capable devices are busy"):
         gpu_room()
@@ -100,7 +100,9 @@ def config(**settings: Any) -> Config:
     return load(None, {}, settings)
 
 
-def made(settings: Config, monkeypatch: pytest.MonkeyPatch, host: Room, gpu: Room | None = None) -> MemoryPlan:
+def made(
+    settings: Config, monkeypatch: pytest.MonkeyPatch, host: MemoryRoom, gpu: MemoryRoom | None = None
+) -> MemoryPlan:
     monkeypatch.setattr(planning, "host_room", lambda: host)
     monkeypatch.setattr(planning, "gpu_room", lambda: gpu)
     plan = memory_plan(settings)
@@ -119,12 +121,12 @@ def test_engines_on_a_cpu(models: dict[str, str], monkeypatch: pytest.MonkeyPatc
         **{
             "policy.model": models["policy"],
             "policy.dtype": "float32",
-            "policy.kv_cache_bytes": 2 * GIB,
+            "policy.kv_cache_memory_bytes": 2 * GIB,
             "reward.models": [f"a=vllm:{models['decoder']}", f"b=vllm:{models['encoder']}", f"c={models['decoder']}"],
-            "reward.kv_cache_bytes": GIB // 2,
+            "reward.kv_cache_memory_bytes": GIB // 2,
         }
     )
-    plan = made(settings, monkeypatch, Room("machine", 16 * GIB, 12 * GIB))
+    plan = made(settings, monkeypatch, MemoryRoom("machine", 16 * GIB, 12 * GIB))
     parts = {need.who: dict(need.parts) for need in plan.needs}
     assert parts["policy"] == {"weights": GIB // 8, "key-value cache": 2 * GIB, "process": PROCESS_BYTES}
     assert parts["reward model a"] == {
@@ -143,8 +145,8 @@ def test_engines_on_a_cpu(models: dict[str, str], monkeypatch: pytest.MonkeyPatc
 def test_what_does_not_fit_is_refused_with_both_numbers(
     models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config(**{"policy.model": models["policy"], "policy.kv_cache_bytes": 9 * GIB})
-    plan = made(settings, monkeypatch, Room("control group", 8 * GIB, 7 * GIB))
+    settings = config(**{"policy.model": models["policy"], "policy.kv_cache_memory_bytes": 9 * GIB})
+    plan = made(settings, monkeypatch, MemoryRoom("control group", 8 * GIB, 7 * GIB))
     assert not plan.fits
     with pytest.raises(
         StartupError, match=f"need {plan.needed_bytes / GIB:.2f} GiB.* 7.00 of the control group's 8.00"
@@ -154,36 +156,36 @@ def test_what_does_not_fit_is_refused_with_both_numbers(
 
 def test_shares_of_a_gpu(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"policy.model": models["policy"], "reward.models": [f"vllm:{models['decoder']}"]}
-    host, gpu = Room("machine", GIB, GIB), Room("GPU", 10 * GIB, 10 * GIB)
+    host, gpu = MemoryRoom("machine", GIB, GIB), MemoryRoom("GPU", 10 * GIB, 10 * GIB)
     plan = made(config(**settings), monkeypatch, host, gpu)
     context_bytes = planning.CONTEXT_BYTES
     shares_bytes = [int(0.7 * 10 * GIB), int(0.2 * 10 * GIB)]
     assert [need.total_bytes for need in plan.needs] == [share + context_bytes for share in shares_bytes]
     assert plan.room == gpu
     plan.check()
-    too_much = made(config(**settings, **{"reward.gpu_memory_share": 0.4}), monkeypatch, host, gpu)
+    too_much = made(config(**settings, **{"reward.gpu_memory_utilization": 0.4}), monkeypatch, host, gpu)
     with pytest.raises(
-        StartupError, match=r"need 11\.60 GiB .* 10\.00 of the GPU's 10\.00 GiB.* smaller gpu_memory_share"
+        StartupError, match=r"need 11\.60 GiB .* 10\.00 of the GPU's 10\.00 GiB.* smaller gpu_memory_utilization"
     ):
         too_much.check()
-    with pytest.raises(StartupError, match=r"reward\.gpu_memory_share = 0\.001"):
-        made(config(**settings, **{"reward.gpu_memory_share": 0.001}), monkeypatch, host, gpu)
+    with pytest.raises(StartupError, match=r"reward\.gpu_memory_utilization = 0\.001"):
+        made(config(**settings, **{"reward.gpu_memory_utilization": 0.001}), monkeypatch, host, gpu)
 
 
 def test_a_gpu_has_to_hold_the_next_weights_too(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"policy.model": models["policy"], "policy.watch": "checkpoints"}
-    host, gpu = Room("machine", GIB, GIB), Room("GPU", 10 * GIB, 10 * GIB)
-    made(config(**settings, **{"policy.gpu_memory_share": 0.4}), monkeypatch, host, gpu).check()
+    host, gpu = MemoryRoom("machine", GIB, GIB), MemoryRoom("GPU", 10 * GIB, 10 * GIB)
+    made(config(**settings, **{"policy.gpu_memory_utilization": 0.4}), monkeypatch, host, gpu).check()
     with pytest.raises(StartupError, match=r"policy's next weights beside it \(policy\.watch\) 5\.30"):
-        made(config(**settings, **{"policy.gpu_memory_share": 0.5}), monkeypatch, host, gpu).check()
+        made(config(**settings, **{"policy.gpu_memory_utilization": 0.5}), monkeypatch, host, gpu).check()
 
 
 def test_a_cache_larger_than_the_share_counts(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    host, gpu = Room("machine", GIB, GIB), Room("GPU", 10 * GIB, 10 * GIB)
+    host, gpu = MemoryRoom("machine", GIB, GIB), MemoryRoom("GPU", 10 * GIB, 10 * GIB)
     share_bytes = int(0.7 * 10 * GIB)
 
     def taken_bytes(cache_gib: int) -> int:
-        settings = config(**{"policy.model": models["policy"], "policy.kv_cache_bytes": cache_gib * GIB})
+        settings = config(**{"policy.model": models["policy"], "policy.kv_cache_memory_bytes": cache_gib * GIB})
         return made(settings, monkeypatch, host, gpu).needs[0].total_bytes - planning.CONTEXT_BYTES
 
     assert taken_bytes(1) == share_bytes, "vLLM wants it free all the same"
@@ -193,6 +195,6 @@ def test_a_cache_larger_than_the_share_counts(models: dict[str, str], monkeypatc
 async def test_a_server_that_cannot_fit_its_models_does_not_start(
     start_server: StartServer, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "host_room", lambda: Room("machine", GIB, GIB))
+    monkeypatch.setattr(planning, "host_room", lambda: MemoryRoom("machine", GIB, GIB))
     with pytest.raises(StartupError, match=r"need .* GiB of memory, and 1\.00 of the machine's 1\.00 GiB are free"):
         await start_server(**{"reward.models": [f"vllm:{models['decoder']}"]})

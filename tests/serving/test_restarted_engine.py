@@ -132,7 +132,7 @@ async def test_other_weights_in_the_same_place_are_not_taken(tmp_path: Path) -> 
     from bon_server.models.vllm.successor import restart
     from tests import tiny_models
 
-    config = PolicyConfig(model=str(tiny_models.save_policy(tmp_path / "policy")), kv_cache_bytes=64 << 20)
+    config = PolicyConfig(model=str(tiny_models.save_policy(tmp_path / "policy")), kv_cache_memory_bytes=64 << 20)
     policy = await VllmPolicy.start(config)
     try:
         tiny_models.save_policy(tmp_path / "policy", chat_template="{{ messages }}")

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from bon_server.core.types import FinishReason, Kind, PolicyRef, Sampling
-from bon_server.evaluate.reading import Seen, Source, tables
+from bon_server.evaluate.reading import LogSource, ReadCounts, tables
 from bon_server.log.read.reader import LogReader, Where
 from bon_server.log.scores.joined import IDENTITY, AddedScores
 from bon_server.log.segments.where import Ordinals
@@ -74,7 +74,7 @@ class SampledRequest(msgspec.Struct):
 
 
 def sample_requests(
-    source: Source, most: int = SAMPLED_REQUESTS, stopped: bool = False, scores: Sequence[str] = ()
+    source: LogSource, most: int = SAMPLED_REQUESTS, stopped: bool = False, scores: Sequence[str] = ()
 ) -> list[SampledRequest]:
     """At most so many requests with at least two scored candidates, in an order that says nothing of them.
 
@@ -88,12 +88,12 @@ def sample_requests(
         return sorted(read, key=lambda request: _digest(request.principal, request.request_id))
 
 
-def _places(source: Source, stopped: bool) -> Iterator[tuple[int, int, int]]:
+def _places(source: LogSource, stopped: bool) -> Iterator[tuple[int, int, int]]:
     """Digest of the id, log and ordinal of every request that can be taken."""
     columns = ("principal", "request_id", "ordinal")
     for number, log in enumerate(source.logs):
         one = replace(source, logs=(log,), merge=False, on_records=lambda records: None)
-        for table in tables(one, ("reward",), Seen(), columns):
+        for table in tables(one, ("reward",), ReadCounts(), columns):
             scored = np.bincount(table.request[np.isfinite(table.numbers["reward"])], minlength=len(table.prompt))
             some = table.take((scored > 1) & (table.stopped == stopped))
             of_each = (some.columns[name].tolist() for name in columns)

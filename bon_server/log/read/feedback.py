@@ -26,7 +26,7 @@ from bon_server.log.read.reader import refuse_damage
 from bon_server.log.record import Record
 from bon_server.log.segments.feedback_columns import FEEDBACK, FEEDBACK_SCHEMA, from_batch
 from bon_server.log.segments.files import listed, naming, open_parquet, place_of
-from bon_server.log.segments.reader import Part, part_of
+from bon_server.log.segments.reader import SegmentView, part_of
 from bon_server.log.segments.where import EVERYTHING
 from bon_server.log.spool.database import SPOOL_NAME, open_for_reading
 
@@ -153,7 +153,7 @@ class FeedbackReader:
         with self._reading():
             return versions(self._spool, file)
 
-    def _insert(self, writer: str, part: Part) -> None:
+    def _insert(self, writer: str, part: SegmentView) -> None:
         index = self._index
         assert index is not None
         for batch in part.batches(FEEDBACK_SCHEMA, EVERYTHING, self._on_damage):
@@ -169,14 +169,14 @@ class FeedbackReader:
                     ((writer, at, one.principal, one.request_id, one.attempt, encode(one)) for at, one in rows),
                 )
 
-    def _listed(self) -> Iterator[tuple[str, Part]]:
+    def _listed(self) -> Iterator[tuple[str, SegmentView]]:
         for file in listed(self._directory, FEEDBACK.folder):
             place = place_of(file, FEEDBACK.folder)
             if place is not None:
-                part = Part(self._directory / file, place.date, place.first_ordinal, place.last_ordinal)
+                part = SegmentView(self._directory / file, place.date, place.first_ordinal, place.last_ordinal)
                 yield place.writer, self._as_described(part, file)
 
-    def _as_described(self, part: Part, file: str) -> Part:
+    def _as_described(self, part: SegmentView, file: str) -> SegmentView:
         """With what was put beside a published segment."""
         try:
             segment = described(self._directory, file)

@@ -34,7 +34,7 @@ from bon_server.log.record import Record, decode
 from bon_server.log.scores.joined import AddedScores
 from bon_server.log.segments.columns import SCHEMA, conform, prune, to_batch
 from bon_server.log.segments.files import FEEDBACK_FOLDER, listed, open_parquet, place_of, writer_of
-from bon_server.log.segments.reader import Part, part_of, read_ahead
+from bon_server.log.segments.reader import SegmentView, part_of, read_ahead
 from bon_server.log.segments.where import EVERYTHING as EVERYTHING
 from bon_server.log.segments.where import Where as Where
 from bon_server.log.spool.database import SPOOL_NAME, StoredRow, open_for_reading, unpack, unpack_fields
@@ -53,7 +53,7 @@ class Position(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class LogFile:
     """A file of a log, as far as it is read."""
 
     file: Path
@@ -106,7 +106,7 @@ class LogReader:
         """First and last ordinal of a sealing that was under way."""
         self.own_writer = self._open_register()
         """Name of the writer whose spool is here; empty: it has none yet, or the folder was copied without it."""
-        self._parts: dict[str, list[Part]] = {}
+        self._parts: dict[str, list[SegmentView]] = {}
         if only is None:
             self._parts[self.own_writer] = self._own_parts(self.segments)
         for one in only or ():
@@ -130,11 +130,11 @@ class LogReader:
             self._spool.close()
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[SegmentView]:
         """The segments of the prefix, in the order of the log."""
         return [part for writer in self.writers for part in self._parts[writer]]
 
-    def parts_by_writer(self) -> Iterator[tuple[str, Part]]:
+    def parts_by_writer(self) -> Iterator[tuple[str, SegmentView]]:
         """As `parts`, each with the name of its writer."""
         return ((writer, part) for writer in self.writers for part in self._parts[writer])
 
@@ -182,15 +182,15 @@ class LogReader:
             for batch in read_ahead(parts, schema, where, self._on_damage):
                 yield conform(batch, schema)
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[LogFile]:
         """The files of the prefix, in the order of the log; reads the spool once, and segments not registered here."""
         return self.segment_sources() + self.unsealed_sources()
 
-    def unsealed_sources(self) -> list[Source]:
+    def unsealed_sources(self) -> list[LogFile]:
         """The files of the rows that are in none of `parts`; the spool also when it has no rows and there are none."""
         digest = hashlib.sha256()
         rows = size = 0
-        late: list[Part] = []
+        late: list[SegmentView] = []
         for _, page, parts in self._pages(EVERYTHING):
             rows += len(page)
             late += parts
@@ -199,10 +199,10 @@ class LogReader:
                 size += len(row.record)
         sources = [_source(part, None) for part in late]
         if rows or not (late or self.parts or self._spool is None):
-            sources.append(Source(self.spool_file, rows, digest.hexdigest(), self.last_ordinal, size))
+            sources.append(LogFile(self.spool_file, rows, digest.hexdigest(), self.last_ordinal, size))
         return sources
 
-    def segment_sources(self) -> list[Source]:
+    def segment_sources(self) -> list[LogFile]:
         """The segments of the prefix, in the order of the log; reads those not registered here."""
         known = {self.directory / one.file: one for one in (*self.segments, *self.described.values())}
         return [_source(part, known.get(part.path)) for part in self.parts]
@@ -221,7 +221,7 @@ class LogReader:
             self.plan = None if own is None else catalog.planned(spool)
         return own or ""
 
-    def _own_parts(self, segments: Iterable[Segment]) -> list[Part]:
+    def _own_parts(self, segments: Iterable[Segment]) -> list[SegmentView]:
         return [part_of(self.directory, one, self._look_again) for one in segments]
 
     def _look_again(self, file: str) -> list[Version] | None:
@@ -233,7 +233,7 @@ class LogReader:
     def _add_listed(self, file: str) -> None:
         place = place_of(file)
         if place is not None and place.writer != self.own_writer:
-            part = Part(self.directory / file, place.date, place.first_ordinal, place.last_ordinal)
+            part = SegmentView(self.directory / file, place.date, place.first_ordinal, place.last_ordinal)
             try:
                 segment = described(self.directory, file)
             except LogError as error:
@@ -288,7 +288,7 @@ class LogReader:
                 continue
             yield row.ordinal, one
 
-    def _pages(self, where: Where) -> Iterator[tuple[int, list[StoredRow], list[Part]]]:
+    def _pages(self, where: Where) -> Iterator[tuple[int, list[StoredRow], list[SegmentView]]]:
         """Pages of the spool: up to which ordinal, its rows, and segments registered since that have rows ahead."""
         conditions, values = where.sql()
         statement = (
@@ -324,9 +324,9 @@ class LogReader:
             raise LogError(f"{self.spool_file} cannot be read{place}: {error}") from error
 
 
-def _source(part: Part, segment: Segment | None) -> Source:
+def _source(part: SegmentView, segment: Segment | None) -> LogFile:
     if segment is not None:
-        return Source(part.path, segment.rows, segment.sha256, segment.last_ordinal, segment.bytes)
+        return LogFile(part.path, segment.rows, segment.sha256, segment.last_ordinal, segment.bytes)
     with closing(open_parquet(part.path)) as parquet:
         size = part.path.stat().st_size
-        return Source(part.path, parquet.metadata.num_rows, sha256_of(part.path), part.last_ordinal, size)
+        return LogFile(part.path, parquet.metadata.num_rows, sha256_of(part.path), part.last_ordinal, size)

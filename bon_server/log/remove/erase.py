@@ -42,7 +42,7 @@ from bon_server.log.remove.erase_published import PublishedCopies
 from bon_server.log.remove.rewrite import Key, Match, erase_scores, matching_rows, rewrite
 from bon_server.log.scores.files import changing_scores
 from bon_server.log.segments.feedback_columns import FEEDBACK
-from bon_server.log.segments.files import RECORDS, Table, listed, place_of
+from bon_server.log.segments.files import RECORDS, SegmentKind, listed, place_of
 from bon_server.log.spool.database import SPOOL_NAME, StoredRow, open_for_writing, unpack_fields
 from bon_server.log.spool.pieces import pieces
 from bon_server.system.files import sha256_of, sync_folder
@@ -173,12 +173,12 @@ class _Erasure:
             not_searched=self._not_searched(),
         )
 
-    def _segments(self, table: Table) -> dict[str, set[Key]]:
+    def _segments(self, table: SegmentKind) -> dict[str, set[Key]]:
         """Files with something to remove."""
         files = listed(self._directory, table.folder)
         return {file: found for file in files if (found := self._found_in(self._directory / file, table))}
 
-    def _only_there(self, copies: PublishedCopies | None, table: Table) -> dict[str, set[Key]]:
+    def _only_there(self, copies: PublishedCopies | None, table: SegmentKind) -> dict[str, set[Key]]:
         """Published objects that have gone from here, with something to remove."""
         files = [] if copies is None else copies.only_there(table)
         search = partial(self._found_in, table=table)
@@ -207,7 +207,7 @@ class _Erasure:
         self._cancel(RECORDS, catalog.planned(self._database), "sealing")
         self._cancel(FEEDBACK, catalog.planned(self._database, catalog.FEEDBACK), "feedback_sealing")
 
-    def _cancel(self, table: Table, plan: tuple[int, int] | None, noted_in: str) -> None:
+    def _cancel(self, table: SegmentKind, plan: tuple[int, int] | None, noted_in: str) -> None:
         """Undoes a sealing that a crash interrupted: what it wrote may hold what is to be erased."""
         own = catalog.writer_id(self._database)
         for file in list(listed(self._directory, table.folder)):
@@ -218,7 +218,7 @@ class _Erasure:
         with self._database:
             self._database.execute(f"DELETE FROM {noted_in}")
 
-    def _found_in(self, path: Path, table: Table) -> set[Key]:
+    def _found_in(self, path: Path, table: SegmentKind) -> set[Key]:
         keys = set(matching_rows(path, self._match, self._keys if table is FEEDBACK else set()))
         if table is RECORDS:
             self._keys |= keys
@@ -268,7 +268,7 @@ class _Erasure:
                 copies.rewrite(file, FEEDBACK, keys)
         self._delete("DELETE FROM feedback WHERE ordinal = ?", ((key[2],) for key in found.spool))
 
-    def _rewrite(self, file: str, table: Table, keys: set[Key]) -> None:
+    def _rewrite(self, file: str, table: SegmentKind, keys: set[Key]) -> None:
         path = self._directory / file
         own = catalog.is_registered(self._database, file)
         with rewrite(path, table, keys) as version:
@@ -281,7 +281,7 @@ class _Erasure:
                 catalog.was_replaced(self._database, file)
         self._rewritten.append(file)
 
-    def _forget(self, keys: set[Key], table: Table = RECORDS) -> None:
+    def _forget(self, keys: set[Key], table: SegmentKind = RECORDS) -> None:
         """Drops what was kept to recognise retries."""
         if table is FEEDBACK:
             statement = "DELETE FROM sealed_feedback WHERE principal = ? AND feedback_id = ? AND ordinal = ?"

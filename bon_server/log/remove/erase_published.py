@@ -24,7 +24,7 @@ from bon_server.log import catalog, published
 from bon_server.log.catalog import Segment, Version
 from bon_server.log.publish.store import Object, Store, StoreError
 from bon_server.log.remove.rewrite import Key, keys_of, rewrite
-from bon_server.log.segments.files import Table
+from bon_server.log.segments.files import SegmentKind
 
 _FETCHED = ".fetched.parquet.tmp"
 """In the log folder; what a crash leaves of it the next erasure removes."""
@@ -47,7 +47,7 @@ class PublishedCopies:
         self.failures: list[StoreError] = []
         """Objects that could not be replaced."""
 
-    def only_there(self, table: Table) -> list[str]:
+    def only_there(self, table: SegmentKind) -> list[str]:
         """Files of a kind that were published and are no longer here, sorted."""
         here = {one.file for one in self._here()}
         return sorted(file for file in self._noted if file not in here and file.startswith(f"{table.folder}/"))
@@ -68,7 +68,7 @@ class PublishedCopies:
                 self.failures.append(_changed(self._store, file))
             return keys
 
-    def rewrite(self, file: str, table: Table, keys: Collection[Key]) -> None:
+    def rewrite(self, file: str, table: SegmentKind, keys: Collection[Key]) -> None:
         """Replaces an object that is no longer here by one without the rows of `keys`."""
         with self._fetched(file) as fetched:
             if fetched is None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bon_server.log.catalog import Version
 from bon_server.log.scores.files import FOLDER, SCORES, ScoreFile, overlapping, read_scores, score_files
-from bon_server.log.segments.files import Table, footer_sha256, naming, open_parquet, parquet_writer
+from bon_server.log.segments.files import SegmentKind, footer_sha256, naming, open_parquet, parquet_writer
 from bon_server.system.files import sha256_of, sync_folder, temporary_name
 
 Key = tuple[str, str, int]
@@ -93,7 +93,7 @@ def _key(row: Mapping[str, Any]) -> Key:
 
 
 @contextmanager
-def rewrite(path: Path, table: Table, keys: Collection[Key]) -> Iterator[Version]:
+def rewrite(path: Path, table: SegmentKind, keys: Collection[Key]) -> Iterator[Version]:
     """Yields how the file will look without the rows of `keys`; at the good end of the block it does.
 
     Raises `LogError` when it cannot be read, OSError when it cannot be written.
@@ -130,7 +130,7 @@ def _write_without(path: Path, temporary: Path, keys: Collection[Key]) -> int:
     return left
 
 
-_TABLE = Table(FOLDER, SCORES, [("ordinal", "ascending")])
+_TABLE = SegmentKind(FOLDER, SCORES, [("ordinal", "ascending")])
 
 
 def erase_scores(directory: Path, match: Match, keys: Collection[Key]) -> dict[str, int]:

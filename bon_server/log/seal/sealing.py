@@ -34,7 +34,7 @@ import apsw
 from bon_server.core.errors import LogError
 from bon_server.log import catalog
 from bon_server.log.catalog import FEEDBACK as LEDGER
-from bon_server.log.catalog import RECORDS, Ledger, Sealed, SealedFeedback, Segment
+from bon_server.log.catalog import RECORDS, Sealed, SealedFeedback, Segment, StreamTables
 from bon_server.log.feedback import Feedback, said, unpack
 from bon_server.log.seal.process import SealedPage, seal_page, sealing_process
 from bon_server.log.segments.feedback_columns import FEEDBACK, to_batch
@@ -45,13 +45,13 @@ from bon_server.log.spool.spool import Spool
 from bon_server.system.files import sha256_of
 
 
-def last_ordinal(reading: apsw.Connection, ledger: Ledger) -> int:
+def last_ordinal(reading: apsw.Connection, ledger: StreamTables) -> int:
     """Of what is in the spool; 0: nothing is."""
     last: int = reading.execute(f"SELECT coalesce(max(ordinal), 0) FROM {ledger.rows}").get
     return last
 
 
-def waiting_bytes(reading: apsw.Connection, ledger: Ledger) -> int:
+def waiting_bytes(reading: apsw.Connection, ledger: StreamTables) -> int:
     """Of what the next sealings take."""
     statement = f"SELECT coalesce(sum(length({ledger.content})), 0) FROM {ledger.rows} WHERE ordinal > ?"
     size: int = reading.execute(statement, (catalog.sealed_through(reading, ledger),)).get
@@ -59,7 +59,7 @@ def waiting_bytes(reading: apsw.Connection, ledger: Ledger) -> int:
 
 
 def plan_next(
-    spool: Spool, reading: apsw.Connection, until: int, seal_bytes: int, ledger: Ledger
+    spool: Spool, reading: apsw.Connection, until: int, seal_bytes: int, ledger: StreamTables
 ) -> tuple[int, int] | None:
     """The range to seal next: that of an interrupted sealing first. None: nothing up to `until` is left to do."""
     interrupted = catalog.planned(reading, ledger)

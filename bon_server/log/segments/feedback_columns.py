@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from bon_server.log.feedback import Feedback
 from bon_server.log.segments.columns import TAGS
-from bon_server.log.segments.files import FEEDBACK_FOLDER, Table
+from bon_server.log.segments.files import FEEDBACK_FOLDER, SegmentKind
 
 FEEDBACK_SCHEMA = pa.schema(
     [
@@ -33,7 +33,7 @@ FEEDBACK_SCHEMA = pa.schema(
     metadata={"schema_version": "1"},
 )
 """Row of a feedback segment."""
-FEEDBACK = Table(FEEDBACK_FOLDER, FEEDBACK_SCHEMA, [("request_id", "ascending"), ("ordinal", "ascending")])
+FEEDBACK = SegmentKind(FEEDBACK_FOLDER, FEEDBACK_SCHEMA, [("request_id", "ascending"), ("ordinal", "ascending")])
 
 
 def to_batch(observations: Sequence[tuple[int, Feedback]]) -> pa.RecordBatch:

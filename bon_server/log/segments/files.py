@@ -36,7 +36,7 @@ _SORT = [("prompt_hash", "ascending"), ("ordinal", "ascending")]
 _NAME = re.compile(r"(\w+)/date=(\d{4}-\d\d-\d\d)/writer=([A-Za-z0-9._-]+)/(\d{12,19})-(\d{12,19})\.parquet")
 
 
-class Table(NamedTuple):
+class SegmentKind(NamedTuple):
     """What a kind of segments has in common."""
 
     folder: str
@@ -46,10 +46,10 @@ class Table(NamedTuple):
     """Of the rows within a row group."""
 
 
-RECORDS = Table(FOLDER, SCHEMA, _SORT)
+RECORDS = SegmentKind(FOLDER, SCHEMA, _SORT)
 
 
-class Place(NamedTuple):
+class SegmentName(NamedTuple):
     """What the name of a segment says."""
 
     date: str
@@ -59,18 +59,18 @@ class Place(NamedTuple):
     last_ordinal: int
 
 
-def file_of(place: Place, folder: str = FOLDER) -> str:
+def file_of(place: SegmentName, folder: str = FOLDER) -> str:
     """Relative to the log folder."""
     name = f"{place.first_ordinal:012d}-{place.last_ordinal:012d}.parquet"
     return f"{folder}/date={place.date}/writer={place.writer}/{name}"
 
 
-def place_of(file: str, folder: str = FOLDER) -> Place | None:
+def place_of(file: str, folder: str = FOLDER) -> SegmentName | None:
     """Inverse of `file_of`; None: not a segment's name."""
     match = _NAME.fullmatch(file)
     if match is None or match[1] != folder:
         return None
-    return Place(match[2], match[3], int(match[4]), int(match[5]))
+    return SegmentName(match[2], match[3], int(match[4]), int(match[5]))
 
 
 def writer_of(file: str) -> str:
@@ -114,7 +114,7 @@ class SegmentsWriter:
     """Writes the files of one sealing, one for each date. In a `with` block: at its good end they get their names."""
 
     def __init__(
-        self, directory: Path, writer: str, first_ordinal: int, last_ordinal: int, table: Table = RECORDS
+        self, directory: Path, writer: str, first_ordinal: int, last_ordinal: int, table: SegmentKind = RECORDS
     ) -> None:
         self._directory = directory
         self._table = table
@@ -148,7 +148,9 @@ class SegmentsWriter:
     def add(self, date: str, batch: pa.RecordBatch) -> None:
         """Rows of one date; ordinals rise from call to call. Raises OSError when there is no room."""
         if date not in self._growing:
-            self._growing[date] = self._start(file_of(Place(date, self._writer, *self._range), self._table.folder))
+            self._growing[date] = self._start(
+                file_of(SegmentName(date, self._writer, *self._range), self._table.folder)
+            )
         self._growing[date].add(batch)
 
     def rows(self) -> dict[str, int]:

@@ -41,7 +41,7 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SegmentView:
     """A segment, as far as a reader reads it."""
 
     path: Path
@@ -137,11 +137,12 @@ class Part:
 
 
 def read_ahead(
-    parts: Iterable[Part], schema: pa.Schema, where: Where, on_damage: Callable[[LogError], None]
+    parts: Iterable[SegmentView], schema: pa.Schema, where: Where, on_damage: Callable[[LogError], None]
 ) -> Iterator[Any]:
-    """The batches of parts one after the other, as `Part.batches` has them, the next ones being read meanwhile.
+    """The batches of parts one after the other, as `SegmentView.batches` has them, the next ones being read meanwhile.
 
-    Threads are gone when it ends or is closed. `on_damage` and `Part.look_again` are called on the consumer's thread.
+    Threads are gone when it ends or is closed. `on_damage` and `SegmentView.look_again` are called on the consumer's
+    thread.
     """
     reads = (read for part in parts for read in part.reads(schema, where))
     most = min(MOST_AHEAD, pa.cpu_count())
@@ -172,10 +173,12 @@ def _fits(read: Read, ahead_bytes: Sequence[int], most: int) -> bool:
     return not ahead_bytes or (len(ahead_bytes) < most and sum(ahead_bytes) + read.size_bytes <= AHEAD_BYTES)
 
 
-def part_of(directory: Path, segment: Segment, look_again: Callable[[str], list[Version] | None] | None = None) -> Part:
-    """A registered segment. look_again: `Part.look_again` by file."""
+def part_of(
+    directory: Path, segment: Segment, look_again: Callable[[str], list[Version] | None] | None = None
+) -> SegmentView:
+    """A registered segment. look_again: `SegmentView.look_again` by file."""
     date = segment.file.split("date=")[1][:10]
-    return Part(
+    return SegmentView(
         directory / segment.file,
         date,
         segment.first_ordinal,

@@ -79,7 +79,7 @@ COMMIT;
 """
 
 
-class Row(NamedTuple):
+class SpoolRow(NamedTuple):
     """What is inserted for one record; the ordinal comes from the database."""
 
     principal: str
@@ -101,12 +101,12 @@ class StoredRow(NamedTuple):
     record: bytes
 
 
-def row_of(record: Record) -> Row:
+def row_of(record: Record) -> SpoolRow:
     """The row of a record. Raises ValueError for what must not reach the log, see `encode`."""
     blob = encode(record)
     digest = hashlib.sha256(blob).digest()
     created_at_us = (record.created_at - _EPOCH) // timedelta(microseconds=1)
-    return Row(
+    return SpoolRow(
         record.principal, record.request_id, record.attempt, record.kind, record.outcome, created_at_us, digest, blob
     )
 

@@ -32,9 +32,9 @@ from bon_server.core.errors import InternalError, LogError, LogFull, RequestErro
 from bon_server.core.types import Durability
 from bon_server.log.record import Record
 from bon_server.log.spool.clock import SYSTEM, Clock, Times, proven
-from bon_server.log.spool.database import SPOOL_NAME, Row, check_sqlite, open_for_reading, row_of
+from bon_server.log.spool.database import SPOOL_NAME, SpoolRow, check_sqlite, open_for_reading, row_of
 from bon_server.log.spool.lookup import Logged, Lookup
-from bon_server.log.spool.upkeep import Room, Upkeep
+from bon_server.log.spool.upkeep import DiskRoom, Upkeep
 from bon_server.log.spool.writer import RETRY_AFTER_MS, Writer
 from bon_server.system.files import NameTaken, make_folder
 from bon_server.system.lock import WriterLock
@@ -54,7 +54,7 @@ class Group:
 class Waiting:
     """A record that is not acknowledged yet."""
 
-    row: Row
+    row: SpoolRow
     future: asyncio.Future[int]
     """Of the event loop that waits: the ordinal."""
     since_s: float
@@ -98,7 +98,7 @@ class GroupQueue:
         return group
 
 
-def size_bytes(rows: Sequence[Row]) -> int:
+def size_bytes(rows: Sequence[SpoolRow]) -> int:
     """Of the records, encoded."""
     return sum(len(row.record) for row in rows)
 
@@ -145,7 +145,7 @@ class Spool:
         self._lock = lock
         self._config = config
         self._on_group = on_group
-        self._room = Room(directory, config.min_free_bytes)
+        self._room = DiskRoom(directory, config.min_free_bytes)
         self._writer = Writer(directory, lock, on_failure, config.durability)
         self.recovery = self._writer.recovery
         """What was found on disk at the start."""

@@ -24,7 +24,7 @@ from bon_server.system.supervision import start_thread
 LOOK_EVERY_S = 1.0
 
 
-class Room:
+class DiskRoom:
     """The room on the disk of one folder. May be used from any thread."""
 
     def __init__(self, directory: Path, min_free_bytes: int) -> None:
@@ -77,7 +77,7 @@ class Upkeep:
     sync_every_s: how often commits that did not wait for a sync are synced. None: all of them do.
     """
 
-    def __init__(self, writer: Writer, room: Room, sync_every_s: float | None) -> None:
+    def __init__(self, writer: Writer, room: DiskRoom, sync_every_s: float | None) -> None:
         self._writer = writer
         self._room = room
         self._syncs = sync_every_s is not None

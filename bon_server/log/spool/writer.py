@@ -27,7 +27,7 @@ import apsw
 
 from bon_server.core.errors import LogError, LogFull, RequestError, Unavailable
 from bon_server.core.types import Durability
-from bon_server.log.spool.database import SPOOL_NAME, Row, open_for_writing
+from bon_server.log.spool.database import SPOOL_NAME, SpoolRow, open_for_writing
 from bon_server.log.spool.log_files import LogFiles
 from bon_server.system.files import sync_folder
 from bon_server.system.lock import WriterLock
@@ -162,7 +162,7 @@ class Writer:
         self._checkpoint_at_pages = CHECKPOINT_PAGES
         self._database.set_wal_hook(self._note_commit)
 
-    def write(self, rows: Sequence[Row]) -> list[int | None]:
+    def write(self, rows: Sequence[SpoolRow]) -> list[int | None]:
         """One transaction; returns ordinals when it is on disk, None for an attempt that was there already.
 
         Raises as `transaction` does.

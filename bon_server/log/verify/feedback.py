@@ -17,7 +17,7 @@ from bon_server.log.feedback import Feedback, unpack
 from bon_server.log.published import described
 from bon_server.log.segments.feedback_columns import FEEDBACK
 from bon_server.log.segments.files import listed, place_of
-from bon_server.log.segments.reader import Part, part_of
+from bon_server.log.segments.reader import SegmentView, part_of
 from bon_server.log.spool.database import SPOOL_NAME, open_for_reading
 
 _PAGE = (
@@ -57,14 +57,14 @@ def read_register(directory: Path) -> Registered:
             raise LogError(f"{directory / SPOOL_NAME} cannot be read: {error}") from error
 
 
-def feedback_parts(directory: Path, known: Registered) -> Iterator[tuple[str, Part]]:
+def feedback_parts(directory: Path, known: Registered) -> Iterator[tuple[str, SegmentView]]:
     """Every feedback segment of the log, with the name of its writer."""
     for segment in known.feedback.values():
         yield known.own_writer, part_of(directory, segment)
     for file in listed(directory, FEEDBACK.folder):
         place = place_of(file, FEEDBACK.folder)
         if place is not None and place.writer != known.own_writer:
-            yield place.writer, Part(directory / file, place.date, place.first_ordinal, place.last_ordinal)
+            yield place.writer, SegmentView(directory / file, place.date, place.first_ordinal, place.last_ordinal)
 
 
 def described_feedback(directory: Path, own_writer: str, on_damage: Callable[[LogError], None]) -> dict[str, Segment]:

@@ -25,7 +25,7 @@ from bon_server.log.read.reader import LogReader
 from bon_server.log.record import Record, decode
 from bon_server.log.segments.columns import from_batch, leaves, to_batch
 from bon_server.log.segments.files import naming, open_parquet, row_group_range
-from bon_server.log.segments.reader import Part
+from bon_server.log.segments.reader import SegmentView
 from bon_server.log.spool.database import StoredRow, row_of, unpack
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -57,7 +57,7 @@ def _reward_of(is_scored: bool) -> str:
     return "a finite reward" if is_scored else "no reward"
 
 
-class Seen:
+class SeenRows:
     """Ordinals and ids of the rows so far, in a private temporary database: they may not fit into memory.
 
     names: of what makes an id, for the report.
@@ -118,7 +118,7 @@ class RowGroup(Generic[One]):
 
 
 def segment_rows(
-    part: Part, schema: pa.Schema, convert: Callable[[pa.RecordBatch], list[tuple[int, One]]]
+    part: SegmentView, schema: pa.Schema, convert: Callable[[pa.RecordBatch], list[tuple[int, One]]]
 ) -> Iterator[RowGroup[One]]:
     """The row groups of a segment, in the file's order; `convert` makes of rows what they hold."""
     try:
@@ -137,7 +137,7 @@ def segment_rows(
 
 
 def _rows(
-    part: Part, table: Any, convert: Callable[[pa.RecordBatch], list[tuple[int, One]]]
+    part: SegmentView, table: Any, convert: Callable[[pa.RecordBatch], list[tuple[int, One]]]
 ) -> list[tuple[int, One | LogError]]:
     rows: list[tuple[int, One | LogError]] = []
     for batch in table.combine_chunks().to_batches():
@@ -151,7 +151,7 @@ def _rows(
 
 
 def _row(
-    part: Part, row: Any, convert: Callable[[pa.RecordBatch], list[tuple[int, One]]]
+    part: SegmentView, row: Any, convert: Callable[[pa.RecordBatch], list[tuple[int, One]]]
 ) -> tuple[int, One | LogError]:
     try:
         return convert(row)[0]

@@ -54,18 +54,18 @@ from bon_server.log.scores.files import CHANGES_NAME, MODEL_NAME
 from bon_server.log.scores.files import FOLDER as SCORES_FOLDER
 from bon_server.log.segments.feedback_columns import FEEDBACK
 from bon_server.log.segments.feedback_columns import from_batch as to_feedback
-from bon_server.log.segments.files import RECORDS, Table, place_of
-from bon_server.log.segments.reader import Part
+from bon_server.log.segments.files import RECORDS, SegmentKind, place_of
+from bon_server.log.segments.reader import SegmentView
 from bon_server.log.spool.database import SPOOL_NAME
 from bon_server.log.verify.feedback import Registered, described_feedback, feedback_parts, feedback_rows, read_register
-from bon_server.log.verify.rows import RowGroup, Seen, record_problems, segment_rows, spool_records, to_records
+from bon_server.log.verify.rows import RowGroup, SeenRows, record_problems, segment_rows, spool_records, to_records
 from bon_server.log.verify.scores import scores_problems
 from bon_server.system.files import sha256_of
 
 MAX_PROBLEMS = 10_000
 
 
-class Problem(TypedDict):
+class LogProblem(TypedDict):
     """One thing that is wrong."""
 
     kind: str
@@ -81,11 +81,11 @@ class Report(TypedDict):
     """The document of `bon log verify --json`."""
 
     ok: bool
-    problems: list[Problem]
+    problems: list[LogProblem]
     """At most `MAX_PROBLEMS`."""
     unlisted: int
     """Problems beyond those."""
-    notes: list[Problem]
+    notes: list[LogProblem]
     """What is worth knowing but not wrong."""
     records: int
     """Records that were checked."""
@@ -113,12 +113,12 @@ def verify(directory: Path) -> Report:
     except LogError as error:
         if not (directory / SPOOL_NAME).exists():
             raise
-        problem = Problem(kind="spool_damaged", file=SPOOL_NAME, detail=str(error))
+        problem = LogProblem(kind="spool_damaged", file=SPOOL_NAME, detail=str(error))
         return Report(ok=False, problems=[problem], unlisted=0, notes=[], records=0, feedback=0, segments=0)
     with (
         reader,
-        closing(Seen("principal, request_id and attempt")) as seen,
-        closing(Seen("principal and feedback_id")) as seen_feedback,
+        closing(SeenRows("principal, request_id and attempt")) as seen,
+        closing(SeenRows("principal and feedback_id")) as seen_feedback,
     ):
         return _Verification(directory, reader, seen, seen_feedback, files).run(damaged)
 
@@ -134,7 +134,9 @@ def _without_segment(files: list[str]) -> dict[str, str]:
 class _Verification:
     """One run."""
 
-    def __init__(self, directory: Path, reader: LogReader, seen: Seen, seen_feedback: Seen, files: list[str]) -> None:
+    def __init__(
+        self, directory: Path, reader: LogReader, seen: SeenRows, seen_feedback: SeenRows, files: list[str]
+    ) -> None:
         self._directory = directory
         self._reader = reader
         self._seen = seen
@@ -183,9 +185,9 @@ class _Verification:
         if len(self._report["problems"]) == MAX_PROBLEMS:
             self._report["unlisted"] += 1
         elif row is None:
-            self._report["problems"].append(Problem(kind=kind, file=file, detail=detail))
+            self._report["problems"].append(LogProblem(kind=kind, file=file, detail=detail))
         else:
-            self._report["problems"].append(Problem(kind=kind, file=file, row=row, detail=detail))
+            self._report["problems"].append(LogProblem(kind=kind, file=file, row=row, detail=detail))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._directory).as_posix()
@@ -221,13 +223,13 @@ class _Verification:
                     self._add("segment_unregistered", file, "the log's own writer did not register it; it is not read")
 
     def _note(self, kind: str, file: str, detail: str) -> None:
-        self._report["notes"].append(Problem(kind=kind, file=file, detail=detail))
+        self._report["notes"].append(LogProblem(kind=kind, file=file, detail=detail))
 
     def _check_segment(
         self,
         writer: str,
-        part: Part,
-        table: Table,
+        part: SegmentView,
+        table: SegmentKind,
         convert: Callable[[pa.RecordBatch], list[tuple[int, Row]]],
         check: Callable[[str, str, int, Row, int | None], None],
     ) -> None:

@@ -20,9 +20,9 @@ import numpy as np
 from bon.v1 import bon_pb2 as pb
 from scipy.special import stdtrit
 
-from bon_server.loop.harvest.lines import BadLine, Occurrences, Run, line_request
+from bon_server.loop.harvest.lines import BadPromptLine, Occurrences, Run, line_request
 from bon_server.loop.harvest.loop import Watcher, harvest
-from bon_server.loop.harvest.prompts import Line, find_prompts
+from bon_server.loop.harvest.prompts import PromptLine, find_prompts
 
 SAMPLE = 8
 PROBLEMS = 10
@@ -39,7 +39,7 @@ class Counted:
     """Of all prompts that are good."""
     problems: list[dict[str, Any]] = field(default_factory=list)
     """`line` and `reason` of the first `PROBLEMS` bad lines."""
-    sample: list[tuple[Line, int]] = field(default_factory=list)
+    sample: list[tuple[PromptLine, int]] = field(default_factory=list)
     """Good lines drawn at random without replacement, with the characters of their prompts."""
 
 
@@ -94,7 +94,7 @@ def count(file: Path, run: Run, sample: int, seed: int) -> Counted:
         for line in find_prompts(file).lines(run.columns):
             try:
                 characters = _characters(line_request(line.content, run, occurrences))
-            except BadLine as error:
+            except BadPromptLine as error:
                 counted.bad += 1
                 if len(counted.problems) < PROBLEMS:
                     counted.problems.append({"line": line.number, "reason": str(error)})
@@ -130,11 +130,11 @@ async def _measure(
     characters = {line.number: size for line, size in counted.sample}
     measured = Measured()
 
-    def keep(line: Line, answer: pb.GenerateResponse) -> None:
+    def keep(line: PromptLine, answer: pb.GenerateResponse) -> None:
         measured.answers.append(answer)
         measured.characters.append(characters[line.number])
 
-    def fail(line: Line, reason: str) -> None:
+    def fail(line: PromptLine, reason: str) -> None:
         measured.failures.append({"line": line.number, "reason": reason})
 
     async with bon.AsyncClient(target, attempts=1, **security) as client:

@@ -21,7 +21,7 @@ from uuid import uuid4
 from bon.requests import GenerateOptions, Prompt, Text, generate_request
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.loop.harvest.prompts import BadLine as BadLine
+from bon_server.loop.harvest.prompts import BadPromptLine as BadPromptLine
 from bon_server.loop.harvest.prompts import Columns
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -64,9 +64,9 @@ class Occurrences:
 
 
 def line_request(
-    content: bytes | Mapping[str, Any] | BadLine, run: Run, occurrences: Occurrences
+    content: bytes | Mapping[str, Any] | BadPromptLine, run: Run, occurrences: Occurrences
 ) -> pb.GenerateRequest:
-    """The request of one line. Raises `BadLine`."""
+    """The request of one line. Raises `BadPromptLine`."""
     parts = line_parts(content, run.columns)
     labels = {name: _labels(parts, name) for name in ("reward_context", "tags")}
     prompt = _prompt(parts, run)
@@ -79,12 +79,12 @@ def line_request(
     try:
         return generate_request(prompt, **run.options | cast(GenerateOptions, own))
     except UnicodeEncodeError as lone_surrogate:
-        raise BadLine("the line holds text that is not Unicode (a lone surrogate)") from lone_surrogate
+        raise BadPromptLine("the line holds text that is not Unicode (a lone surrogate)") from lone_surrogate
 
 
-def line_parts(content: bytes | Mapping[str, Any] | BadLine, columns: Columns) -> dict[str, Any]:
-    """What a line says, by part (`columns.PARTS`), the prompt as it is there. Raises `BadLine`."""
-    if isinstance(content, BadLine):
+def line_parts(content: bytes | Mapping[str, Any] | BadPromptLine, columns: Columns) -> dict[str, Any]:
+    """What a line says, by part (`columns.PARTS`), the prompt as it is there. Raises `BadPromptLine`."""
+    if isinstance(content, BadPromptLine):
         raise content
     return columns.take(_fields(content) if isinstance(content, bytes) else content)
 
@@ -94,7 +94,7 @@ def _id(parts: Mapping[str, Any], run: Run, occurrences: Occurrences) -> str:
     if given is None:
         return _derived_id(parts, run, occurrences)
     if not isinstance(given, str) or not _REQUEST_ID.fullmatch(given):
-        raise BadLine(f"id: allowed are 1 to 128 characters of [A-Za-z0-9._:-], given {_kind(given)}")
+        raise BadPromptLine(f"id: allowed are 1 to 128 characters of [A-Za-z0-9._:-], given {_kind(given)}")
     return given
 
 
@@ -102,13 +102,13 @@ def _fields(line: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
-        raise BadLine(f"not JSON: {error.msg} at column {error.colno}") from error
+        raise BadPromptLine(f"not JSON: {error.msg} at column {error.colno}") from error
     except UnicodeDecodeError as error:
-        raise BadLine("not UTF-8") from error
+        raise BadPromptLine("not UTF-8") from error
     except (RecursionError, ValueError) as error:
-        raise BadLine("not JSON: nested too deeply, or a number too long") from error
+        raise BadPromptLine("not JSON: nested too deeply, or a number too long") from error
     if not isinstance(fields, dict):
-        raise BadLine(f"a line is an object with a prompt, given {_kind(fields)}")
+        raise BadPromptLine(f"a line is an object with a prompt, given {_kind(fields)}")
     return fields
 
 
@@ -119,11 +119,13 @@ def _prompt(parts: Mapping[str, Any], run: Run) -> Prompt:
             return Text(prompt)
         return prompt if run.system is None else [_system(run.system), {"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not all(_is_message(message) for message in prompt):
-        raise BadLine(f"prompt: allowed are a string or a list of {{role, content}} messages, given {_kind(prompt)}")
+        raise BadPromptLine(
+            f"prompt: allowed are a string or a list of {{role, content}} messages, given {_kind(prompt)}"
+        )
     if run.system is None:
         return cast(Sequence[Mapping[str, str]], prompt)
     if any(message["role"] == "system" for message in prompt):
-        raise BadLine("prompt: it has a system message of its own, and the run gives one")
+        raise BadPromptLine("prompt: it has a system message of its own, and the run gives one")
     return [_system(run.system), *prompt]
 
 
@@ -144,7 +146,7 @@ def _labels(fields: Mapping[str, Any], name: str) -> dict[str, str]:
     if labels is None:
         return {}
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
-        raise BadLine(f"{name}: an object of strings is allowed, given {_kind(labels)}")
+        raise BadPromptLine(f"{name}: an object of strings is allowed, given {_kind(labels)}")
     return labels
 
 

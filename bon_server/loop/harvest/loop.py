@@ -18,8 +18,8 @@ import bon
 import grpc
 from bon.v1 import bon_pb2 as pb
 
-from bon_server.loop.harvest.lines import BadLine, Occurrences, Run, line_request
-from bon_server.loop.harvest.prompts import Line
+from bon_server.loop.harvest.lines import BadPromptLine, Occurrences, Run, line_request
+from bon_server.loop.harvest.prompts import PromptLine
 
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 2.0
@@ -60,8 +60,8 @@ class Harvest:
 class Watcher:
     """Who hears of each line. Called on the event loop, so quick."""
 
-    on_answer: Callable[[Line, pb.GenerateResponse], None] = lambda line, answer: None
-    on_failure: Callable[[Line, str], None] = lambda line, reason: None
+    on_answer: Callable[[PromptLine, pb.GenerateResponse], None] = lambda line, answer: None
+    on_failure: Callable[[PromptLine, str], None] = lambda line, reason: None
     """The reason has nothing of the line's content."""
     on_wait: Callable[[str], None] = lambda reason: None
     """The server has refused a line for now."""
@@ -72,7 +72,7 @@ class HarvestStopped(Exception):
 
 
 async def harvest(
-    lines: Iterator[Line],
+    lines: Iterator[PromptLine],
     client: bon.AsyncClient,
     run: Run,
     *,
@@ -128,13 +128,13 @@ class _Workers:
         """When the requests that are out were sent, by id, oldest first."""
         self._answers = 0
 
-    async def work(self, lines: Iterator[Line]) -> None:
+    async def work(self, lines: Iterator[PromptLine]) -> None:
         """Takes lines until none is left."""
         for line in lines:
             self.result.requests += 1
             try:
                 answer = await self._answer(line_request(line.content, self._run, self._occurrences))
-            except BadLine as error:
+            except BadPromptLine as error:
                 self._fail(line, str(error))
             except grpc.RpcError as error:
                 self._answered_s = time.monotonic()
@@ -180,7 +180,7 @@ class _Workers:
         if silent_s > self._patience_s and now_s - oldest_sent_s < _ACCEPTED_AFTER_S:
             raise HarvestStopped(f"no answer for {silent_s:.0f} s, and now {bon.describe(error)}")
 
-    def _keep(self, line: Line, answer: pb.GenerateResponse) -> None:
+    def _keep(self, line: PromptLine, answer: pb.GenerateResponse) -> None:
         self._answered_s = time.monotonic()
         result = self.result
         result.candidates += answer.n_generated
@@ -190,6 +190,6 @@ class _Workers:
         result.mean_best_reward = mean + (answer.best.reward - mean) / self._answers
         self._watcher.on_answer(line, answer)
 
-    def _fail(self, line: Line, reason: str) -> None:
+    def _fail(self, line: PromptLine, reason: str) -> None:
         self.result.failed += 1
         self._watcher.on_failure(line, reason)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from bon_server.loop.harvest.lines import Run
 from bon_server.loop.harvest.loop import Harvest, Watcher, harvest
-from bon_server.loop.harvest.prompts import Line, find_prompts
+from bon_server.loop.harvest.prompts import PromptLine, find_prompts
 from bon_server.system.terminal import Terminal
 
 
@@ -80,7 +80,7 @@ class _Shown:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
-    def answer(self, line: Line, answer: pb.GenerateResponse) -> None:
+    def answer(self, line: PromptLine, answer: pb.GenerateResponse) -> None:
         """One line has its answer; it is out of this process before the next one is asked for."""
         if self._answers:
             self._answers.write(json.dumps(_answer_fields(line, answer)) + "\n")
@@ -88,7 +88,7 @@ class _Shown:
         self._done += 1
         self._advance(line)
 
-    def failure(self, line: Line, reason: str) -> None:
+    def failure(self, line: PromptLine, reason: str) -> None:
         """One line has failed for good."""
         self._progress.console.print(f"line {line.number}: {reason}", soft_wrap=True)
         self._failed += 1
@@ -98,13 +98,13 @@ class _Shown:
         """The server is full or away."""
         self._progress.update(self._task, state=visible(f"waiting ({reason.partition(':')[0]})"))
 
-    def _advance(self, line: Line) -> None:
+    def _advance(self, line: PromptLine) -> None:
         self._progress.update(
             self._task, advance=line.size_bytes, state="harvesting", done=self._done, failed=self._failed
         )
 
 
-def _answer_fields(line: Line, answer: pb.GenerateResponse) -> dict[str, object]:
+def _answer_fields(line: PromptLine, answer: pb.GenerateResponse) -> dict[str, object]:
     return {
         "line": line.number,
         "request_id": answer.request_id,

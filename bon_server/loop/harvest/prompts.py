@@ -25,7 +25,7 @@ PARTS = ("prompt", "id", "reward_context", "tags")
 LABELS = ("reward_context", "tags")
 
 
-class BadLine(ValueError):
+class BadPromptLine(ValueError):
     """A line that is no request; the message says what is wrong, without its content."""
 
 
@@ -38,7 +38,7 @@ class Columns:
     a path into it, such as `extra.answer`; empty: this part is left out."""
 
     def take(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The parts that a row has; nulls count as missing. Raises `BadLine` when a named column has nothing."""
+        """The parts that a row has; nulls count as missing. Raises `BadPromptLine` when a named column has nothing."""
         named = dict(self.named)
         parts = {part: _without_nulls(row[part]) for part in PARTS if part not in named and row.get(part) is not None}
         for part, column in sorted(self.named):  # a whole comes before its labels
@@ -82,7 +82,7 @@ def _put(parts: dict[str, Any], part: str, value: Any) -> None:
     if dot:
         whole = parts.get(label, {})
         if not isinstance(whole, dict):
-            raise BadLine(f"{label}: an object of strings is allowed")
+            raise BadPromptLine(f"{label}: an object of strings is allowed")
         parts[label] = whole | {name: _text(part, value)}
     else:
         parts[part] = _text(part, value) if part == "id" else value
@@ -95,7 +95,7 @@ def _find(row: Mapping[str, Any], column: str) -> Any:
         for step in column.split("."):
             value = value.get(step) if isinstance(value, Mapping) else None
     if value is None:
-        raise BadLine(f"{column}: there is nothing in this column")
+        raise BadPromptLine(f"{column}: there is nothing in this column")
     return _without_nulls(value)
 
 
@@ -106,7 +106,7 @@ def _text(part: str, value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError):
-        raise BadLine(f"{part}: a value of type {type(value).__name__} has no text") from None
+        raise BadPromptLine(f"{part}: a value of type {type(value).__name__} has no text") from None
 
 
 def _without_nulls(value: Any) -> Any:
@@ -121,7 +121,7 @@ _PARQUET_MAGIC = b"PAR1"
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")
 
 
-class Form(StrEnum):
+class FileForm(StrEnum):
     """How rows lie in the files."""
 
     JSON_LINES = "JSON lines"
@@ -130,12 +130,12 @@ class Form(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class PromptLine:
     """One row, or one line that is not blank."""
 
     number: int
     """From 1; blank lines count."""
-    content: bytes | Mapping[str, Any] | BadLine
+    content: bytes | Mapping[str, Any] | BadPromptLine
     """JSON, or the columns of a table; what is wrong with a row that cannot be read."""
     size_bytes: float
     """Its share of the files, for a progress bar."""
@@ -145,7 +145,7 @@ class Line:
 class Prompts:
     """The files of one source of prompts."""
 
-    form: Form
+    form: FileForm
     files: tuple[Path, ...]
 
     @property
@@ -153,18 +153,20 @@ class Prompts:
         """Of all files."""
         return sum(file.stat().st_size for file in self.files)
 
-    def lines(self, columns: Columns) -> Iterator[Line]:
+    def lines(self, columns: Columns) -> Iterator[PromptLine]:
         """All rows in order. Raises OSError, and `ConfigError` for a file that is damaged or lacks a column."""
         number = 0
         for file in self.files:
-            read = {Form.JSON_LINES: _json_lines, Form.PARQUET: _parquet_rows, Form.ARROW: _arrow_rows}[self.form]
+            read = {FileForm.JSON_LINES: _json_lines, FileForm.PARQUET: _parquet_rows, FileForm.ARROW: _arrow_rows}[
+                self.form
+            ]
             for content, size_bytes in read(file, columns):
                 number += 1
                 if not isinstance(content, bytes) or content.strip():
-                    yield Line(number, content, size_bytes)
+                    yield PromptLine(number, content, size_bytes)
 
 
-_Rows = Iterator[tuple[bytes | Mapping[str, Any] | BadLine, float]]
+_Rows = Iterator[tuple[bytes | Mapping[str, Any] | BadPromptLine, float]]
 
 
 def find_prompts(path: Path) -> Prompts:
@@ -172,9 +174,9 @@ def find_prompts(path: Path) -> Prompts:
     if not path.is_dir():
         with path.open("rb") as file:
             is_parquet = file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
-        return Prompts(Form.PARQUET if is_parquet else Form.JSON_LINES, (path,))
+        return Prompts(FileForm.PARQUET if is_parquet else FileForm.JSON_LINES, (path,))
     if (path / "state.json").exists():
-        return Prompts(Form.ARROW, _saved_files(path))
+        return Prompts(FileForm.ARROW, _saved_files(path))
     if (path / "dataset_dict.json").exists():
         splits = ", ".join(sorted(str(path / one.parent.name) for one in path.glob("*/state.json")))
         raise ConfigError(f"{path} holds several splits; name one of {splits}")
@@ -186,7 +188,7 @@ def find_prompts(path: Path) -> Prompts:
         raise ConfigError(
             f"{path} holds shards of several tables: {', '.join(tables)}; put one into a folder of its own"
         )
-    return Prompts(Form.PARQUET, shards)
+    return Prompts(FileForm.PARQUET, shards)
 
 
 def _saved_files(folder: Path) -> tuple[Path, ...]:
@@ -240,5 +242,5 @@ def _batch_rows(batch: Any, row_bytes: float) -> _Rows:
         try:
             (row,) = batch.slice(position, 1).to_pylist(maps_as_pydicts="lossy")
         except (ValueError, OverflowError) as error:  # strings in Parquet need not be UTF-8
-            row = BadLine(f"not a row that can be read ({type(error).__name__})")
+            row = BadPromptLine(f"not a row that can be read ({type(error).__name__})")
         yield row, row_bytes

@@ -43,7 +43,7 @@ FIGURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class SampledText:
     """A sampled text, as the policy was given and gave it."""
 
     prompt_ids: tuple[int, ...]
@@ -59,7 +59,7 @@ class HeldOut:
 
     sums: dict[str, dict[str, Floats]] = field(default_factory=lambda: {GREEDY: {}, SAMPLED: {}})
     """By mode and prompt hash: (2, figures), what is divided and by what, in the order of `FIGURES`."""
-    texts: dict[str, Text] = field(default_factory=dict)
+    texts: dict[str, SampledText] = field(default_factory=dict)
     """The first sampled text of each prompt."""
 
 
@@ -132,12 +132,12 @@ def _sums(candidates: list[Candidate], verdicts: list[float]) -> Floats:
     return np.array(pairs, dtype=np.float64).T
 
 
-def first_text(record: Record) -> Text | None:
+def first_text(record: Record) -> SampledText | None:
     """The first candidate's; None where it is not known what the policy read and wrote."""
     first = next(iter(record.candidates), None)
     if first is None or not first.token_ids or not record.prompt_token_ids or record.sampling is None:
         return None
-    return Text(record.prompt_token_ids, first.token_ids, record.sampling.temperature, record.sampling.top_p)
+    return SampledText(record.prompt_token_ids, first.token_ids, record.sampling.temperature, record.sampling.top_p)
 
 
 _NAMES = tuple(FIGURES)

@@ -10,14 +10,14 @@ import numpy as np
 
 from bon_server.core.errors import StartupError
 from bon_server.estimators.kl_policy import kl_full_vocabulary
-from bon_server.loop.rounds.evaluation import Text
+from bon_server.loop.rounds.evaluation import SampledText
 
 POSITIONS_AT_ONCE = 32
 """Rows of a vocabulary that are held in 64 bits at a time."""
 
 
 def kl_of_texts(
-    tuned: str, base: str, texts: Sequence[Text], on_text: Callable[[int], None], in_32_bits: bool = False
+    tuned: str, base: str, texts: Sequence[SampledText], on_text: Callable[[int], None], in_32_bits: bool = False
 ) -> list[float]:
     """Nats of each text, both policies as they are sampled: at the text's temperature and top_p.
 
@@ -46,7 +46,7 @@ def _load(model: str, in_32_bits: bool) -> Any:
     return loaded.to("cuda" if gpu else "cpu").eval()
 
 
-def _kl(models: Sequence[Any], text: Text) -> float:
+def _kl(models: Sequence[Any], text: SampledText) -> float:
     import torch
 
     ids = [*text.prompt_ids, *text.completion_ids]

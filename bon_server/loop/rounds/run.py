@@ -31,7 +31,7 @@ from typing import Any
 from bon_server import __version__
 from bon_server.core.errors import ConfigError
 from bon_server.loop.harvest.lines import line_parts
-from bon_server.loop.harvest.prompts import BadLine, Columns, find_prompts
+from bon_server.loop.harvest.prompts import BadPromptLine, Columns, find_prompts
 from bon_server.loop.rounds.evaluation import SAMPLED
 from bon_server.loop.rounds.folder import OPTIONS_NAME, ROUNDS_NAME, Round, fix_options, link_best, round_of, write_json
 from bon_server.loop.rounds.options import RoundsOptions, Stops, check
@@ -53,7 +53,7 @@ def refuse_overlap(prompts: Path, held_out: Path, columns: Columns) -> None:
 def _digests(prompts: Path, columns: Columns) -> Iterator[bytes]:
     """16 bytes of each prompt's words; a string is a chat of one user message."""
     for line in find_prompts(prompts).lines(columns):
-        with suppress(BadLine):
+        with suppress(BadPromptLine):
             prompt = line_parts(line.content, columns).get("prompt")
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             yield hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).digest()[:16]

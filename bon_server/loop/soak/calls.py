@@ -235,7 +235,7 @@ async def too_big(caller: Caller) -> None:
 
 
 @dataclass(frozen=True)
-class Kind:
+class CallKind:
     """One thing that callers do."""
 
     do: Callable[[Caller], Awaitable[None]]
@@ -245,9 +245,9 @@ class Kind:
     """By what its calls are counted as, the codes that they may end with."""
 
 
-def _kind(do: Callable[[Caller], Awaitable[None]], share: float, **promised: str) -> Kind:
+def _kind(do: Callable[[Caller], Awaitable[None]], share: float, **promised: str) -> CallKind:
     """promised: codes by what is counted, with _ for spaces."""
-    return Kind(do, share, {name.replace("_", " "): frozenset(each.split()) for name, each in promised.items()})
+    return CallKind(do, share, {name.replace("_", " "): frozenset(each.split()) for name, each in promised.items()})
 
 
 CALLS = (

@@ -31,7 +31,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Line:
+class TrendLine:
     """A straight line through points."""
 
     slope: float
@@ -39,13 +39,13 @@ class Line:
     """Of the slope, as if errors were independent. Those of memory are not: take it for the least it can be."""
 
 
-def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
+def fit_line(x: Sequence[float], y: Sequence[float]) -> TrendLine:
     """Ordinary least squares. x, y: (n,), n at least 3, not all x equal."""
     centred = np.asarray(x) - np.mean(x)
     spread = float(centred @ centred)
     slope = float(centred @ np.asarray(y)) / spread
     residuals = np.asarray(y) - np.mean(y) - slope * centred
-    return Line(slope, float(np.sqrt(residuals @ residuals / (len(x) - 2) / spread)))
+    return TrendLine(slope, float(np.sqrt(residuals @ residuals / (len(x) - 2) / spread)))
 
 
 def memory(samples: Sequence[tuple[float, int]], limit_mb_per_min: float) -> Check:

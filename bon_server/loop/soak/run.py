@@ -28,11 +28,11 @@ from bon_server.loop.soak.calls import promises
 from bon_server.loop.soak.checks import Check
 from bon_server.loop.soak.ledger import Ledger, compare
 from bon_server.loop.soak.options import SoakOptions
-from bon_server.loop.soak.seen import Footprint, Gauges, Place, Rest, Seen, footprint, scrape
+from bon_server.loop.soak.seen import Footprint, Gauges, Rest, RunObservations, ServerAddress, footprint, scrape
 from bon_server.loop.soak.traffic import Mix, traffic
 
 
-def document(options: SoakOptions, seen: Seen, ledger: Ledger, log: Path | None) -> dict[str, Any]:
+def document(options: SoakOptions, seen: RunObservations, ledger: Ledger, log: Path | None) -> dict[str, Any]:
     """What `bon bench soak --json` prints. log: None: not within reach. Raises `LogError` when it cannot be read."""
     made = [*_checks_of_process(options, seen), *_checks_of_gauges(options, seen)]
     made.append(checks.codes(ledger.codes, promises(may_refuse=options.target is not None)))
@@ -64,7 +64,7 @@ def _thinned(samples: Sequence[tuple[float, int]]) -> list[tuple[int, float]]:
     return [(round(seconds), round(rss / 1e6, 1)) for seconds, rss in samples[:: len(samples) // 60 + 1]]
 
 
-def _checks_of_process(options: SoakOptions, seen: Seen) -> list[Check]:
+def _checks_of_process(options: SoakOptions, seen: RunObservations) -> list[Check]:
     before, after = (rest.footprint if rest else None for rest in (seen.before, seen.after))
     limit = options.memory_limit_mb_per_min
     if options.target is not None and not seen.ended:
@@ -78,7 +78,7 @@ def _checks_of_process(options: SoakOptions, seen: Seen) -> list[Check]:
     ]
 
 
-def _checks_of_gauges(options: SoakOptions, seen: Seen) -> list[Check]:
+def _checks_of_gauges(options: SoakOptions, seen: RunObservations) -> list[Check]:
     before, after = (rest.gauges if rest else None for rest in (seen.before, seen.after))
     if options.target is not None and options.metrics is None:
         return [checks.left_out("tasks, permits, calls", "as before", "give --metrics the target's")]
@@ -111,7 +111,7 @@ def run_soak(options: SoakOptions, security: bon.Security, tell: Tell = lambda _
     """
     ledger = Ledger(f"soak-{uuid4().hex[:12]}")
     if options.target is not None:
-        place = Place(options.target, options.metrics, None)
+        place = ServerAddress(options.target, options.metrics, None)
         seen = asyncio.run(_Run(options, place, security, ledger, tell).go())
         return document(options, seen, ledger, options.log)
     folder = Path(tempfile.mkdtemp(prefix="bon-soak-"))
@@ -119,7 +119,7 @@ def run_soak(options: SoakOptions, security: bon.Security, tell: Tell = lambda _
     tell("starting a server")
     with serving(_words(options, log), folder) as address:
         ready = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
-        place = Place(address, ready["metrics_address"], ready["pid"])
+        place = ServerAddress(address, ready["metrics_address"], ready["pid"])
         seen = asyncio.run(_Run(options, place, security, ledger, tell).go())
         tell("ending the server")
     told = document(options, seen, ledger, log)
@@ -139,16 +139,18 @@ def _words(options: SoakOptions, log: Path) -> list[str]:
 class _Run:
     """One run against a server that answers."""
 
-    def __init__(self, options: SoakOptions, place: Place, security: bon.Security, ledger: Ledger, tell: Tell) -> None:
+    def __init__(
+        self, options: SoakOptions, place: ServerAddress, security: bon.Security, ledger: Ledger, tell: Tell
+    ) -> None:
         self._options = options
         self._place = place
         self._security = security
         self._ledger = ledger
         self._tell = tell
-        self._seen = Seen()
+        self._seen = RunObservations()
         self._mix = Mix(place.address, security, options.concurrency, options.cancel_share, options.seed)
 
-    async def go(self) -> Seen:
+    async def go(self) -> RunObservations:
         seen, seconds = self._seen, self._options.minutes * 60
         warm_up_s = min(WARM_UP_SHARE * seconds, WARM_UP_S)
         seen.version = await self._version()

@@ -98,7 +98,7 @@ def footprint(pid: int) -> Footprint | None:
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerAddress:
     """Where the server is, as far as it is known."""
 
     address: str
@@ -122,7 +122,7 @@ class Rest:
 
 
 @dataclass
-class Seen:
+class RunObservations:
     """What one run has shown."""
 
     version: str = ""

@@ -19,11 +19,11 @@ class PromptEncoder:
     further special tokens. Token ids are taken as they are.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary_size: int, context_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, vocabulary_size: int, max_model_len: int) -> None:
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
-        self._longest_chars = context_tokens * longest_token_chars(tokenizer)
-        self._context_tokens = context_tokens
+        self._longest_chars = max_model_len * longest_token_chars(tokenizer)
+        self._max_model_len = max_model_len
         # One thread: the tokenizers of transformers must not be used by two at a time.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenize")
 
@@ -46,8 +46,8 @@ class PromptEncoder:
     def _encode_ids(self, token_ids: tuple[int, ...]) -> EncodedPrompt:
         if not token_ids:
             raise invalid("tokens.ids", "no ids were given, at least 1 is needed")
-        if len(token_ids) > self._context_tokens:
-            raise invalid("tokens.ids", f"{len(token_ids)} ids; the policy's context is {self._context_tokens} tokens")
+        if len(token_ids) > self._max_model_len:
+            raise invalid("tokens.ids", f"{len(token_ids)} ids; the policy's context is {self._max_model_len} tokens")
         for place, token_id in enumerate(token_ids):
             if not 0 <= token_id < self._vocabulary_size:
                 raise invalid(f"tokens.ids[{place}]", f"{token_id}; allowed are 0 to {self._vocabulary_size - 1}")
@@ -76,21 +76,21 @@ class PromptEncoder:
                 text,
                 add_special_tokens=special_tokens,
                 truncation=True,
-                max_length=self._context_tokens + 1,
+                max_length=self._max_model_len + 1,
                 verbose=False,
             )["input_ids"]
         except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate: a str, but no Unicode text
             raise invalid(field, "it is not valid Unicode text") from error
         if not text or not ids:
             raise invalid(field, "it is empty")
-        if len(ids) > self._context_tokens:
-            raise invalid(field, f"it is longer than the policy's context of {self._context_tokens} tokens")
+        if len(ids) > self._max_model_len:
+            raise invalid(field, f"it is longer than the policy's context of {self._max_model_len} tokens")
         return EncodedPrompt(tuple(ids), text)
 
     def _refuse_long(self, field: str, chars: int) -> None:
         """Refuses what cannot fit whatever its tokens are, before spending seconds on tokenising it."""
         if chars > self._longest_chars:
-            raise invalid(field, f"{chars} characters do not fit the policy's context of {self._context_tokens} tokens")
+            raise invalid(field, f"{chars} characters do not fit the policy's context of {self._max_model_len} tokens")
 
 
 def invalid(field: str, problem: str) -> InvalidRequest:

@@ -145,8 +145,8 @@ class SyntheticPolicy:
         self._tape = _Tape(self._words, 1 << 16)
         self._aborts: dict[str, asyncio.Event] = {}
         self.ref = PolicyRef(id="synthetic", revision=f"{zlib.crc32(repr(options).encode()):08x}")
-        self.context_tokens = CONTEXT_TOKENS
-        self.places = PolicyConfig.running_samples  # there is no limit; this is what engines have
+        self.max_model_len = CONTEXT_TOKENS
+        self.slots = PolicyConfig.max_num_seqs  # there is no limit; this is what engines have
         self.healthy = True
         self.facts: dict[str, str | int] = {"model": "none", "tokens": options.tokens}
         self._telemetry = Telemetry()

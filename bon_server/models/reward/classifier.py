@@ -29,15 +29,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Classifier:
     """A loaded model with its tokenizer. Not for use by two threads at a time."""
 
-    def __init__(self, files: ModelFiles, model: Any, tokenizer: Any, context_tokens: int | None = None) -> None:
+    def __init__(self, files: ModelFiles, model: Any, tokenizer: Any, max_model_len: int | None = None) -> None:
         self.files = files
         self._model = model
         self._tokenizer = tokenizer
         self._decoder = is_decoder(model.config)
         self.tokenize = PairTokenizer(tokenizer, self._decoder)
         self.vocabulary_size: int = model.get_input_embeddings().num_embeddings
-        own_tokens = _context_tokens(files, model, tokenizer)
-        self.context_tokens = min(own_tokens, context_tokens or own_tokens)
+        own_tokens = _max_model_len(files, model, tokenizer)
+        self.max_model_len = min(own_tokens, max_model_len or own_tokens)
         self._states: PromptStates | None = None
         if self._decoder and not tokenizer.chat_template:
             raise StartupError(f"reward model {files.id}: its tokenizer has no chat template to render prompts with")
@@ -49,7 +49,7 @@ class Classifier:
         """Blocks for seconds. Raises StartupError."""
         files = find_model(model, config.revision)
         tokenizer = load_tokenizer(files.directory)
-        classifier = cls(files, _load_model(files, config), tokenizer, config.context_tokens)
+        classifier = cls(files, _load_model(files, config), tokenizer, config.max_model_len)
         classifier._try_out()
         if classifier._decoder and _wants_shared_prompts(config, classifier._model):
             classifier._share_prompts()
@@ -90,7 +90,7 @@ class Classifier:
             "dtype": str(weight.dtype).removeprefix("torch."),
             "weights_bytes": sum(each.numel() * each.element_size() for each in self._model.parameters()),
             "kind": "decoder" if self._decoder else "encoder",
-            "context_tokens": self.context_tokens,
+            "max_model_len": self.max_model_len,
             "prompts": "computed once" if self._states is not None else "computed with each completion",
         }
 
@@ -228,7 +228,7 @@ def _device(config: RewardConfig) -> torch.device:
     return torch.device("cpu")
 
 
-def _context_tokens(files: ModelFiles, model: Any, tokenizer: Any) -> int:
+def _max_model_len(files: ModelFiles, model: Any, tokenizer: Any) -> int:
     """The least of what the model, its table of positions and its tokenizer allow."""
     limits = [int(tokenizer.model_max_length), getattr(model.config, "max_position_embeddings", None)]
     for name, module in model.named_modules():

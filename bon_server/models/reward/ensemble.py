@@ -25,7 +25,7 @@ COMBINATIONS = ("mean", "min", "mean-minus-k-std")
 WORST_FIRST = (CandidateStatus.FAILED, CandidateStatus.TOO_LONG, CandidateStatus.NON_FINITE)
 
 
-class Part(Protocol):
+class MemberModel(Protocol):
     """One of the models."""
 
     @property
@@ -71,7 +71,7 @@ def check_ensemble(names: Sequence[str], config: RewardConfig) -> None:
 class EnsembleReward:
     """A `RewardModel` made of several. A completion that one of them cannot score has no reward at all."""
 
-    def __init__(self, parts: Mapping[str, Part], config: RewardConfig) -> None:
+    def __init__(self, parts: Mapping[str, MemberModel], config: RewardConfig) -> None:
         self._parts = dict(parts)
         self._combine = config.combine
         self._std_factor = config.std_factor

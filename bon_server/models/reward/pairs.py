@@ -88,7 +88,7 @@ class Unreadable(Exception):
 
 
 def read_pair(
-    tokenize: PairTokenizer, prompt: Prompt, completion: str, context_tokens: int, vocabulary_size: int
+    tokenize: PairTokenizer, prompt: Prompt, completion: str, max_model_len: int, vocabulary_size: int
 ) -> TokenPair:
     """Tokenises a pair for a model of these sizes. Raises Unreadable."""
     try:
@@ -98,7 +98,7 @@ def read_pair(
         logger.warning("tokenising for the reward model failed (%s)", type(error).__name__)
         failed = Score(CandidateStatus.FAILED, error=f"tokenising failed: {type(error).__name__}")
         raise Unreadable(failed) from error
-    if len(pair.ids) > context_tokens:
+    if len(pair.ids) > max_model_len:
         raise Unreadable(Score(CandidateStatus.TOO_LONG))
     if not pair.ids or max(pair.ids) >= vocabulary_size:
         problem = "no tokens" if not pair.ids else "a token outside the reward model's vocabulary"

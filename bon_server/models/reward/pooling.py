@@ -30,7 +30,7 @@ class PoolingModel:
     tokenizer: Any
     decoder: bool
     """Whether it reads left to right and is scored at the last token; else it reads text pairs."""
-    context_tokens: int
+    max_model_len: int
     """Longest input."""
 
 
@@ -47,7 +47,7 @@ def look_at(files: ModelFiles, config: RewardConfig) -> PoolingModel:
     tokenizer, decoder = load_tokenizer(files.directory), is_decoder(hf_config)
     if decoder and not tokenizer.chat_template:
         raise StartupError(f"reward model {files.id}: its tokenizer has no chat template to render prompts with")
-    return PoolingModel(files, tokenizer, decoder, _context_tokens(files, hf_config, tokenizer, config))
+    return PoolingModel(files, tokenizer, decoder, _max_model_len(files, hf_config, tokenizer, config))
 
 
 def _configuration(files: ModelFiles) -> Any:
@@ -85,10 +85,10 @@ def _check_head(files: ModelFiles) -> None:
         raise StartupError(f"reward model {files.id}: {what}")
 
 
-def _context_tokens(files: ModelFiles, hf_config: Any, tokenizer: Any, config: RewardConfig) -> int:
+def _max_model_len(files: ModelFiles, hf_config: Any, tokenizer: Any, config: RewardConfig) -> int:
     """The least of what the model's positions, its tokenizer and the operator allow."""
     positions = hf_config.max_position_embeddings
     if "roberta" in hf_config.model_type:
         positions -= hf_config.pad_token_id + 1  # it begins to count after the padding index
-    limits = [positions, tokenizer.model_max_length, config.context_tokens or NO_LIMIT]
+    limits = [positions, tokenizer.model_max_length, config.max_model_len or NO_LIMIT]
     return int(min(limits))

@@ -181,7 +181,7 @@ class TransformersReward:
         classifier = self._classifier
         try:
             job.pair = read_pair(
-                classifier.tokenize, job.prompt, job.completion, classifier.context_tokens, classifier.vocabulary_size
+                classifier.tokenize, job.prompt, job.completion, classifier.max_model_len, classifier.vocabulary_size
             )
         except Unreadable as unreadable:
             _settle([job], [unreadable.score])

@@ -72,8 +72,8 @@ class VllmPolicy:
         self.tokenizer_digest = digest
         self._vllm_config = engine.vllm_config
         self._vocabulary_size: int = self._vllm_config.model_config.get_vocab_size()
-        self._context_tokens: int = self._vllm_config.model_config.max_model_len
-        self._encoder = PromptEncoder(tokenizer, self._vocabulary_size, self._context_tokens)
+        self._max_model_len: int = self._vllm_config.model_config.max_model_len
+        self._encoder = PromptEncoder(tokenizer, self._vocabulary_size, self._max_model_len)
         can_follow = GuidanceBackend.is_tokenizer_supported(engine.get_tokenizer())
         self._gate = GrammarGate(tokenizer if can_follow else None, self._vocabulary_size, constraint_trial_ms)
         self._ref = PolicyRef(files.id, files.revision, chat_template_hash(tokenizer))
@@ -108,12 +108,12 @@ class VllmPolicy:
         return self._ref
 
     @property
-    def context_tokens(self) -> int:
+    def max_model_len(self) -> int:
         """Longest prompt plus completion, in tokens."""
-        return self._context_tokens
+        return self._max_model_len
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """Samples that run at once; more wait their turn."""
         copies = self._vllm_config.parallel_config.data_parallel_size
         return int(self._vllm_config.scheduler_config.max_num_seqs * copies)
@@ -148,7 +148,7 @@ class VllmPolicy:
             "dtype": self.dtype,
             "weights_bytes": self.files.weights_bytes,
             "kv_cache_tokens": int(cache.num_gpu_blocks or 0) * int(cache.block_size),
-            "context_tokens": self._context_tokens,
+            "max_model_len": self._max_model_len,
         }
 
     @property

@@ -47,10 +47,10 @@ def _start(config: PolicyConfig, files: ModelFiles, telemetry: Telemetry | None)
         raise StartupError(f"policy.dtype {config.dtype!r}: allowed are {', '.join(DTYPES)}")
     if on_cpu():
         prepare_cpu(config.cpus)
-    elif config.watch is not None and config.gpu_memory_share > 0.5:
+    elif config.watch is not None and config.gpu_memory_utilization > 0.5:
         raise StartupError(
             "policy.watch starts a second engine beside the first, which does not fit a GPU of which policy."
-            f"gpu_memory_share = {config.gpu_memory_share} is the first one's; at most 0.5 is allowed"
+            f"gpu_memory_utilization = {config.gpu_memory_utilization} is the first one's; at most 0.5 is allowed"
         )
     check_shapes(files)
     try:
@@ -79,9 +79,9 @@ def _engine_args(config: PolicyConfig, files: ModelFiles) -> Any:
         "load_format": "safetensors",
         "trust_remote_code": False,
         "dtype": dtype_for(config.dtype, on_cpu()),
-        "max_model_len": config.context_tokens,
-        "max_num_seqs": config.running_samples,
-        "kv_cache_memory_bytes": config.kv_cache_bytes,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": 0,
@@ -92,7 +92,7 @@ def _engine_args(config: PolicyConfig, files: ModelFiles) -> Any:
     }
     if on_cpu():
         arguments |= {
-            "kv_cache_memory_bytes": config.kv_cache_bytes or CPU_KV_CACHE_BYTES,
+            "kv_cache_memory_bytes": config.kv_cache_memory_bytes or CPU_KV_CACHE_BYTES,
             "block_size": CPU_BLOCK_TOKENS,
             "enforce_eager": True,
             # A prefill in chunks kills the engine when the request has a seed (CPU generators have no offset).
@@ -101,11 +101,11 @@ def _engine_args(config: PolicyConfig, files: ModelFiles) -> Any:
             "distributed_executor_backend": OneProcessExecutor,
         }
     else:
-        several = config.gpus > 1
+        several = config.tensor_parallel_size > 1
         arguments |= {
-            "gpu_memory_utilization": config.gpu_memory_share,
-            "tensor_parallel_size": config.gpus,
-            "data_parallel_size": config.data_parallel,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "data_parallel_size": config.data_parallel_size,
             "distributed_executor_backend": ProcessPerGpuExecutor if several else OneProcessExecutor,
         }
     return AsyncEngineArgs(**arguments)

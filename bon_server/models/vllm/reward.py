@@ -91,7 +91,7 @@ class VllmReward:
             "dtype": str(self._vllm_config.model_config.dtype).removeprefix("torch."),
             "weights_bytes": self._model.files.weights_bytes,
             "kind": "decoder" if self._model.decoder else "encoder",
-            "context_tokens": self._model.context_tokens,
+            "max_model_len": self._model.max_model_len,
         }
         if self._model.decoder:
             facts["kv_cache_tokens"] = int(cache.num_gpu_blocks or 0) * int(cache.block_size)
@@ -131,7 +131,7 @@ class VllmReward:
         await end_engine(engine)
 
     def _read(self, prompt: Prompt, completion: str) -> TokenPair:
-        return read_pair(self._tokenize, prompt, completion, self._model.context_tokens, self._vocabulary_size)
+        return read_pair(self._tokenize, prompt, completion, self._model.max_model_len, self._vocabulary_size)
 
     async def _logit(self, pair: TokenPair) -> float:
         if self._closed:

@@ -61,13 +61,13 @@ def _engine_args(config: RewardConfig, model: PoolingModel, name: str) -> Any:
         "load_format": "safetensors",
         "trust_remote_code": False,
         "dtype": config.dtype,
-        "max_model_len": model.context_tokens,
+        "max_model_len": model.max_model_len,
         "max_num_seqs": RUNNING_SEQUENCES,
         # Encoders cannot be given their input in pieces.
         "max_num_batched_tokens": config.batch_tokens
         if model.decoder
-        else max(config.batch_tokens, model.context_tokens),
-        "kv_cache_memory_bytes": config.kv_cache_bytes,
+        else max(config.batch_tokens, model.max_model_len),
+        "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
         "enable_prefix_caching": model.decoder,
         "pooler_config": PoolerConfig(seq_pooling_type="LAST" if model.decoder else "CLS", use_activation=False),
         "distributed_executor_backend": OneProcessExecutor,
@@ -75,10 +75,10 @@ def _engine_args(config: RewardConfig, model: PoolingModel, name: str) -> Any:
     }
     if on_cpu():
         arguments |= {
-            "kv_cache_memory_bytes": config.kv_cache_bytes or CPU_KV_CACHE_BYTES,
+            "kv_cache_memory_bytes": config.kv_cache_memory_bytes or CPU_KV_CACHE_BYTES,
             "block_size": CPU_BLOCK_TOKENS,
             "enforce_eager": True,
         }
     else:
-        arguments["gpu_memory_utilization"] = config.gpu_memory_share
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     return AsyncEngineArgs(**arguments)

@@ -95,7 +95,7 @@ async def _start(config: PolicyConfig, serving: VllmPolicy, directory: Path, bef
             model=str(files.directory),
             revision=files.revision,
             dtype=serving.dtype,
-            context_tokens=serving.context_tokens,
+            max_model_len=serving.max_model_len,
         )
     )
     try:
@@ -119,8 +119,8 @@ def _examine(config: PolicyConfig, serving: VllmPolicy, files: ModelFiles) -> tu
         )
     refuse_without_room(files, serving.dtype, serving.cpu_cache_bytes)
     if not on_cpu():
-        refuse_without_gpu_room(files, config.gpu_memory_share)
-    return tuple(tokenizer(TEXT)["input_ids"][: min(LONGEST_TEST_TOKENS, serving.context_tokens - 1)])
+        refuse_without_gpu_room(files, config.gpu_memory_utilization)
+    return tuple(tokenizer(TEXT)["input_ids"][: min(LONGEST_TEST_TOKENS, serving.max_model_len - 1)])
 
 
 async def compare(policy: VllmPolicy, dtype: str, token_ids: Sequence[int], expected: Any) -> None:

@@ -44,9 +44,9 @@ from typing import Any
 
 from bon_server.core.types import Candidate, Prompt
 from bon_server.offline.importing.line import (
-    BadLine,
+    BadImportLine,
     Fields,
-    Line,
+    ImportLine,
     Reading,
     candidate_of,
     finish_reason_of,
@@ -64,10 +64,10 @@ _GROUPED_REQUIRED = {"prompt", "responses", "rewards"}
 _GROUPED_OPTIONAL = {"scores", "finish_reasons", "reward_context", "tags", "id"}
 
 
-def read_grouped(fields: Fields, reading: Reading) -> Line:
-    """The line of these fields. Raises `BadLine`."""
+def read_grouped(fields: Fields, reading: Reading) -> ImportLine:
+    """The line of these fields. Raises `BadImportLine`."""
     required(fields, *_GROUPED_REQUIRED)
-    return Line(
+    return ImportLine(
         prompt=prompt_of("prompt", fields["prompt"], reading.raw),
         candidates=_candidates(fields),
         reward_context=string_map_of("reward_context", fields.get("reward_context")),
@@ -79,14 +79,14 @@ def read_grouped(fields: Fields, reading: Reading) -> Line:
 
 def _id(value: object) -> str | None:
     if value is not None and not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_CHARACTERS):
-        raise BadLine(f"id: must be a string of 1 to {MAX_ID_CHARACTERS} characters")
+        raise BadImportLine(f"id: must be a string of 1 to {MAX_ID_CHARACTERS} characters")
     return value
 
 
 def _candidates(fields: Fields) -> tuple[Candidate, ...]:
     responses = _list(fields, "responses", None)
     if not responses:
-        raise BadLine("responses: empty")
+        raise BadImportLine("responses: empty")
     n = len(responses)
     rewards = _numbers("rewards", _list(fields, "rewards", n))
     finish_reasons = _list(fields, "finish_reasons", n) if fields.get("finish_reasons") is not None else [None] * n
@@ -107,16 +107,16 @@ def _grouped_scores(value: object, n: int) -> dict[str, list[float | None]]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise BadLine("scores: must be an object of lists")
+        raise BadImportLine("scores: must be an object of lists")
     return {name: _numbers(f"scores.{name}", _list(value, name, n, "scores.")) for name in value}
 
 
 def _list(fields: Fields, name: str, n: int | None, where: str = "") -> list[Any]:
     value = fields[name]
     if not isinstance(value, list):
-        raise BadLine(f"{where}{name}: must be a list")
+        raise BadImportLine(f"{where}{name}: must be a list")
     if n is not None and len(value) != n:
-        raise BadLine(f"{where}{name}: {len(value)} given for {n} responses")
+        raise BadImportLine(f"{where}{name}: {len(value)} given for {n} responses")
     return value
 
 
@@ -127,8 +127,8 @@ def _numbers(name: str, values: list[Any]) -> list[float | None]:
 _OPENRLHF_KEYS = {"input", "output", "reward", "finish_reason"}
 
 
-def read_openrlhf(fields: Fields, reading: Reading) -> Line:
-    """The line of these fields. Raises `BadLine`."""
+def read_openrlhf(fields: Fields, reading: Reading) -> ImportLine:
+    """The line of these fields. Raises `BadImportLine`."""
     required(fields, "input", "output")
     chosen = [name for name in reading.weights or () if name in fields]
     columns = {name: number_of(name, fields[name]) for name in chosen}
@@ -141,22 +141,22 @@ def read_openrlhf(fields: Fields, reading: Reading) -> Line:
         finish_reason_of("finish_reason", fields.get("finish_reason")),
     )
     prompt = prompt_of("input", fields["input"], reading.raw)
-    return Line(prompt, (candidate,), ignored=frozenset(fields.keys() - _OPENRLHF_KEYS - columns.keys()))
+    return ImportLine(prompt, (candidate,), ignored=frozenset(fields.keys() - _OPENRLHF_KEYS - columns.keys()))
 
 
 _OPEN_INSTRUCT_KEYS = {"messages", "model_completion", "reference_completion", "score", "finish_reason"}
 
 
-def read_open_instruct(fields: Fields, reading: Reading) -> Line:
-    """The line of these fields. Raises `BadLine`."""
+def read_open_instruct(fields: Fields, reading: Reading) -> ImportLine:
+    """The line of these fields. Raises `BadImportLine`."""
     required(fields, "messages")
     *before, last = messages_of("messages", fields["messages"])
     if last.role != "assistant":
-        raise BadLine(f"messages[{len(before)}].role: the last message must be by the assistant")
+        raise BadImportLine(f"messages[{len(before)}].role: the last message must be by the assistant")
     if not before:
-        raise BadLine("messages: nothing before the completion")
+        raise BadImportLine("messages: nothing before the completion")
     if fields.get("model_completion") not in (None, last.content):
-        raise BadLine("model_completion: is not the last message, so it is unknown which of them was scored")
+        raise BadImportLine("model_completion: is not the last message, so it is unknown which of them was scored")
     scores = _scores_by_model(fields.get("score"))
     candidate = candidate_of(
         0,
@@ -165,7 +165,7 @@ def read_open_instruct(fields: Fields, reading: Reading) -> Line:
         scores if len(scores) > 1 or reading.weights else {},
         finish_reason_of("finish_reason", fields.get("finish_reason")),
     )
-    return Line(
+    return ImportLine(
         prompt=Prompt(messages=tuple(before)),
         candidates=(candidate,),
         reward_models=tuple(sorted(filter(None, reading.weights or scores))),
@@ -189,8 +189,8 @@ _TRL_KEYS = {"step", "prompt", "completion", "finish_reason"}
 _TRL_NO_REWARD = _TRL_KEYS | {"advantage"}
 
 
-def read_trl_grpo(fields: Fields, reading: Reading) -> Line:
-    """The line of these fields. Raises `BadLine`."""
+def read_trl_grpo(fields: Fields, reading: Reading) -> ImportLine:
+    """The line of these fields. Raises `BadImportLine`."""
     required(fields, "prompt", "completion")
     columns = {
         name: number_of(name, value)
@@ -205,7 +205,7 @@ def read_trl_grpo(fields: Fields, reading: Reading) -> Line:
         {name: part for name, part in columns.items() if name != "reward"},
         finish_reason_of("finish_reason", fields.get("finish_reason")),
     )
-    return Line(
+    return ImportLine(
         prompt=prompt_of("prompt", fields["prompt"], reading.raw),
         candidates=(candidate,),
         tags={} if fields.get("step") is None else {"step": json.dumps(fields["step"])},
@@ -226,15 +226,15 @@ def _completion(value: object) -> str:
         return value
     messages = messages_of("completion", value)
     if len(messages) != 1 or messages[0].role != "assistant":
-        raise BadLine(f"completion: {len(messages)} messages; only a single one by the assistant can be imported")
+        raise BadImportLine(f"completion: {len(messages)} messages; only a single one by the assistant can be imported")
     return text_of("completion[0].content", messages[0].content)
 
 
 _VERL_KEYS = {"input", "output", "step", "gts", "finish_reason"}
 
 
-def read_verl(fields: Fields, reading: Reading) -> Line:
-    """The line of these fields. Raises `BadLine`."""
+def read_verl(fields: Fields, reading: Reading) -> ImportLine:
+    """The line of these fields. Raises `BadImportLine`."""
     required(fields, "input", "output", "score")
     columns = {"score": number_of("score", fields["score"])}
     for name, value in fields.items():
@@ -248,7 +248,7 @@ def read_verl(fields: Fields, reading: Reading) -> Line:
         parts,
         finish_reason_of("finish_reason", fields.get("finish_reason")),
     )
-    return Line(
+    return ImportLine(
         prompt=prompt_of("input", fields["input"], reading.raw),
         candidates=(candidate,),
         reward_context={} if fields.get("gts") is None else {"ground_truth": _ground_truth_text(fields["gts"])},

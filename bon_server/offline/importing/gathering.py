@@ -19,7 +19,7 @@ import apsw
 import msgspec
 
 from bon_server.core.types import Candidate
-from bon_server.offline.importing.line import Line
+from bon_server.offline.importing.line import ImportLine
 
 
 def scratch_database(schema: str) -> apsw.Connection:
@@ -46,7 +46,7 @@ class Arrival(NamedTuple):
     """Its identity, the same in a renamed or split file: from its `id`, or else from `digest` and its occurrence."""
     digest: bytes
     """SHA-256 of its bytes."""
-    line: Line
+    line: ImportLine
     text: bytes = b""
     """The line itself, where it may still be rejected."""
 
@@ -87,7 +87,7 @@ CREATE TABLE candidates (prompt INTEGER, file INTEGER, number INTEGER, key BLOB,
 """
 _encode = msgspec.msgpack.Encoder().encode
 _encode_identity = msgspec.json.Encoder(order="sorted").encode
-_decode_line = msgspec.msgpack.Decoder(Line).decode
+_decode_line = msgspec.msgpack.Decoder(ImportLine).decode
 _decode_candidates = msgspec.msgpack.Decoder(tuple[Candidate, ...]).decode
 
 
@@ -104,7 +104,7 @@ class Gathering:
     def add(self, arrival: Arrival) -> None:
         """Keeps a line until `groups`."""
         line = arrival.line
-        shared = Line(line.prompt, (), line.reward_models, line.reward_context, line.tags)
+        shared = ImportLine(line.prompt, (), line.reward_models, line.reward_context, line.tags)
         identity = hashlib.sha256(_encode_identity(shared)).digest()
         execute = self._database.execute
         prompt = execute("SELECT id FROM prompts WHERE identity = ?", (identity,)).get
@@ -128,7 +128,7 @@ class Gathering:
             current = prompt
             size_bytes += len(candidates)
             shared = _decode_line(line)
-            whole = Line(
+            whole = ImportLine(
                 shared.prompt,
                 _decode_candidates(candidates),
                 shared.reward_models,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import apsw
 
 from bon_server.log.record import Record
-from bon_server.log.spool.database import Row, row_of
+from bon_server.log.spool.database import SpoolRow, row_of
 from bon_server.log.spool.spool import Spool
 from bon_server.log.spool.writer import INSERT_RECORD
 
@@ -48,7 +48,7 @@ def append(spool: Spool, records: Sequence[tuple[Record, Sequence[ImportedLine]]
     return spool.transaction(insert)
 
 
-def _insert(database: apsw.Connection, row: Row, lines: Sequence[ImportedLine]) -> int | None:
+def _insert(database: apsw.Connection, row: SpoolRow, lines: Sequence[ImportedLine]) -> int | None:
     ordinal: int | None = database.execute(INSERT_RECORD, row).get
     if ordinal is not None:
         database.executemany("INSERT INTO imported VALUES (?, ?)", lines)

@@ -36,9 +36,9 @@ from bon_server.log.record import Record, encode, prompt_hash
 from bon_server.log.spool.spool import Spool
 from bon_server.offline.importing.gathering import Arrival, Gathering, Identities
 from bon_server.offline.importing.imported import ImportedLine, append, known
-from bon_server.offline.importing.line import BadLine, Line, Reading
+from bon_server.offline.importing.line import BadImportLine, ImportLine, Reading
 from bon_server.offline.importing.options import IMPORT_FORMATS, ImportOptions, ImportResult, check
-from bon_server.offline.importing.rows import Row, is_parquet, parse, rows
+from bon_server.offline.importing.rows import ImportRow, is_parquet, parse, rows
 from bon_server.offline.select.manifest import sha256_of
 from bon_server.system.files import sync_folder, whole_file
 
@@ -146,28 +146,28 @@ class _Import:
                     on_bytes(before_bytes + row.read_bytes)
                 try:
                     yield self._arrival(position, row, reading)
-                except BadLine as reason:
+                except BadImportLine as reason:
                     self._rejected.add(file, row.number, str(reason), row.text)
             before_bytes += file.stat().st_size
             on_bytes(before_bytes)
 
-    def _arrival(self, file: int, row: Row, reading: Reading) -> Arrival:
+    def _arrival(self, file: int, row: ImportRow, reading: Reading) -> Arrival:
         if row.problem is not None:
-            raise BadLine(row.problem)
+            raise BadImportLine(row.problem)
         fields = parse(row.text)
         try:
             line = self._with_names(self._format.read(fields, reading))
             arrival = Arrival(file, row.number, b"", hashlib.sha256(row.text).digest(), line)
             encode(self._record([arrival._replace(key=arrival.digest)]))
         except RecursionError:
-            raise BadLine("nested too deeply") from None
+            raise BadImportLine("nested too deeply") from None
         except ValueError as error:
-            raise BadLine(str(error)) from None
+            raise BadImportLine(str(error)) from None
         self._ignored_keys.update(_printable(line.ignored))
         text = b"" if self._format.line_per_candidate else row.text
         return arrival._replace(key=self._identities.key(file, arrival.digest, line.id), text=text)
 
-    def _with_names(self, line: Line) -> Line:
+    def _with_names(self, line: ImportLine) -> ImportLine:
         """The caller's name for a single reward model comes before the line's."""
         return replace(line, reward_models=()) if self._renamed and len(line.reward_models) == 1 else line
 

@@ -14,7 +14,7 @@ Fields = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 
 
-class BadLine(ValueError):
+class BadImportLine(ValueError):
     """Why a line cannot be imported, without its content."""
 
 
@@ -31,7 +31,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ImportLine:
     """One line: one candidate, or all of a prompt."""
 
     prompt: Prompt
@@ -48,17 +48,17 @@ class Line:
 
 
 def required(fields: Fields, *names: str) -> None:
-    """Raises `BadLine` unless all of these keys are there."""
+    """Raises `BadImportLine` unless all of these keys are there."""
     missing = sorted(set(names) - fields.keys())
     if missing:
-        raise BadLine(f"{', '.join(missing)}: missing")
+        raise BadImportLine(f"{', '.join(missing)}: missing")
 
 
 def prompt_of(name: str, value: object, raw: bool) -> Prompt:
     """A string or a list of messages as a prompt."""
     if isinstance(value, str):
         if not value:
-            raise BadLine(f"{name}: empty")
+            raise BadImportLine(f"{name}: empty")
         return Prompt(text=value) if raw else Prompt(messages=(Message("user", value),))
     return Prompt(messages=messages_of(name, value))
 
@@ -66,9 +66,9 @@ def prompt_of(name: str, value: object, raw: bool) -> Prompt:
 def messages_of(name: str, value: object) -> tuple[Message, ...]:
     """A list of at least one message."""
     if not isinstance(value, list):
-        raise BadLine(f"{name}: must be a string or a list of messages")
+        raise BadImportLine(f"{name}: must be a string or a list of messages")
     if not value:
-        raise BadLine(f"{name}: empty")
+        raise BadImportLine(f"{name}: empty")
     return tuple(_message(f"{name}[{position}]", message) for position, message in enumerate(value))
 
 
@@ -76,17 +76,17 @@ def _message(name: str, value: object) -> Message:
     match value:
         case {"role": str(role), "content": str(content), **rest}:
             if role not in ROLES:
-                raise BadLine(f"{name}.role: must be one of {', '.join(ROLES)}")
+                raise BadImportLine(f"{name}.role: must be one of {', '.join(ROLES)}")
             if any(more is not None for more in rest.values()):  # Parquet fills in what other messages have
-                raise BadLine(f"{name}: may have role and content only")
+                raise BadImportLine(f"{name}: may have role and content only")
             return Message(role, content)
-    raise BadLine(f"{name}: must be an object with the strings role and content")
+    raise BadImportLine(f"{name}: must be an object with the strings role and content")
 
 
 def text_of(name: str, value: object) -> str:
     """A string, which may be empty."""
     if not isinstance(value, str):
-        raise BadLine(f"{name}: must be a string")
+        raise BadImportLine(f"{name}: must be a string")
     return value
 
 
@@ -95,11 +95,11 @@ def number_of(name: str, value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadLine(f"{name}: must be a number or null")
+        raise BadImportLine(f"{name}: must be a number or null")
     try:
         return float(value)
     except OverflowError:
-        raise BadLine(f"{name}: too large") from None
+        raise BadImportLine(f"{name}: too large") from None
 
 
 def finish_reason_of(name: str, value: object) -> FinishReason | None:
@@ -107,7 +107,7 @@ def finish_reason_of(name: str, value: object) -> FinishReason | None:
     if value is None:
         return None
     if not isinstance(value, str) or value not in set(FinishReason):
-        raise BadLine(f"{name}: must be null or one of {', '.join(FinishReason)}")
+        raise BadImportLine(f"{name}: must be null or one of {', '.join(FinishReason)}")
     return FinishReason(value)
 
 
@@ -116,7 +116,7 @@ def string_map_of(name: str, value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise BadLine(f"{name}: must be an object of strings")
+        raise BadImportLine(f"{name}: must be an object of strings")
     return value
 
 
@@ -146,7 +146,7 @@ def reward_of(columns: Mapping[str, float | None], reading: Reading, default: Se
     weights = reading.weights or dict.fromkeys(default, 1.0)
     missing = sorted(weights.keys() - columns.keys())
     if missing:
-        raise BadLine(f"{', '.join(missing)}: missing, or not a number")
+        raise BadImportLine(f"{', '.join(missing)}: missing, or not a number")
     applied = [weight * part for name, weight in weights.items() if (part := columns[name]) is not None]
     if not applied:
         return None

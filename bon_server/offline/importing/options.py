@@ -10,23 +10,23 @@ from typing import NamedTuple
 
 from bon_server.core.errors import ConfigError
 from bon_server.offline.importing import formats
-from bon_server.offline.importing.line import Fields, Line, Reading
+from bon_server.offline.importing.line import Fields, ImportLine, Reading
 
 
-class Format(NamedTuple):
+class ImportFormat(NamedTuple):
     """How a format is read."""
 
-    read: Callable[[Fields, Reading], Line]
+    read: Callable[[Fields, Reading], ImportLine]
     """Raises `BadLine`."""
     line_per_candidate: bool
 
 
 IMPORT_FORMATS = {
-    "grouped": Format(formats.read_grouped, line_per_candidate=False),
-    "openrlhf": Format(formats.read_openrlhf, line_per_candidate=True),
-    "trl-grpo": Format(formats.read_trl_grpo, line_per_candidate=True),
-    "open-instruct": Format(formats.read_open_instruct, line_per_candidate=True),
-    "verl": Format(formats.read_verl, line_per_candidate=True),
+    "grouped": ImportFormat(formats.read_grouped, line_per_candidate=False),
+    "openrlhf": ImportFormat(formats.read_openrlhf, line_per_candidate=True),
+    "trl-grpo": ImportFormat(formats.read_trl_grpo, line_per_candidate=True),
+    "open-instruct": ImportFormat(formats.read_open_instruct, line_per_candidate=True),
+    "verl": ImportFormat(formats.read_verl, line_per_candidate=True),
 }
 
 

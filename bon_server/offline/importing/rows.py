@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bon_server.core.errors import LogError
-from bon_server.offline.importing.line import BadLine, Fields
+from bon_server.offline.importing.line import BadImportLine, Fields
 
 MAX_LINE_BYTES = 64 << 20
 PARQUET_BATCH_ROWS = 64
@@ -19,7 +19,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PARQUET_MAGIC = b"PAR1"
 
 
-class Row(NamedTuple):
+class ImportRow(NamedTuple):
     """One row, unread."""
 
     number: int
@@ -38,7 +38,7 @@ def is_parquet(path: Path) -> bool:
         return file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
 
 
-def rows(path: Path) -> Iterator[Row]:
+def rows(path: Path) -> Iterator[ImportRow]:
     """The rows of a file; blank lines are none. Raises OSError, and `LogError` for damaged Parquet."""
     if is_parquet(path):
         yield from _parquet_rows(path)
@@ -48,32 +48,32 @@ def rows(path: Path) -> Iterator[Row]:
 
 
 def parse(text: bytes) -> Fields:
-    """The JSON object of a row. Raises `BadLine`."""
+    """The JSON object of a row. Raises `BadImportLine`."""
     if len(text) > MAX_LINE_BYTES:
-        raise BadLine(f"longer than {MAX_LINE_BYTES} bytes")
+        raise BadImportLine(f"longer than {MAX_LINE_BYTES} bytes")
     try:
         fields = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
-        raise BadLine(f"not UTF-8 at byte {error.start}") from None
+        raise BadImportLine(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise BadLine(f"not JSON at character {error.pos}: {error.msg}") from None
-    except BadLine:
+        raise BadImportLine(f"not JSON at character {error.pos}: {error.msg}") from None
+    except BadImportLine:
         raise
     except (ValueError, RecursionError) as error:
-        raise BadLine(f"not JSON that can be read ({type(error).__name__})") from None
+        raise BadImportLine(f"not JSON that can be read ({type(error).__name__})") from None
     if not isinstance(fields, dict):
-        raise BadLine("not a JSON object")
+        raise BadImportLine("not a JSON object")
     return fields
 
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> Fields:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise BadLine("a key is there twice")
+        raise BadImportLine("a key is there twice")
     return fields
 
 
-def _lines(file: BinaryIO) -> Iterator[Row]:
+def _lines(file: BinaryIO) -> Iterator[ImportRow]:
     number = 0
     while text := file.readline(MAX_LINE_BYTES + 2):
         number += 1
@@ -84,10 +84,10 @@ def _lines(file: BinaryIO) -> Iterator[Row]:
         if number == 1:
             text = text.removeprefix(_BYTE_ORDER_MARK)
         if text.strip():
-            yield Row(number, text, file.tell())
+            yield ImportRow(number, text, file.tell())
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[ImportRow]:
     size_bytes = path.stat().st_size
     try:
         with pq.ParquetFile(path) as file:
@@ -97,7 +97,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 for position in range(batch.num_rows):
                     number += 1
                     text, problem = _to_json(batch.slice(position, 1))
-                    yield Row(number, text, size_bytes * number // file.metadata.num_rows, problem)
+                    yield ImportRow(number, text, size_bytes * number // file.metadata.num_rows, problem)
     except pa.ArrowException as error:
         raise LogError(f"{path} is not Parquet that can be read ({type(error).__name__})") from error
 

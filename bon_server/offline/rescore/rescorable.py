@@ -55,7 +55,7 @@ Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class RescorableText:
     """A candidate, as far as it matters here."""
 
     text: str = ""
@@ -63,11 +63,11 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RescorableRequest:
     """A record, as far as it matters here."""
 
     request_id: str
-    candidates: tuple[Text, ...]
+    candidates: tuple[RescorableText, ...]
     attempt: int = 1
     principal: str = ""
     prompt_text: str | None = None
@@ -91,7 +91,7 @@ class Request:
                 yield None
 
 
-def as_row(ordinal: int, request: Request, scores: Sequence[Score | None]) -> dict[str, Any]:
+def as_row(ordinal: int, request: RescorableRequest, scores: Sequence[Score | None]) -> dict[str, Any]:
     """A row as `score_files.SCORES` wants it. scores: (n,) of the candidates; None: not asked about."""
     principal, request_id, attempt = request.key
     candidates = [_as_candidate(index, score) for index, score in enumerate(scores)]

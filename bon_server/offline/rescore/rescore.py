@@ -40,7 +40,7 @@ from bon_server.log.scores.files import (
 from bon_server.log.segments.where import Ordinals, Where
 from bon_server.models.reward import ensemble
 from bon_server.models.starting import check_reward, start_reward
-from bon_server.offline.rescore.rescorable import Key, Request, as_row, score_all
+from bon_server.offline.rescore.rescorable import Key, RescorableRequest, as_row, score_all
 from bon_server.system.files import make_folder
 from bon_server.system.lock import WriterLock
 
@@ -166,7 +166,7 @@ class _Row(NamedTuple):
     """A record that has no scores yet."""
 
     ordinal: int
-    request: Request
+    request: RescorableRequest
 
 
 class _Rescoring:
@@ -202,7 +202,7 @@ class _Rescoring:
         """Records without scores, with their writer."""
         chunk: list[_Row] = []
         chars, cell, there = 0, (-1, -1), dict[int, tuple[Key, list[str]]]()
-        for position, request in self._reader.fields(Request):
+        for position, request in self._reader.fields(RescorableRequest):
             writer, number = position.writer, (position.ordinal - 1) // CHUNK_REQUESTS
             if (writer, number) != cell or chars >= CHUNK_CHARS:
                 if chunk:
@@ -229,7 +229,7 @@ class _Rescoring:
                 found[row["ordinal"]] = key, [one["status"] for one in row["candidates"]]
         return found
 
-    def _count_there(self, ordinal: int, request: Request, key: Key, statuses: list[str]) -> None:
+    def _count_there(self, ordinal: int, request: RescorableRequest, key: Key, statuses: list[str]) -> None:
         if key != request.key or len(statuses) != len(request.candidates):
             raise LogError(f"{folder_of(self._log, self._name)}: row {ordinal} is of another record than the log's")
         self._already += len(statuses)

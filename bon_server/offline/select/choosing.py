@@ -11,7 +11,7 @@ import numpy as np
 from bon_server.offline.select.formats import FORMATS
 from bon_server.offline.select.gathering import candidates_file, prompts_file
 from bon_server.offline.select.options import Filters
-from bon_server.offline.select.plan import Plan
+from bon_server.offline.select.plan import SelectionPlan
 from bon_server.offline.select.rows import (
     CANDIDATE,
     KEY,
@@ -31,18 +31,18 @@ from bon_server.offline.select.rules import choose, grouped, merge_overall, one_
 MERGED = "merge-00000.picks"
 
 
-def picks_files(plan: Plan) -> list[Path]:
+def picks_files(plan: SelectionPlan) -> list[Path]:
     """What the rule picked, by place, when all is chosen."""
     if plan.rule.is_overall:
         return [plan.work / MERGED]
     return [_picks_file(plan, task) for task in range(plan.bucket_tasks)]
 
 
-def _picks_file(plan: Plan, task: int) -> Path:
+def _picks_file(plan: SelectionPlan, task: int) -> Path:
     return plan.work / f"choose-{task:05d}.picks"
 
 
-def choose_prompts(plan: Plan, task: int) -> dict[str, Any]:
+def choose_prompts(plan: SelectionPlan, task: int) -> dict[str, Any]:
     """Writes what the rule picks of some prompts; returns counts, and lines of the training set by range."""
     candidates = [candidates_file(plan, number) for number in range(len(plan.tasks))]
     seen = [prompts_file(plan, number) for number in range(len(plan.tasks))]
@@ -62,7 +62,7 @@ def choose_prompts(plan: Plan, task: int) -> dict[str, Any]:
     return counts | {"lines": _write_picks(plan, _picks_file(plan, task), picked)}
 
 
-def merge(plan: Plan, task: int) -> dict[str, Any]:
+def merge(plan: SelectionPlan, task: int) -> dict[str, Any]:
     """The only task of its stage, for `top-k-overall`: chooses from what was picked of all prompts."""
     picked = empty(PICK)
     for number in range(plan.bucket_tasks):
@@ -92,7 +92,7 @@ def filter_prompts(filters: Filters, candidates: Rows, dropped: Counter[str]) ->
     return candidates
 
 
-def _write_picks(plan: Plan, path: Path, picks: Rows) -> list[list[int]]:
+def _write_picks(plan: SelectionPlan, path: Path, picks: Rows) -> list[list[int]]:
     """Returns [range, lines] where there are any."""
     if FORMATS[plan.format].whole_prompts:
         picks = one_line_per_prompt(picks)

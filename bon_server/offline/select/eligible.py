@@ -52,7 +52,7 @@ from bon_server.log.scores.joined import KEY, NOT_THERE, STATUSES, join
 from bon_server.log.segments.columns import SCHEMA, from_batch
 from bon_server.offline.select.formats import FORMATS
 from bon_server.offline.select.options import Filters
-from bon_server.offline.select.plan import File, Plan
+from bon_server.offline.select.plan import File, SelectionPlan
 from bon_server.offline.select.rows import CHAT, TEXT, TOKENS
 from bon_server.operator_code.guard import told
 
@@ -71,7 +71,7 @@ class Rewards:
     """Arrow strings: `CandidateStatus` or `NOT_RESCORED`."""
 
 
-def rewards_of(plan: Plan, file: File, batch: Any, lengths: NDArray[np.int64], damage: list[str]) -> Rewards:
+def rewards_of(plan: SelectionPlan, file: File, batch: Any, lengths: NDArray[np.int64], damage: list[str]) -> Rewards:
     """The rewards to choose by. lengths: (n,) candidates of each row. damage: gets files of scores left out."""
     name, flat = plan.filters.reward, batch["candidates"].flatten()
     if name is None:
@@ -95,7 +95,7 @@ def _part(rewards: Any, name: str) -> NDArray[np.float64]:
     return values
 
 
-def reward_columns(plan: Plan) -> list[str]:
+def reward_columns(plan: SelectionPlan) -> list[str]:
     """The columns of a record that `rewards_of` looks at."""
     if plan.filters.reward is None:
         return []
@@ -161,7 +161,7 @@ def columns(filters: Filters, file_format: str) -> list[str]:
     return names + [name for name, needed in wanted.items() if needed]
 
 
-class Candidates:
+class CandidateColumns:
     """The candidates of a batch, request by request in index order: (m,) columns."""
 
     def __init__(self, batch: Any, lengths: Numbers, rewards: Rewards) -> None:
@@ -225,7 +225,7 @@ def exact_name(models: tuple[tuple[str, str, str], ...]) -> str:
 
 
 @dataclass(slots=True)
-class Policies:
+class PolicyColumn:
     """Who sampled the candidates of a batch."""
 
     of: Numbers
@@ -234,7 +234,7 @@ class Policies:
     """(id, revision), None where the record names no policy."""
 
     @classmethod
-    def in_batch(cls, candidates: Candidates) -> Policies:
+    def in_batch(cls, candidates: CandidateColumns) -> PolicyColumn:
         policy = candidates.batch["policy"]
         ids = policy.field("id").dictionary_encode()
         own = pc.fill_null(candidates.field("policy_revision"), "")
@@ -280,7 +280,12 @@ class Reasons:
 
 
 def reasons(
-    candidates: Candidates, filters: Filters, file_format: str, repeated: Mask, models: Models, policies: Policies
+    candidates: CandidateColumns,
+    filters: Filters,
+    file_format: str,
+    repeated: Mask,
+    models: Models,
+    policies: PolicyColumn,
 ) -> Reasons:
     """repeated: (n,) the rows whose request was answered earlier elsewhere."""
     why, batch, row = Reasons(len(candidates)), candidates.batch, candidates.row
@@ -314,7 +319,7 @@ def reasons(
     return why
 
 
-def _mark_unfit(why: Reasons, candidates: Candidates, filters: Filters) -> None:
+def _mark_unfit(why: Reasons, candidates: CandidateColumns, filters: Filters) -> None:
     fine = (FinishReason.STOP, FinishReason.LENGTH) if filters.keep_truncated else (FinishReason.STOP,)
     _mark_values(why, candidates.field("finish_reason"), [one for one in FinishReason if one not in fine])
     unfit = [one for one in CandidateStatus if one is not CandidateStatus.SCORED]
@@ -333,7 +338,7 @@ def _mark_values(why: Reasons, strings: Any, values: list[Any]) -> None:
         why.mark(codes == code, str(value))
 
 
-def _mark_by_size(why: Reasons, candidates: Candidates, filters: Filters) -> None:
+def _mark_by_size(why: Reasons, candidates: CandidateColumns, filters: Filters) -> None:
     for name, least, most in (
         ("tokens", filters.min_tokens, filters.max_tokens),
         ("chars", filters.min_chars, filters.max_chars),

@@ -24,7 +24,7 @@ from bon_server.offline.select.choosing import in_lines, picks_files
 from bon_server.offline.select.eligible import lengths_of
 from bon_server.offline.select.fetching import fetch
 from bon_server.offline.select.formats import FORMATS
-from bon_server.offline.select.plan import Plan
+from bon_server.offline.select.plan import SelectionPlan
 from bon_server.offline.select.rows import FORMS, LINE, PICK, Rows, empty, firsts, read_runs
 from bon_server.offline.select.writing import chats, meta_table, write_data, write_piece
 
@@ -90,7 +90,7 @@ class Shard:
 class Export:
     """What the tasks of this stage have in common."""
 
-    plan: Plan
+    plan: SelectionPlan
     shards: tuple[Shard, ...]
 
     def name(self, shard: Shard) -> str:
@@ -100,7 +100,7 @@ class Export:
         return f"part-{shard.number:05d}{data.suffix}{packed}"
 
 
-def divide_lines(plan: Plan, lines: Iterable[list[list[int]]]) -> tuple[Shard, ...]:
+def divide_lines(plan: SelectionPlan, lines: Iterable[list[list[int]]]) -> tuple[Shard, ...]:
     """The files: of each form, `shard_rows` lines after `shard_rows` lines. lines: [range, lines] of several tasks."""
     by_range = np.zeros(plan.all_ranges, dtype=np.int64)
     for counted in lines:
@@ -158,7 +158,7 @@ def _policies(meta: Any) -> list[list[Any]]:
     return [[*policy, count] for policy, count in Counter(pairs).items() if policy[0] is not None]
 
 
-def _audit(plan: Plan, picks: Rows, table: Any) -> dict[str, int] | None:
+def _audit(plan: SelectionPlan, picks: Rows, table: Any) -> dict[str, int] | None:
     """Of the candidates of a file: how many are too long, how long the longest is, of how many it is not known."""
     limit = plan.written.max_length
     if limit is None:
@@ -173,7 +173,7 @@ def _audit(plan: Plan, picks: Rows, table: Any) -> dict[str, int] | None:
     }
 
 
-def merged_audit(plan: Plan, lengths: Iterable[dict[str, int] | None]) -> dict[str, Any] | None:
+def merged_audit(plan: SelectionPlan, lengths: Iterable[dict[str, int] | None]) -> dict[str, Any] | None:
     """For the manifest; None when none was asked for."""
     if plan.written.max_length is None:
         return None

@@ -16,7 +16,7 @@ from bon_server.offline.select import eligible
 from bon_server.offline.select.eligible import lengths_of, rewards_of
 from bon_server.offline.select.formats import FORMATS
 from bon_server.offline.select.gathering import batches
-from bon_server.offline.select.plan import File, Plan
+from bon_server.offline.select.plan import File, SelectionPlan
 from bon_server.offline.select.rows import Rows
 
 _OF_REQUEST = (
@@ -37,7 +37,7 @@ _MOST_BYTES = (1 << 31) - 1
 """What an Arrow array of strings can hold, whose offsets have 32 bits."""
 
 
-def fetch(plan: Plan, picks: Rows, token_ids: bool, prompt_token_ids: bool) -> Any:
+def fetch(plan: SelectionPlan, picks: Rows, token_ids: bool, prompt_token_ids: bool) -> Any:
     """An Arrow table with a row for each pick, in their order.
 
     Columns: those of `_OF_REQUEST`, `policy_id`, `request_policy_revision`, those of `_OF_CANDIDATE`, `reward` (the one
@@ -75,7 +75,7 @@ def _check_sizes(pieces: Sequence[Any]) -> None:
             )
 
 
-def _files(plan: Plan, picks: Rows) -> Iterator[tuple[File, NDArray[np.intp]]]:
+def _files(plan: SelectionPlan, picks: Rows) -> Iterator[tuple[File, NDArray[np.intp]]]:
     """Files that may hold some of the picks, with the numbers of these, by ordinal."""
     order = np.lexsort([picks["ordinal"], picks["writer"]])
     writers, ordinals = picks["writer"][order], picks["ordinal"][order]
@@ -87,7 +87,12 @@ def _files(plan: Plan, picks: Rows) -> Iterator[tuple[File, NDArray[np.intp]]]:
 
 
 def _wanted_batches(
-    plan: Plan, file: File, ordinals: NDArray[np.int64], token_ids: bool, prompt_token_ids: bool, damage: list[str]
+    plan: SelectionPlan,
+    file: File,
+    ordinals: NDArray[np.int64],
+    token_ids: bool,
+    prompt_token_ids: bool,
+    damage: list[str],
 ) -> Iterator[Any]:
     """ordinals: rising."""
     names = ["ordinal", *_OF_REQUEST, "policy.id", "policy.revision"]
@@ -115,7 +120,7 @@ def _matches(
     return mine[left[row] + within], row
 
 
-def _take(plan: Plan, file: File, batch: Any, row: NDArray[np.intp], index: Any, damage: list[str]) -> Any:
+def _take(plan: SelectionPlan, file: File, batch: Any, row: NDArray[np.intp], index: Any, damage: list[str]) -> Any:
     lengths = lengths_of(batch["candidates"])
     flat = pa.array((np.cumsum(lengths) - lengths)[row] + index)
     rows = pa.array(row)

@@ -31,7 +31,7 @@ IGNORED = -100
 _SHAREGPT = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
-class Said(NamedTuple):
+class ExportedCandidate(NamedTuple):
     """One candidate of a line."""
 
     text: str
@@ -46,7 +46,7 @@ class Said(NamedTuple):
     """Of the request."""
 
 
-Lines = Callable[[Prompt, Sequence[Said]], Iterator[dict[str, Any]]]
+Lines = Callable[[Prompt, Sequence[ExportedCandidate]], Iterator[dict[str, Any]]]
 """Prompt and candidates (pairs: chosen, rejected; `grouped`: all of the prompt; else one) to objects, one a line."""
 
 
@@ -54,42 +54,42 @@ def _answer(text: str) -> list[Message]:
     return [{"role": "assistant", "content": text}]
 
 
-def _completion(prompt: Prompt, said: Said) -> Prompt:
+def _completion(prompt: Prompt, said: ExportedCandidate) -> Prompt:
     return said.text if isinstance(prompt, str) else _answer(said.text)
 
 
-def _trl_sft(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
+def _trl_sft(prompt: Prompt, said: Sequence[ExportedCandidate]) -> Iterator[dict[str, Any]]:
     yield {"prompt": prompt, "completion": _completion(prompt, said[0])}
 
 
-def _trl_tokens(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
+def _trl_tokens(prompt: Prompt, said: Sequence[ExportedCandidate]) -> Iterator[dict[str, Any]]:
     before, sampled = said[0].prompt_token_ids or [], said[0].token_ids or []
     yield {"input_ids": before + sampled, "labels": [IGNORED] * len(before) + sampled}
 
 
-def _trl_dpo(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
+def _trl_dpo(prompt: Prompt, said: Sequence[ExportedCandidate]) -> Iterator[dict[str, Any]]:
     chosen, rejected = (_completion(prompt, one) for one in said)
     yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def _trl_kto(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
+def _trl_kto(prompt: Prompt, said: Sequence[ExportedCandidate]) -> Iterator[dict[str, Any]]:
     for label, one in zip((True, False), said, strict=True):
         yield {"prompt": prompt, "completion": _completion(prompt, one), "label": label}
 
 
-def _messages(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
+def _messages(prompt: Prompt, said: Sequence[ExportedCandidate]) -> Iterator[dict[str, Any]]:
     assert not isinstance(prompt, str)
     yield {"messages": prompt + _answer(said[0].text)}
 
 
-def _openai(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
+def _openai(prompt: Prompt, said: Sequence[ExportedCandidate]) -> Iterator[dict[str, Any]]:
     assert not isinstance(prompt, str)
     # OpenAI trains on every answer of a chat unless told not to, and those before were not chosen by a reward.
     before = [one | {"weight": 0} if one["role"] == "assistant" else one for one in prompt]
     yield {"messages": before + _answer(said[0].text)}
 
 
-def _openai_dpo(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
+def _openai_dpo(prompt: Prompt, said: Sequence[ExportedCandidate]) -> Iterator[dict[str, Any]]:
     chosen, rejected = said
     yield {
         "input": {"messages": prompt, "tools": [], "parallel_tool_calls": True},
@@ -98,13 +98,13 @@ def _openai_dpo(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]
     }
 
 
-def _sharegpt(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
+def _sharegpt(prompt: Prompt, said: Sequence[ExportedCandidate]) -> Iterator[dict[str, Any]]:
     assert not isinstance(prompt, str)
     turns = [{"from": _SHAREGPT.get(one["role"], one["role"]), "value": one["content"]} for one in prompt]
     yield {"conversations": [*turns, {"from": "gpt", "value": said[0].text}]}
 
 
-def _grouped(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
+def _grouped(prompt: Prompt, said: Sequence[ExportedCandidate]) -> Iterator[dict[str, Any]]:
     line: dict[str, Any] = {
         "prompt": prompt,
         "responses": [one.text for one in said],
@@ -121,7 +121,7 @@ def _grouped(prompt: Prompt, said: Sequence[Said]) -> Iterator[dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class ExportFormat:
     """A format."""
 
     lines: Lines | None
@@ -140,14 +140,14 @@ class Format:
 
 
 FORMATS = {
-    "trl-sft": Format(_trl_sft),
-    "trl-tokens": Format(_trl_tokens, (CHAT, TEXT, TOKENS), tokens=True),
-    "trl-dpo": Format(_trl_dpo),
-    "trl-kto": Format(_trl_kto, line_per_candidate=True),
-    "messages": Format(_messages, (CHAT,)),
-    "openai": Format(_openai, (CHAT,)),
-    "openai-dpo": Format(_openai_dpo, (CHAT,)),
-    "sharegpt": Format(_sharegpt, (CHAT,)),
-    "grouped": Format(_grouped, whole_prompts=True, parts=True),
-    "parquet": Format(None, suffix=".parquet"),
+    "trl-sft": ExportFormat(_trl_sft),
+    "trl-tokens": ExportFormat(_trl_tokens, (CHAT, TEXT, TOKENS), tokens=True),
+    "trl-dpo": ExportFormat(_trl_dpo),
+    "trl-kto": ExportFormat(_trl_kto, line_per_candidate=True),
+    "messages": ExportFormat(_messages, (CHAT,)),
+    "openai": ExportFormat(_openai, (CHAT,)),
+    "openai-dpo": ExportFormat(_openai_dpo, (CHAT,)),
+    "sharegpt": ExportFormat(_sharegpt, (CHAT,)),
+    "grouped": ExportFormat(_grouped, whole_prompts=True, parts=True),
+    "parquet": ExportFormat(None, suffix=".parquet"),
 }

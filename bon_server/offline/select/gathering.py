@@ -35,9 +35,9 @@ from bon_server.log.segments.columns import conform, prune
 from bon_server.log.segments.where import Ordinals
 from bon_server.offline.select import eligible
 from bon_server.offline.select.eligible import (
-    Candidates,
+    CandidateColumns,
     Models,
-    Policies,
+    PolicyColumn,
     columns,
     exact_name,
     lengths_of,
@@ -46,7 +46,7 @@ from bon_server.offline.select.eligible import (
     rewards_of,
 )
 from bon_server.offline.select.inputs import measure_file
-from bon_server.offline.select.plan import File, Plan
+from bon_server.offline.select.plan import File, SelectionPlan
 from bon_server.offline.select.rows import (
     CANDIDATE,
     KEY,
@@ -69,15 +69,15 @@ _COLUMNS = ("ordinal", "principal", "request_id", "outcome", "created_at")
 _ANSWERED = (Outcome.OK, Outcome.PARTIAL)
 
 
-def _answers_file(plan: Plan, task: int) -> Path:
+def _answers_file(plan: SelectionPlan, task: int) -> Path:
     return plan.work / f"answers-{task:05d}.answers"
 
 
-def _repeated_file(plan: Plan, task: int) -> Path:
+def _repeated_file(plan: SelectionPlan, task: int) -> Path:
     return plan.work / f"repeated-{task:05d}.places"
 
 
-def answers(plan: Plan, task: int) -> dict[str, Any]:
+def answers(plan: SelectionPlan, task: int) -> dict[str, Any]:
     """Writes who was answered in some files, and when, by caller and request. What cannot be read is told later."""
     schema = prune(_COLUMNS)
     found = [empty(ANSWER)]
@@ -100,7 +100,7 @@ def _answers(writer: int, batch: Any) -> Rows:
     return found
 
 
-def repeated(plan: Plan, task: int) -> dict[str, Any]:
+def repeated(plan: SelectionPlan, task: int) -> dict[str, Any]:
     """Writes the places of all answers to some requests but the earliest, by place."""
     files = [_answers_file(plan, number) for number in range(len(plan.tasks))]
     later = [empty(ANSWER)]
@@ -114,7 +114,7 @@ def repeated(plan: Plan, task: int) -> dict[str, Any]:
     return {"repeated": len(rows)}
 
 
-def repeated_places(plan: Plan, writer: int, ordinals: NDArray[np.int64]) -> NDArray[np.bool_]:
+def repeated_places(plan: SelectionPlan, writer: int, ordinals: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(n,) whether the request there was answered earlier elsewhere."""
     if not plan.repeated or not len(ordinals):
         return np.zeros(len(ordinals), dtype=np.bool_)
@@ -125,18 +125,18 @@ def repeated_places(plan: Plan, writer: int, ordinals: NDArray[np.int64]) -> NDA
     return found
 
 
-def candidates_file(plan: Plan, task: int) -> Path:
+def candidates_file(plan: SelectionPlan, task: int) -> Path:
     """The candidates that a task found, by prompt."""
     return plan.work / f"gather-{task:05d}.candidates"
 
 
-def prompts_file(plan: Plan, task: int) -> Path:
+def prompts_file(plan: SelectionPlan, task: int) -> Path:
     """The prompts that a task saw, each once."""
     return plan.work / f"gather-{task:05d}.prompts"
 
 
 @dataclass(slots=True)
-class Seen:
+class GatheringCounts:
     """What a task counts."""
 
     requests: int = 0
@@ -160,9 +160,9 @@ class Seen:
         }
 
 
-def gather(plan: Plan, task: int) -> dict[str, Any]:
+def gather(plan: SelectionPlan, task: int) -> dict[str, Any]:
     """Writes the candidates and prompts of some files; returns what it counted, and digests that were not known."""
-    seen = Seen()
+    seen = GatheringCounts()
     found, prompts, digests = [empty(CANDIDATE)], [empty(KEY)], {}
     for number in range(*plan.tasks[task]):
         file = plan.files[number]
@@ -181,7 +181,7 @@ def gather(plan: Plan, task: int) -> dict[str, Any]:
     return seen.summary() | {"digests": digests}
 
 
-def columns_for(plan: Plan) -> list[str]:
+def columns_for(plan: SelectionPlan) -> list[str]:
     """What is read of a record."""
     names = columns(plan.filters, plan.format) + eligible.reward_columns(plan)
     if plan.rule.needs_random:
@@ -191,11 +191,13 @@ def columns_for(plan: Plan) -> list[str]:
     return names
 
 
-def _needs_text(plan: Plan) -> bool:
+def _needs_text(plan: SelectionPlan) -> bool:
     return plan.rule.needs_text or plan.filters.duplicates != "keep"
 
 
-def batches(plan: Plan, file: File, names: list[str], damage: list[str], only: Ordinals | None = None) -> Iterator[Any]:
+def batches(
+    plan: SelectionPlan, file: File, names: list[str], damage: list[str], only: Ordinals | None = None
+) -> Iterator[Any]:
     """The rows of a file that are to be read, with these columns. damage: gets what cannot be read. only: of these."""
     schema = prune(names)
 
@@ -210,25 +212,25 @@ def batches(plan: Plan, file: File, names: list[str], damage: list[str], only: O
 class Judged:
     """The candidates of a batch and which of them may be chosen."""
 
-    candidates: Candidates
+    candidates: CandidateColumns
     models: Models
-    policies: Policies
+    policies: PolicyColumn
     can: NDArray[np.intp]
     """Positions of those that may be."""
     dropped: Counter[str]
 
 
-def judge(plan: Plan, file: File, batch: Any, damage: list[str]) -> Judged:
+def judge(plan: SelectionPlan, file: File, batch: Any, damage: list[str]) -> Judged:
     """Applies the filters that look at one candidate at a time. damage: see `rewards_of`."""
     lengths = lengths_of(batch["candidates"])
-    candidates = Candidates(batch, lengths, rewards_of(plan, file, batch, lengths, damage))
-    models, policies = _models(plan, file, batch), Policies.in_batch(candidates)
+    candidates = CandidateColumns(batch, lengths, rewards_of(plan, file, batch, lengths, damage))
+    models, policies = _models(plan, file, batch), PolicyColumn.in_batch(candidates)
     repeated = repeated_places(plan, file.writer, batch["ordinal"].to_numpy())
     why = reasons(candidates, plan.filters, plan.format, repeated, models, policies)
     return Judged(candidates, models, policies, np.flatnonzero(why.none), why.counts())
 
 
-def _models(plan: Plan, file: File, batch: Any) -> Models:
+def _models(plan: SelectionPlan, file: File, batch: Any) -> Models:
     """Whose rewards are compared."""
     name, scorers = plan.filters.reward, plan.log_of(file.writer).scorers
     if name is None:
@@ -238,7 +240,7 @@ def _models(plan: Plan, file: File, batch: Any) -> Models:
     return Models(np.zeros(batch.num_rows, dtype=np.int64), [scorers])
 
 
-def _from_batch(plan: Plan, file: File, batch: Any, seen: Seen) -> tuple[Rows, Rows]:
+def _from_batch(plan: SelectionPlan, file: File, batch: Any, seen: GatheringCounts) -> tuple[Rows, Rows]:
     """Candidates that go on, and the prompts of all requests."""
     judged = judge(plan, file, batch, seen.damage)
     candidates, can = judged.candidates, judged.can
@@ -259,7 +261,7 @@ def _from_batch(plan: Plan, file: File, batch: Any, seen: Seen) -> tuple[Rows, R
     return rows, prompts
 
 
-def _rows(plan: Plan, file: File, judged: Judged, prompts: Rows) -> Rows:
+def _rows(plan: SelectionPlan, file: File, judged: Judged, prompts: Rows) -> Rows:
     candidates, can, batch = judged.candidates, judged.can, judged.candidates.batch
     row = candidates.row[can]
     ordinals = batch["ordinal"].to_numpy()
@@ -277,7 +279,7 @@ def _rows(plan: Plan, file: File, judged: Judged, prompts: Rows) -> Rows:
     return rows
 
 
-def _values(plan: Plan, judged: Judged) -> NDArray[np.float64]:
+def _values(plan: SelectionPlan, judged: Judged) -> NDArray[np.float64]:
     """Rewards, normalised if that was asked for: 0 for all of a model that always gives the same."""
     rewards: NDArray[np.float64] = judged.candidates.reward[judged.can]
     if not plan.filters.normalise:
@@ -297,7 +299,7 @@ UNIT = 1 << 1126
 _HALF_BITS = 27
 
 
-def measure(plan: Plan, task: int) -> dict[str, Any]:
+def measure(plan: SelectionPlan, task: int) -> dict[str, Any]:
     """Of some files: how many rewards each model gave to candidates that may be chosen, their sum, that of squares."""
     counts: Counter[str] = Counter()
     sums: Counter[str] = Counter()

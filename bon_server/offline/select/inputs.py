@@ -18,13 +18,13 @@ from typing import Any
 
 from bon_server.core.errors import LogError
 from bon_server.core.types import ModelRef
-from bon_server.log.read.reader import LogReader, Source, Where
+from bon_server.log.read.reader import LogFile, LogReader, Where
 from bon_server.log.scores.files import ScoreFile, overlapping, score_files, score_model
-from bon_server.log.segments.files import Place, SegmentsWriter, file_of, footer_sha256, open_parquet
-from bon_server.log.segments.reader import Part
+from bon_server.log.segments.files import SegmentName, SegmentsWriter, file_of, footer_sha256, open_parquet
+from bon_server.log.segments.reader import SegmentView
 from bon_server.offline.select.manifest import Input
 from bon_server.offline.select.options import SelectOptions
-from bon_server.offline.select.plan import File, Log, Plan, count_buckets, count_ranges, divide, time_range
+from bon_server.offline.select.plan import File, Log, SelectionPlan, count_buckets, count_ranges, divide, time_range
 from bon_server.system.files import sha256_of, whole_file
 
 FROZEN_RECORDS = 1 << 12
@@ -40,7 +40,7 @@ class Inputs:
     reader: LogReader
     first_writer: int
     segments: tuple[File, ...]
-    unsealed: tuple[Source, ...]
+    unsealed: tuple[LogFile, ...]
     """Files whose rows are copied first."""
     scorers: tuple[ModelRef, ...] | None = None
     """Who gave the added score to choose by; None: the log has none of this name."""
@@ -90,7 +90,7 @@ class Inputs:
         return sealed + [[str(one.file), one.sha256] for one in self.unsealed] + scores
 
 
-def _scores_of(part: Part, writer: str, scores: Sequence[ScoreFile]) -> tuple[ScoreFile, ...]:
+def _scores_of(part: SegmentView, writer: str, scores: Sequence[ScoreFile]) -> tuple[ScoreFile, ...]:
     found = overlapping(scores, writer, part.first_ordinal, part.last_ordinal)
     return tuple(one._replace(path=one.path.resolve()) for one in found)
 
@@ -126,7 +126,7 @@ def freeze(inputs: Inputs, work: Path, where: Where) -> dict[str, Any]:
     batches = inputs.reader.unsealed_batches(None, where)
     for pending in _by_count(batches):
         ordinals = [ordinal for batch in pending for ordinal in batch["ordinal"].to_pylist()]
-        place = Place(_DATE, str(inputs.own_writer), min(ordinals), max(ordinals))
+        place = SegmentName(_DATE, str(inputs.own_writer), min(ordinals), max(ordinals))
         with SegmentsWriter(work, place.writer, place.first_ordinal, place.last_ordinal) as writer:
             for batch in pending:
                 writer.add(_DATE, batch)
@@ -148,20 +148,20 @@ def _by_count(batches: Iterator[Any]) -> Iterator[list[Any]]:
 def frozen_files(inputs: Inputs, work: Path, frozen: Any) -> Iterator[File]:
     """frozen: what `freeze` returned."""
     for file, first, last in frozen["files"]:
-        part = Part(work / file, _DATE, first, last)
+        part = SegmentView(work / file, _DATE, first, last)
         writer, name = inputs.own_writer, str(part.path)
         scores = _scores_of(part, inputs.reader.own_writer, inputs.scores) if inputs.scorers is not None else None
         yield File(part=part, writer=writer, name=name, sha256="", rows=0, frozen=True, scores=scores)
 
 
-def make_plan(options: SelectOptions, inputs: Sequence[Inputs], work: Path) -> Plan:
+def make_plan(options: SelectOptions, inputs: Sequence[Inputs], work: Path) -> SelectionPlan:
     """work: where rows that are in no segment are copied to, or were by an earlier run."""
     work = work.resolve()
     files = tuple(file for one in inputs for file in (*one.segments, *_frozen(options, one, work)))
     writers = sum(len(one.reader.writers) for one in inputs)
     files = tuple(sorted(files, key=lambda file: file.writer))
     spans = [_span(files, writer) for writer in range(writers)]
-    return Plan(
+    return SelectionPlan(
         out=options.out.resolve(),
         work=work,
         rule=options.the_rule(),

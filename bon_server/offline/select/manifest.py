@@ -57,7 +57,7 @@ class Output(TypedDict):
     """Of data: the form of its prompts, `chat` or `text`; a file holds one form, as TRL wants it."""
 
 
-class Policy(TypedDict):
+class ManifestPolicy(TypedDict):
     """Who sampled, and with which share."""
 
     id: str
@@ -69,7 +69,7 @@ class Policy(TypedDict):
     """Of all that were selected, 0 to 1."""
 
 
-class RewardModel(TypedDict):
+class ManifestRewardModel(TypedDict):
     """Whose rewards were compared."""
 
     name: str
@@ -100,8 +100,8 @@ class Manifest(TypedDict):
     snapshot: NotRequired[str]
     """Name of the snapshot, of each log, that `inputs` are; not there when all of a log was read."""
     outputs: list[Output]
-    policies: list[Policy]
-    reward_models: list[RewardModel]
+    policies: list[ManifestPolicy]
+    reward_models: list[ManifestRewardModel]
     audit: dict[str, Any] | None
     """Tokens of the selected: `cut` have more than `max_length`, of `unknown` it is not known."""
     version: str

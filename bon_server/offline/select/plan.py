@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bon_server.log.scores.files import ScoreFile
-from bon_server.log.segments.reader import Part
+from bon_server.log.segments.reader import SegmentView
 from bon_server.log.segments.where import EVERYTHING, Where
 from bon_server.offline.select.options import Filters, Written
 from bon_server.offline.select.rows import FORMS, Rows
@@ -37,7 +37,7 @@ RANGE_ORDINALS = 1 << 14
 class File:
     """A file that is read: a segment, or rows of the spool as they were at the start."""
 
-    part: Part
+    part: SegmentView
     writer: int
     """Counted through all logs."""
     name: str
@@ -63,7 +63,7 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class SelectionPlan:
     """A selection in every detail."""
 
     out: Path

@@ -29,11 +29,18 @@ from bon_server.offline.select.executors import Executor
 from bon_server.offline.select.exporting import Export, divide_lines, merged_audit, write_shard
 from bon_server.offline.select.gathering import answers, gather, measure, repeated, scales
 from bon_server.offline.select.inputs import Inputs, all_inputs, make_plan, manifest_inputs
-from bon_server.offline.select.manifest import Counts, Manifest, Output, Policy, RewardModel, write_manifest
+from bon_server.offline.select.manifest import (
+    Counts,
+    Manifest,
+    ManifestPolicy,
+    ManifestRewardModel,
+    Output,
+    write_manifest,
+)
 from bon_server.offline.select.options import SelectOptions as SelectOptions
 from bon_server.offline.select.options import check
 from bon_server.offline.select.output_folder import check_same, finished, is_intact, sweep, working
-from bon_server.offline.select.plan import Plan
+from bon_server.offline.select.plan import SelectionPlan
 from bon_server.offline.select.writing import META_NAME, MetaWriter
 from bon_server.system.files import sha256_of, whole_file
 
@@ -132,7 +139,7 @@ class _Selection:
     def _run(self, stage: str, task: Any, context: Any, count: int) -> Iterator[dict[str, Any]]:
         return self._executor.run(stage, task, context, count)
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> SelectionPlan:
         plan = make_plan(self._options, self._inputs, self._work)
         if plan.repeated:
             list(self._run("answers", answers, plan, len(plan.tasks)))
@@ -170,7 +177,7 @@ def _told(
         yield one
 
 
-def _reward_models(plan: Plan, gathered: Summaries) -> list[RewardModel]:
+def _reward_models(plan: SelectionPlan, gathered: Summaries) -> list[ManifestRewardModel]:
     """Whose rewards were compared. Raises `LogError` for several, unless they were normalised."""
     found: dict[str, list[list[str]]] = {}
     for one in gathered:
@@ -183,18 +190,18 @@ def _reward_models(plan: Plan, gathered: Summaries) -> list[RewardModel]:
             f"rewards of different reward models cannot be compared: {names}; choose one with --reward-model, rescore"
             " the log, or compare how far each is from the mean of its model with --normalise"
         )
-    models: list[RewardModel] = []
+    models: list[ManifestRewardModel] = []
     measured = {name: (mean, deviation) for name, mean, deviation in plan.scales}
     for exact, refs in sorted(found.items()):
         for name, model, revision in refs:
-            told = RewardModel(name=name, id=model, revision=revision)
+            told = ManifestRewardModel(name=name, id=model, revision=revision)
             if exact in measured:
                 told["mean"], told["deviation"] = measured[exact]
             models.append(told)
     return models
 
 
-def _check_reward(plan: Plan, models: Sequence[RewardModel]) -> None:
+def _check_reward(plan: SelectionPlan, models: Sequence[ManifestRewardModel]) -> None:
     """Raises `LogError` when no candidate has the reward to choose by."""
     name = plan.filters.reward
     if name is not None and not models and all(log.scorers is None for log in plan.logs):
@@ -219,7 +226,7 @@ def _counts(gathered: Summaries, chosen: Summaries, exported: Summaries) -> Coun
     )
 
 
-def _policies(gathered: Summaries, exported: Summaries) -> list[Policy]:
+def _policies(gathered: Summaries, exported: Summaries) -> list[ManifestPolicy]:
     candidates: Counter[tuple[str, str]] = Counter()
     selected: Counter[tuple[str, str]] = Counter()
     for summaries, counted in ((gathered, candidates), (exported, selected)):
@@ -228,7 +235,7 @@ def _policies(gathered: Summaries, exported: Summaries) -> list[Policy]:
                 counted[name, revision] += count
     total = sum(one["selected"] for one in exported)
     return [
-        Policy(
+        ManifestPolicy(
             id=name,
             revision=revision,
             candidates=candidates[name, revision],

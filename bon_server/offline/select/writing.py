@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from bon_server.core.selection import OfflineRule
 from bon_server.log.segments.columns import MESSAGE, leaves
 from bon_server.offline.select.eligible import lengths_of
-from bon_server.offline.select.formats import FORMATS, Message, Prompt, Said
-from bon_server.offline.select.plan import Plan
+from bon_server.offline.select.formats import FORMATS, ExportedCandidate, Message, Prompt
+from bon_server.offline.select.plan import SelectionPlan
 from bon_server.offline.select.rows import CHAT, LINE, Rows, firsts
 from bon_server.system.files import sha256_of, whole_file
 
@@ -57,14 +57,14 @@ META_SCHEMA = pa.schema(
 _ROLES = pa.array(["chosen", "rejected"])
 
 
-def lines_of(plan: Plan, picks: Rows) -> Any:
+def lines_of(plan: SelectionPlan, picks: Rows) -> Any:
     """(p,) the line of each pick in its file."""
     if FORMATS[plan.format].line_per_candidate:
         return np.arange(len(picks))
     return np.cumsum(firsts(picks, *LINE)) - 1
 
 
-def meta_table(plan: Plan, name: str, picks: Rows, table: Any) -> Any:
+def meta_table(plan: SelectionPlan, name: str, picks: Rows, table: Any) -> Any:
     """(p,) rows. name: of the file; table: what `fetch` returned."""
     count = len(picks)
     pairs = plan.rule.name.shape is OfflineRule.PAIRS
@@ -117,7 +117,7 @@ _ONE_VALUE = ("role",)
 """Last parts of the names of columns whose values repeat."""
 
 
-def write_data(plan: Plan, path: Path, form: int | None, picks: Rows, table: Any) -> tuple[int, str]:
+def write_data(plan: SelectionPlan, path: Path, form: int | None, picks: Rows, table: Any) -> tuple[int, str]:
     """Writes picks of one form and their texts; returns rows and SHA-256 of the file.
 
     form: None when there are no picks; table: what `fetch` returned.
@@ -145,7 +145,9 @@ def _compressed(data: bytes, compression: str) -> bytes:
     return data
 
 
-def _lines(plan: Plan, form: int | None, picks: Rows, table: Any) -> Iterator[tuple[Prompt, list[Said]]]:
+def _lines(
+    plan: SelectionPlan, form: int | None, picks: Rows, table: Any
+) -> Iterator[tuple[Prompt, list[ExportedCandidate]]]:
     """Prompt and candidates of each line."""
     if form is None:
         return
@@ -158,13 +160,13 @@ def _lines(plan: Plan, form: int | None, picks: Rows, table: Any) -> Iterator[tu
     texts, rewards, finish_reasons, before, sampled = columns
     parts, contexts = _parts(plan, table), _mappings(table, "reward_context")
     weights = picks["weight"].tolist()
-    said = list(map(Said, texts, rewards, finish_reasons, weights, before, sampled, parts, contexts))
+    said = list(map(ExportedCandidate, texts, rewards, finish_reasons, weights, before, sampled, parts, contexts))
     starts = [*np.flatnonzero(firsts(picks, *LINE)).tolist(), len(picks)]
     for first, last in pairwise(starts):
         yield prompts[first], said[first:last]
 
 
-def _parts(plan: Plan, table: Any) -> list[dict[str, float]]:
+def _parts(plan: SelectionPlan, table: Any) -> list[dict[str, float]]:
     """(p,) parts of rewards by name, where the format holds them."""
     parts, name = _mappings(table, "rewards"), plan.filters.reward
     if name is None or not FORMATS[plan.format].parts:
@@ -189,7 +191,7 @@ def chats(messages: Any) -> list[list[Message]]:
     return [every[first:last] for first, last in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def _write_columns(plan: Plan, path: Path, form: int | None, picks: Rows, table: Any) -> tuple[int, str]:
+def _write_columns(plan: SelectionPlan, path: Path, form: int | None, picks: Rows, table: Any) -> tuple[int, str]:
     columns = _columns(plan, form, picks, table)
     plain = [name for name in leaves(columns.schema) if name.rpartition(".")[2] in _ONE_VALUE]
     with whole_file(path) as file:
@@ -197,7 +199,7 @@ def _write_columns(plan: Plan, path: Path, form: int | None, picks: Rows, table:
     return columns.num_rows, sha256_of(path)
 
 
-def _columns(plan: Plan, form: int | None, picks: Rows, table: Any) -> Any:
+def _columns(plan: SelectionPlan, form: int | None, picks: Rows, table: Any) -> Any:
     pairs = plan.rule.name.shape is OfflineRule.PAIRS
     if form is None:
         names = ["prompt", "chosen", "rejected"] if pairs else ["prompt", "completion"]

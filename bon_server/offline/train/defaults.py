@@ -40,13 +40,13 @@ def learning_rate(method: str, lora: bool, parameters: int) -> float:
     return rate * LORA_RATE_FACTOR if lora else rate
 
 
-def resolve(options: TrainOptions, parameters: int, context_tokens: int, processes: int) -> TrainOptions:
+def resolve(options: TrainOptions, parameters: int, max_model_len: int, processes: int) -> TrainOptions:
     """The options with every None filled in but `save_steps`, which `checkpoint_steps` tells once rows are counted.
 
     processes: devices that train together. Raises ConfigError: values that do not fit the model or the devices.
     """
-    if options.max_length is not None and options.max_length > context_tokens:
-        raise ConfigError(f"max_length: {options.max_length} given; the policy's context is {context_tokens} tokens")
+    if options.max_length is not None and options.max_length > max_model_len:
+        raise ConfigError(f"max_length: {options.max_length} given; the policy's context is {max_model_len} tokens")
     if options.batch_size % processes:
         raise ConfigError(
             f"batch_size: {options.batch_size} given; {processes} processes need a multiple of {processes}"
@@ -62,7 +62,7 @@ def resolve(options: TrainOptions, parameters: int, context_tokens: int, process
         lora_alpha=2 * options.lora_rank if alpha is None and options.lora else alpha,
         epochs=EPOCHS[options.method] if epochs is None else float(epochs),
         per_device_train_batch_size=_per_device_batch_size(options.per_device_train_batch_size, each, most),
-        max_length=options.max_length or min(context_tokens, MAX_LENGTH),
+        max_length=options.max_length or min(max_model_len, MAX_LENGTH),
         dtype=_dtype(options.dtype),
         gradient_checkpointing=on_gpu and parameters >= CHECKPOINTING_PARAMETERS
         if checkpointing is None

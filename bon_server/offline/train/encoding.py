@@ -17,7 +17,7 @@ from bon_server.models.weights import ModelFiles
 from bon_server.offline.select.formats import IGNORED
 
 
-class Said(NamedTuple):
+class PromptCompletion(NamedTuple):
     """A prompt and a completion of it."""
 
     prompt_ids: list[int]
@@ -37,11 +37,11 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, files: ModelFiles, stop_ids: frozenset[int]) -> None:
         """stop_ids: the tokens at which the policy ends, see `stop_ids_of`."""
-        self.context_tokens = int(files.config.get("max_position_embeddings") or tokenizer.model_max_length)
+        self.max_model_len = int(files.config.get("max_position_embeddings") or tokenizer.model_max_length)
         self.vocabulary_size = int(files.config.get("vocab_size") or len(tokenizer))
         self.stop_ids = stop_ids
         self._tokenizer = tokenizer
-        self._prompts = PromptEncoder(tokenizer, self.vocabulary_size, self.context_tokens)
+        self._prompts = PromptEncoder(tokenizer, self.vocabulary_size, self.max_model_len)
         self._end_of_text = tokenizer.eos_token_id
         self._end_of_turn = _end_of_turn(tokenizer, stop_ids) if tokenizer.chat_template else self._end_of_text
 
@@ -66,7 +66,7 @@ class Encoder:
 
     def said(
         self, prompt: str | Sequence[dict[str, Any]], completion: str | Sequence[dict[str, Any]], ending: str | None
-    ) -> Said | None:
+    ) -> PromptCompletion | None:
         """Prompt and completion, which ends unless `ending` is `length`; None: the prompt is too long.
 
         Raises as `prompt_of`.
@@ -79,7 +79,7 @@ class Encoder:
         end = self._end_of_turn if chat else self._end_of_text
         if ending != FinishReason.LENGTH and end is not None:
             ids = [*ids, end]
-        return Said(prompt_ids, ids)
+        return PromptCompletion(prompt_ids, ids)
 
     def _completion_ids(self, prompt: str | None, prompt_ids: list[int], text: str) -> list[int]:
         """Tokens of a completion after its prompt.

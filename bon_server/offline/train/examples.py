@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from bon_server.core.errors import TrainingError
 from bon_server.core.types import FinishReason
 from bon_server.offline.select.formats import IGNORED
-from bon_server.offline.train.encoding import Encoder, Said
-from bon_server.offline.train.sources import Row, Source
+from bon_server.offline.train.encoding import Encoder, PromptCompletion
+from bon_server.offline.train.sources import Row, TrainingSource
 
 SFT_COLUMNS = ("input_ids", "labels")
 DPO_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -52,7 +52,7 @@ class Audit:
     """Sampled completions that stopped at something else than the policy's own end: a stop text, or tokens unknown."""
 
 
-def examples_of(source: Source, encoder: Encoder, max_length: int, audit: Audit) -> Iterator[Example]:
+def examples_of(source: TrainingSource, encoder: Encoder, max_length: int, audit: Audit) -> Iterator[Example]:
     """Rows that fit, in the order of the data; the others are counted in `audit`.
 
     Raises TrainingError: a row that is not what its format says, naming file and line.
@@ -73,7 +73,7 @@ def examples_of(source: Source, encoder: Encoder, max_length: int, audit: Audit)
             yield example
 
 
-def _encode(source: Source, encoder: Encoder, audit: Audit, file: Path, line: int, row: Row) -> Example | None:
+def _encode(source: TrainingSource, encoder: Encoder, audit: Audit, file: Path, line: int, row: Row) -> Example | None:
     """None: the prompt alone is too long."""
     if source.format == "trl-dpo":
         return _pair(source, encoder, audit, file, line, row)
@@ -109,8 +109,8 @@ def _sampled(encoder: Encoder, audit: Audit, ending: str | None, row: Row) -> Ex
     return _example(ids[:first], (ids, labels))
 
 
-def _pair(source: Source, encoder: Encoder, audit: Audit, file: Path, line: int, row: Row) -> Example | None:
-    both: list[Said] = []
+def _pair(source: TrainingSource, encoder: Encoder, audit: Audit, file: Path, line: int, row: Row) -> Example | None:
+    both: list[PromptCompletion] = []
     for role in ("chosen", "rejected"):
         ending = source.ending(file, line, role)
         audit.truncated += ending == FinishReason.LENGTH

@@ -15,14 +15,14 @@ from bon_server.offline.train.defaults import parameters_of, resolve
 from bon_server.offline.train.encoding import Encoder, stop_ids_of
 from bon_server.offline.train.examples import Audit, Example, examples_of, split
 from bon_server.offline.train.options import TrainOptions
-from bon_server.offline.train.sources import Source, open_source
+from bon_server.offline.train.sources import TrainingSource, open_source
 
 _WHERE = ("data", "policy", "out", "eval_data")
 """Options that say where something is; what is there counts, by its digest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """One run."""
 
     options: TrainOptions
@@ -30,8 +30,8 @@ class Plan:
     files: ModelFiles
     tokenizer: Any
     encoder: Encoder
-    source: Source
-    eval_source: Source | None
+    source: TrainingSource
+    eval_source: TrainingSource | None
     run: dict[str, Any]
     """What tells it from other runs, and nothing else."""
 
@@ -41,7 +41,7 @@ class Plan:
         return self.files.id if "/" in self.files.id else str(self.files.directory)
 
 
-def make_plan(options: TrainOptions, processes: int) -> Plan:
+def make_plan(options: TrainOptions, processes: int) -> TrainingPlan:
     """Looks at data and policy. processes: devices that train together.
 
     Raises ConfigError, StartupError or TrainingError, as their looks do.
@@ -51,7 +51,7 @@ def make_plan(options: TrainOptions, processes: int) -> Plan:
     files = find_model(str(options.policy))
     tokenizer = load_tokenizer(files.directory)
     encoder = Encoder(tokenizer, files, stop_ids_of(tokenizer, _generation_config(files), files.config))
-    resolved = resolve(options, parameters_of(files), encoder.context_tokens, processes)
+    resolved = resolve(options, parameters_of(files), encoder.max_model_len, processes)
     settings = {name: value for name, value in asdict(resolved).items() if name not in _WHERE}
     run = {
         "policy": {"id": files.id, "revision": files.revision},
@@ -59,7 +59,7 @@ def make_plan(options: TrainOptions, processes: int) -> Plan:
         "options": settings,
         "processes": processes,
     }
-    return Plan(resolved, files, tokenizer, encoder, source, eval_source or None, run)
+    return TrainingPlan(resolved, files, tokenizer, encoder, source, eval_source or None, run)
 
 
 def _generation_config(files: ModelFiles) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Rows:
     """Of `eval_data`."""
 
 
-def read_rows(plan: Plan) -> Rows:
+def read_rows(plan: TrainingPlan) -> Rows:
     """Raises TrainingError: rows that cannot be used, or none that can."""
     options, audit = plan.options, Audit()
     train, held_out = split(_examples(plan, plan.source, audit), options.eval_share, options.seed)
@@ -100,12 +100,12 @@ def read_rows(plan: Plan) -> Rows:
     return Rows(train, held_out, audit, eval_audit)
 
 
-def _examples(plan: Plan, source: Source, audit: Audit) -> Iterator[Example]:
+def _examples(plan: TrainingPlan, source: TrainingSource, audit: Audit) -> Iterator[Example]:
     assert plan.options.max_length is not None
     return examples_of(source, plan.encoder, plan.options.max_length, audit)
 
 
-def _check_some(name: str, examples: list[Example], audit: Audit, plan: Plan) -> None:
+def _check_some(name: str, examples: list[Example], audit: Audit, plan: TrainingPlan) -> None:
     if not examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in audit.left_out.items()) or "the files are empty"
         given = getattr(plan.options, name)
@@ -115,7 +115,7 @@ def _check_some(name: str, examples: list[Example], audit: Audit, plan: Plan) ->
         )
 
 
-def warnings_of(plan: Plan, rows: Rows) -> list[str]:
+def warnings_of(plan: TrainingPlan, rows: Rows) -> list[str]:
     """What the user should know before the result surprises them: one sentence each."""
     found = [*_off_policy(plan)]
     audit = rows.audit
@@ -138,7 +138,7 @@ def warnings_of(plan: Plan, rows: Rows) -> list[str]:
     return found
 
 
-def _off_policy(plan: Plan) -> Iterator[str]:
+def _off_policy(plan: TrainingPlan) -> Iterator[str]:
     manifest = plan.source.manifest
     for sampled in manifest["policies"] if manifest is not None else ():
         if sampled["selected"] and sampled["revision"] != plan.files.revision:

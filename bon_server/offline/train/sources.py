@@ -31,7 +31,7 @@ _BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TrainingSource:
     """Rows to train on, not read yet."""
 
     format: str
@@ -58,7 +58,7 @@ class Source:
         return reasons[line] if line < len(reasons) else None
 
 
-def open_source(name: str, path: Path, method: str) -> Source:
+def open_source(name: str, path: Path, method: str) -> TrainingSource:
     """Looks at training data. name: of the option, for messages.
 
     Raises ConfigError: a format that the method does not take. TrainingError: there is none, an unfinished selection,
@@ -76,10 +76,10 @@ def open_source(name: str, path: Path, method: str) -> Source:
     found = next((form for form, columns in COLUMNS.items() if all(column in first for column in columns)), None)
     _check_format(name, path, found or f"with the columns {', '.join(sorted(first))}", method)
     _check_weights(path, "weight" in first)
-    return Source(str(found), (path,), sha256_of(path), None, {})
+    return TrainingSource(str(found), (path,), sha256_of(path), None, {})
 
 
-def _open_folder(name: str, folder: Path, method: str) -> Source:
+def _open_folder(name: str, folder: Path, method: str) -> TrainingSource:
     manifest = read_manifest(folder)
     if manifest is None:
         raise TrainingError(f"{name}: {folder} has no {MANIFEST_NAME}, so it is no selection, or an unfinished one")
@@ -94,7 +94,7 @@ def _open_folder(name: str, folder: Path, method: str) -> Source:
     meta = [output["file"] for output in manifest["outputs"] if output["role"] == "meta"]
     endings = _endings([folder / file for file in meta])
     files = tuple(folder / file for file in data)
-    return Source(form, files, sha256_of(folder / MANIFEST_NAME), manifest, endings)
+    return TrainingSource(form, files, sha256_of(folder / MANIFEST_NAME), manifest, endings)
 
 
 def _check_format(name: str, path: Path, form: str, method: str) -> None:
@@ -164,7 +164,7 @@ def _read_lines(path: Path) -> Iterator[Row]:
         raise TrainingError(f"{path} cannot be read ({type(error).__name__})") from error
 
 
-def described(source: Source) -> dict[str, Any]:
+def described(source: TrainingSource) -> dict[str, Any]:
     """For `training.json`: which data it is, and where its digests come from."""
     manifest = source.manifest
     said: dict[str, Any] = {"format": source.format, "sha256": source.sha256, "rule": None, "counts": None}

@@ -27,7 +27,7 @@ from bon_server.offline.train.defaults import checkpoint_steps, parameters_of
 from bon_server.offline.train.examples import Audit
 from bon_server.offline.train.model_directory import write_model
 from bon_server.offline.train.options import TrainOptions, check
-from bon_server.offline.train.plan import Plan, Rows, make_plan, read_rows, warnings_of
+from bon_server.offline.train.plan import Rows, TrainingPlan, make_plan, read_rows, warnings_of
 from bon_server.offline.train.sources import described
 from bon_server.offline.train.work_folder import (
     RESULT_NAME,
@@ -64,7 +64,7 @@ _WHOLE_CHECKPOINTS = 3
 """Two are kept while the next is written."""
 
 
-def check_room(out: Path, plan: Plan) -> None:
+def check_room(out: Path, plan: TrainingPlan) -> None:
     """Raises TrainingError: too little. Low-rank updates are not counted: they are small beside the model."""
     needed_bytes = plan.files.weights_bytes
     if not plan.options.lora:
@@ -150,7 +150,7 @@ def _processes() -> Any:
 
 
 def _run(
-    plan: Plan, rows: Rows, told: list[str], work: WorkFolder, state: Any, on_progress: OnProgress
+    plan: TrainingPlan, rows: Rows, told: list[str], work: WorkFolder, state: Any, on_progress: OnProgress
 ) -> dict[str, Any]:
     if state.is_main_process:
         work.begin(plan.run)
@@ -170,13 +170,13 @@ def _run(
     return document
 
 
-def _steps(plan: Plan, rows: Rows) -> int:
+def _steps(plan: TrainingPlan, rows: Rows) -> int:
     """Optimiser steps of the whole run."""
     assert plan.options.epochs is not None
     return math.ceil(plan.options.epochs * math.ceil(len(rows.train) / plan.options.batch_size))
 
 
-def _fit(plan: Plan, rows: Rows, work: WorkFolder, on_progress: OnProgress) -> None:
+def _fit(plan: TrainingPlan, rows: Rows, work: WorkFolder, on_progress: OnProgress) -> None:
     """Trains until the last checkpoint is there."""
     steps, checkpoint = _steps(plan, rows), work.last_checkpoint()
     on_progress(Progress(step_of(checkpoint), steps, None))
@@ -191,7 +191,7 @@ def _fit(plan: Plan, rows: Rows, work: WorkFolder, on_progress: OnProgress) -> N
         fit(trainer, work, checkpoint, seconds_of(checkpoint), lambda *told: on_progress(Progress(*told)))
 
 
-def _finish(plan: Plan, rows: Rows, told: list[str], work: WorkFolder) -> None:
+def _finish(plan: TrainingPlan, rows: Rows, told: list[str], work: WorkFolder) -> None:
     """Makes the model directory from the last checkpoint."""
     checkpoint = work.last_checkpoint()
     assert checkpoint is not None
@@ -228,7 +228,7 @@ def _audit(audit: Audit) -> dict[str, Any]:
     return asdict(audit) | {"left_out": dict(audit.left_out), "read": audit.rows}
 
 
-def _eval_data(plan: Plan, rows: Rows) -> dict[str, Any] | None:
+def _eval_data(plan: TrainingPlan, rows: Rows) -> dict[str, Any] | None:
     if plan.eval_source is None or rows.eval_audit is None:
         return None
     given = str(plan.options.eval_data)

@@ -49,7 +49,7 @@ async def to_generate(
     log_policy = _to_log_policy(message.log_policy, log)
     prompt = _to_prompt(message)
     encoded = await policy.encode(prompt)
-    room = _room_for_completion(message, len(encoded.token_ids), policy.context_tokens, limits)
+    room = _room_for_completion(message, len(encoded.token_ids), policy.max_model_len, limits)
     sampling = _to_sampling(message.sampling, defaults, room)
     await policy.check(sampling)
     n = message.n if message.HasField("n") else (defaults.n if sampling.temperature > 0 else 1)
@@ -124,20 +124,20 @@ def _to_prompt(message: pb.GenerateRequest | pb.ScoreRequest) -> Prompt:
 
 
 def _room_for_completion(
-    message: pb.GenerateRequest, prompt_tokens: int, context_tokens: int, limits: LimitsConfig
+    message: pb.GenerateRequest, prompt_tokens: int, max_model_len: int, limits: LimitsConfig
 ) -> int:
     """Tokens that a completion may have; raises where the prompt alone is too long or leaves less than asked for."""
-    longest = min(limits.max_prompt_tokens or context_tokens - 1, context_tokens - 1)
+    longest = min(limits.max_prompt_tokens or max_model_len - 1, max_model_len - 1)
     if prompt_tokens > longest:
         form = message.WhichOneof("prompt") or "prompt"
         raise InvalidRequest(FieldViolation(form, f"{prompt_tokens} tokens long, allowed are {longest}"))
-    room = context_tokens - prompt_tokens
+    room = max_model_len - prompt_tokens
     if message.sampling.max_tokens > room:
         raise InvalidRequest(
             FieldViolation(
                 "sampling.max_tokens",
                 f"{message.sampling.max_tokens} with a prompt of {prompt_tokens} tokens; the context of "
-                f"{context_tokens} leaves {room}",
+                f"{max_model_len} leaves {room}",
             )
         )
     return room

@@ -192,8 +192,8 @@ class Service:
             reward_models=[respond.to_model(ref) for ref in self._reward_model.refs],
             limits=pb.Limits(
                 max_n=limits.max_n,
-                max_prompt_tokens=limits.max_prompt_tokens or policy.context_tokens - 1,
-                max_context_tokens=policy.context_tokens,
+                max_prompt_tokens=limits.max_prompt_tokens or policy.max_model_len - 1,
+                max_context_tokens=policy.max_model_len,
                 max_message_bytes=limits.max_message_bytes,
                 max_candidates_in_flight=limits.max_candidates_in_flight,
                 max_candidates_queued=limits.max_candidates_queued,

@@ -11,7 +11,7 @@ import pytest
 
 from bon_server.core.errors import TrainingError
 from bon_server.offline.train.examples import Audit, Example, examples_of, split
-from bon_server.offline.train.sources import Source, open_source
+from bon_server.offline.train.sources import TrainingSource, open_source
 from tests import tiny_models
 from tests.offline.training.sets import END, chat_ids, encoder_of, make_log, select_from, text_ids
 
@@ -21,7 +21,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_policy(tmp_path_factory.mktemp("policy"))
 
 
-def read(policy: Path, source: Source, max_length: int = 2048) -> tuple[list[Any], Audit]:
+def read(policy: Path, source: TrainingSource, max_length: int = 2048) -> tuple[list[Any], Audit]:
     """Columns of each row as lists, and the audit."""
     audit = Audit()
     examples = examples_of(source, encoder_of(policy), max_length, audit)

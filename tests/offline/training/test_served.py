@@ -31,7 +31,7 @@ async def test_the_engine_says_what_was_learned_and_stops(tmp_path: Path) -> Non
         warnings.simplefilter("ignore")  # of vLLM, while it is imported
         from bon_server.models.vllm.policy import VllmPolicy
     served = await VllmPolicy.start(
-        PolicyConfig(model=str(tmp_path / "tuned"), dtype="float32", kv_cache_bytes=64 << 20, running_samples=4)
+        PolicyConfig(model=str(tmp_path / "tuned"), dtype="float32", kv_cache_memory_bytes=64 << 20, max_num_seqs=4)
     )
     try:
         prompt = await served.encode(Prompt(messages=(Message("user", "What is 11?"),)))
