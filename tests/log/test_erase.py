@@ -225,8 +225,8 @@ def _crash(*args: object) -> None:
 
 STEPS = [
     "bon_server.log.remove.erase.mark_stale",
-    "bon_server.log.remove.erase.changes.will_be",
-    "bon_server.log.remove.erase.changes.was_replaced",
+    "bon_server.log.remove.erase.catalog.will_be",
+    "bon_server.log.remove.erase.catalog.was_replaced",
     "bon_server.log.remove.rewrite._write_without",
     "bon_server.log.remove.rewrite.sync_folder",
     "bon_server.log.remove.erase._Erasure._scrub",

@@ -135,7 +135,7 @@ def _crash(*args: object) -> None:
     raise _Crash
 
 
-@pytest.mark.parametrize("where", ["SegmentsWriter", "registered", "register.complete"])
+@pytest.mark.parametrize("where", ["SegmentsWriter", "registered", "catalog.complete"])
 def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     said = [observation(f"f{i}", created_at=datetime(2026, 1, 1 + i % 2, tzinfo=UTC)) for i in range(9)]
     with closing(Spool.open(tmp_path)) as spool:

@@ -169,7 +169,7 @@ def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.Mon
             target = {
                 "planned": "bon_server.log.seal.sealing.SegmentsWriter",
                 "written": "bon_server.log.seal.sealing.registered",
-                "remembered": "bon_server.log.seal.sealing.register.complete",
+                "remembered": "bon_server.log.seal.sealing.catalog.complete",
             }.get(where)
             if target is not None:
                 patch.setattr(target, _crash)
@@ -194,7 +194,7 @@ def _complete_but_lose_the_commit(spool: Spool, patch: pytest.MonkeyPatch) -> No
         complete(database, made, left)
         raise apsw.FullError("database or disk is full")
 
-    patch.setattr("bon_server.log.seal.sealing.register.complete", failing)
+    patch.setattr("bon_server.log.seal.sealing.catalog.complete", failing)
     with pytest.raises(LogFull):
         seal(spool)
 
@@ -203,7 +203,7 @@ def test_a_repeated_sealing_writes_the_same_bytes(tmp_path: Path, monkeypatch: p
     with closing(Spool.open(tmp_path)) as spool:
         spool.append([record(f"r{i}") for i in range(20)])
         with monkeypatch.context() as patch:
-            patch.setattr("bon_server.log.seal.sealing.register.complete", _crash)
+            patch.setattr("bon_server.log.seal.sealing.catalog.complete", _crash)
             with suppress(_Crash):
                 seal(spool)
     (file,) = listed(tmp_path)

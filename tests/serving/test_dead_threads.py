@@ -39,7 +39,7 @@ class Loop(NamedTuple):
 LOOPS = [
     Loop("the thread log-sealer", "bon_server.log.seal.sealer.waiting"),
     Loop("the thread log-sealer", "bon_server.log.seal.sealer.expire", "log.retain_days", 1.0),
-    Loop("the thread log-upkeep", "bon_server.log.spool.upkeep.Room.look"),
+    Loop("the thread log-upkeep", "bon_server.log.spool.upkeep.DiskRoom.look"),
     Loop(
         "the thread log-publisher",
         "bon_server.log.publish.publishing.Publishing.round",
