@@ -167,7 +167,7 @@ class _Crash(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("step", ["changes.expire", "_remove", "sync_folder"])
+@pytest.mark.parametrize("step", ["catalog.expire", "_remove", "sync_folder"])
 def test_a_crash_at_any_step_is_harmless(log: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def crash(*args: object) -> None:
         raise _Crash

@@ -179,7 +179,7 @@ def _children() -> list[int]:
 def _is_ours(process: Path) -> bool:
     try:
         parent = _stat(process)[1]
-        return int(parent) == os.getpid() and b"sealing_process" in (process / "cmdline").read_bytes()
+        return int(parent) == os.getpid() and b"bon_server.log.seal.process" in (process / "cmdline").read_bytes()
     except OSError:
         return False
 

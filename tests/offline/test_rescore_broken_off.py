@@ -70,7 +70,7 @@ def test_one_at_a_time_under_a_name(tmp_path: Path) -> None:
 CHUNKS = """
 import sys
 from bon_server.cli import main
-from bon_server.offline import rescore
+from bon_server.offline.rescore import rescore
 rescore.CHUNK_REQUESTS = 16
 sys.exit(main())
 """

@@ -179,7 +179,6 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from bon_server.cli import main
-from bon_server.log import whole_file
 renamed, slowly = Path.rename, int(sys.argv.pop(1))
 def rename(path, target):
     time.sleep(slowly / 1000)

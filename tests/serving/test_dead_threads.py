@@ -61,7 +61,13 @@ def _breaking(error: type[BaseException]) -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """All loops turn as often as a test needs."""
-    for name in ("sealer.CHECK_S", "sealer.EXPIRE_S", "sealer.RETRY_S", "publisher.CHECK_S", "upkeep.LOOK_EVERY_S"):
+    for name in (
+        "seal.sealer.CHECK_S",
+        "seal.sealer.EXPIRE_S",
+        "seal.sealer.RETRY_S",
+        "publish.publisher.CHECK_S",
+        "spool.upkeep.LOOK_EVERY_S",
+    ):
         monkeypatch.setattr(f"bon_server.log.{name}", 0.01)
 
 

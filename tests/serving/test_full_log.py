@@ -53,7 +53,7 @@ async def test_the_metrics_of_a_writer_that_is_behind(run: Run) -> None:
     metrics = await running.metrics()
     assert metrics["bon_log_queue_records"] == metrics["bon_log_queue_bytes"] == 0
     assert metrics["bon_log_commit_seconds_count"] == metrics["bon_log_group_records_sum"] == 2
-    assert metrics['bon_log_syncs_total{cause="commit"}'] == 2
+    assert metrics['bon_log_syncs_total{cause="commit"}'] == 2 + 1, "one more saves the time that the log believes"
 
 
 @pytest.mark.parametrize("durability", list(Durability))

@@ -19,7 +19,12 @@ from tests.waiting import until
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is looked at as often as a test needs."""
-    for name in ("sealer.CHECK_S", "publisher.CHECK_S", "publishing.FIRST_PAUSE_S", "publishing.LONGEST_PAUSE_S"):
+    for name in (
+        "seal.sealer.CHECK_S",
+        "publish.publisher.CHECK_S",
+        "publish.publishing.FIRST_PAUSE_S",
+        "publish.publishing.LONGEST_PAUSE_S",
+    ):
         monkeypatch.setattr(f"bon_server.log.{name}", 0.01)
 
 

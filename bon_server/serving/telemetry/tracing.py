@@ -97,14 +97,14 @@ class TracedCalls(grpc.aio.ServerInterceptor):
         """As gRPC calls it."""
         handler = await continuation(details)
         service, _, method = details.method.removeprefix("/").partition("/")
-        inner: Any = handler and (handler.stream_unary or handler.stream_stream)
+        inner: Any = handler and (handler.unary_unary or handler.unary_stream)  # as `Receiving` reads the message
         if handler is None or inner is None or service != self._service:
             return handler
         headers = {key: str(value) for key, value in details.invocation_metadata if key in CONTEXT_HEADERS}
         parent = self._propagator.extract(headers)
         attributes: Attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
 
-        async def traced(messages: object, context: Any) -> Any:
+        async def traced(message: object, context: Any) -> Any:
             with self._tracer.start_as_current_span(
                 f"{service}/{method}",
                 parent,
@@ -114,14 +114,14 @@ class TracedCalls(grpc.aio.ServerInterceptor):
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    return await inner(messages, context)
+                    return await inner(message, context)
                 except asyncio.CancelledError:
                     _end(span, grpc.StatusCode.CANCELLED)
                     raise
                 finally:
                     _end(span, context.code())
 
-        kind = "stream_unary" if handler.stream_unary else "stream_stream"
+        kind = "unary_unary" if handler.unary_unary else "unary_stream"
         return handler._replace(**{kind: traced})
 
 
