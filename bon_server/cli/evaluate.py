@@ -1,6 +1,6 @@
-"""What `bon evaluate` prints when it is not asked for JSON.
+"""Verbs that read logs and say what they show: `bon evaluate ...` and `bon report`.
 
-Verbs that read logs and say what they show: `bon evaluate ...` and `bon report`.
+The tables are what is printed unless JSON is asked for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""What a handful of judged answers says: one sample against best-of-N against the best possible.
-
-`bon demo`: the main job from end to end, on this machine, with a real policy and a trained reward model.
+"""`bon demo`: the main job from end to end, on this machine, with a real policy and a trained reward model.
 
 Builds the models from packages, serves them, asks held-out problems at N = 8, shows candidates, compares one sample
 with best-of-N and with the best possible, looks into the log, and turns it into a training file.

@@ -1,13 +1,13 @@
-"""Sampled answers moved to other training problems: more numbers to learn from than were sampled.
-
-"17 + 41 = 58." (right) becomes "62 + 25 = 87." for the problem 62 + 25, and "17 + 41 = 60." (wrong by 2) becomes
-"62 + 25 = 89.": the wording, the verdict and the size of the error are the policy's own, the numbers are new. Targets
-have the same form, task and digits, and come from the training split alone; the verifier confirms every verdict.
-
-The policy's own answers, sampled with vLLM and kept in a file, so that a broken run goes on where it was.
+"""The policy's own answers: sampled with vLLM and kept in a file, and moved to other training problems.
 
 File: JSON lines. The first line says how the samples were drawn; each further line is one problem's prompt and its
-completions. Sampling is the slow part of training and evaluation (about 150 tokens a second on two AVX2 cores).
+completions. A broken run goes on where it was, since sampling is the slow part of training and evaluation (about 150
+tokens a second on two AVX2 cores).
+
+Moved answers (`Moves`) are more numbers to learn from than were sampled. "17 + 41 = 58." (right) becomes "62 + 25 =
+87." for the problem 62 + 25, and "17 + 41 = 60." (wrong by 2) becomes "62 + 25 = 89.": the wording, the verdict and the
+size of the error are the policy's own, the numbers are new. Targets have the same form, task and digits, and come from
+the training split alone; the verifier confirms every verdict.
 """
 
 from __future__ import annotations

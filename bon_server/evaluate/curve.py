@@ -1,9 +1,9 @@
-"""The curve of Gao et al. 2022 through a log's own points: value of the best of k against sqrt(KL).
-
-`bon evaluate curve`: reward, another value, KL and tokens of the best of k, for every k there are samples for.
+"""`bon evaluate curve`: reward, another value, KL and tokens of the best of k, for every k there are samples for.
 
 One pass, a batch at a time; what is kept is a table of sums (`estimators.clusters`). Each request is estimated on its
 own N candidates with a rank, and figures at k are means over the requests with N >= k.
+
+`fit_of_curve` fits the curves of Gao et al. 2022 to the log's own points: value of the best of k against sqrt(KL).
 """
 
 from __future__ import annotations

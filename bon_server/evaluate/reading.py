@@ -1,6 +1,4 @@
-"""Requests that were answered in several logs: of each, only the earliest answer counts.
-
-Logs as a stream of tables, with what must not be mixed kept apart and what is left out counted.
+"""Logs as a stream of tables, with what must not be mixed kept apart and what is left out counted.
 
 Taken are records of what a policy sampled (kinds `generate` and `import`); scored completions of other origin are left
 out. A request that is in several logs, because a retry met another replica, counts once, by its earliest answer.

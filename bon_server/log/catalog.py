@@ -1,27 +1,24 @@
-"""The register: what the spool's file knows of segments. It decides what is in the log and what is not.
+"""The catalog: tables in the spool's file that say which sealed files are in the log, and what happened to them.
 
-    writer          the id of who seals here, made once with the file, because a new file counts ordinals from 1 again;
-                    and how far it has sealed: what is left in the spool below that could not be
-    segments        the sealed files with rows, bytes and sha256, in the order of sealing
-    sealing         the range of ordinals being written to files just now; a crash leaves it, and the next sealing
-                    writes the same files again, under the same names
-    sealed          request ids of sealed records, kept for a while, so that a retry still finds its answer
+Each stream of the log, records and feedback, has tables of its own for the same four facts (`StreamTables`):
 
-A row of `records` is dropped in the transaction that registers its segment, so at any moment a record is in the spool
-or in a registered segment, never in both and never in none.
+    segments, feedback_segments   the sealed files with rows, bytes and sha256, in the order of sealing
+    sealing, feedback_sealing     the range of ordinals being written to files just now; a crash leaves it, and the
+                                  next sealing writes the same files again, under the same names
+    writer, feedback_sealed       how far the stream is sealed; what is left in the spool below that could not be.
+                                  `writer` also has the id of who seals here, made once with the file, because a new
+                                  file counts ordinals from 1 again
+    sealed, sealed_feedback       ids of sealed rows, kept for a while: a retry of a request still finds its answer,
+                                  and a repeated call with feedback is compared with the digest of what was said
 
-What happened to sealed files since: rewritten for an erasure, or removed by the retention.
+Two tables are about the files of both:
 
-rewriting    a file that is about to be replaced, or just was: how it then looks. A reader takes either, the one
-             registered or this; a crash leaves the note, and the next erasure finishes what it finds
-expired      files that were removed on purpose
+    rewriting   how a file looks that is about to be replaced by an erasure, or just was. A reader takes either, the
+                one in the catalog or this; a crash leaves the note, and the next erasure finishes what it finds
+    expired     files that were removed on purpose
 
-What the spool's file knows of sealed feedback: the tables of `register.FEEDBACK`, and ids for repeated calls.
-
-feedback_segments   the sealed files, in the order of sealing
-feedback_sealing    the range of ordinals being written to files just now
-feedback_sealed     through which ordinal there has been sealing
-sealed_feedback     ids of sealed observations with a digest of what was said, so that a repeated call is known
+A row leaves the spool in the transaction that puts its segment into the catalog, so at any moment it is in the spool or
+in a segment of the catalog, never in both and never in none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Whether a second engine fits into memory beside the one that serves.
+"""What the models will take of the memory, before any is loaded: an engine that finds none left dies after minutes.
 
-What the models will take of the memory, before any is loaded: an engine that finds none left dies while it starts,
-or later, and takes minutes to do so.
+`memory_plan` adds up all models of a configuration. `refuse_without_room` and `refuse_without_gpu_room` ask whether a
+second engine fits beside the one that serves.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The record of an attempt: what was asked, by which models it was answered, and what became of each candidate.
-
-One attempt at one request, from the permit to the committed record. Knows neither gRPC nor protobuf.
+"""One attempt at one request, from the permit to the committed record. Knows neither gRPC nor protobuf.
 
 An attempt runs in a task of its own, so that a caller who leaves does not take with it what was already scored:
 `Attempts.run` only asks it to stop, and the attempt then frees the engine, commits what there is, and ends.
+
+`record_of` makes the record: what was asked, by which models it was answered, and what became of each candidate.
 """
 
 from __future__ import annotations

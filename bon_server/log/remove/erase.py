@@ -4,7 +4,7 @@
     find         the records and the feedback, in all segments and the spool; an id that several callers used is refused
     mark         the snapshots that pin a file about to change are stale from here on
     feedback     segments and rows
-    scores       of them that were added, see `score_files.py`
+    scores       of them that were added, see `log/scores/files.py`
     segments     each rewritten: see `rewrite.py`
     spool        rows, and what was kept to recognise retries
     scrub        the database is written anew and its write-ahead log emptied, so that no free page holds a text

@@ -1,21 +1,18 @@
-"""The steps of a sealing that are the same for records and for feedback.
+"""Sealing: committed records and feedback leave the spool for segments.
 
-Sealing of feedback: the steps of `sealing.py`, over the table of observations.
-
-Sealing: committed records leave the spool for segments.
-
-    plan        the next ordinals, up to `seal_bytes` of records, are noted in the register
+    plan        the next ordinals, up to `seal_bytes` of rows, are noted in the catalog
     write       one file for each date: temporary name, fsync, its name if that is free, fsync of the folder; then read
                 back. A file that has the name and the same rows is what a crash left; any other is left alone, and the
                 log is closed
-    remember    request ids, so that retries still find their answers
-    complete    one transaction registers the files and drops the rows
-
-Feedback follows in the same way (`feedback_sealing.py`).
+    remember    ids, so that retries still find their answers
+    complete    one transaction puts the files into the catalog and drops the rows
 
 Commits go on meanwhile and wait for the short transactions only. Whatever fails before the last of them, a full disk
 say, leaves the spool as it was; whatever was written by then is written again, the same, by the next sealing. Rows that
 are damaged stay in the spool, where readers and `bon log verify` report them.
+
+Here are, in this order: the steps that both streams share; feedback, in this process; records, whose rows another
+process makes (`process.py`).
 """
 
 from __future__ import annotations
@@ -130,7 +127,7 @@ class FeedbackSealed:
 
 
 def seal_feedback(spool: Spool, seal_bytes: int, replay_window_s: float) -> FeedbackSealed:
-    """Seals the feedback that is in the spool now; blocks. Parameters and errors are those of `sealing.seal`."""
+    """Seals the feedback that is in the spool now; blocks. Parameters and errors are those of `seal`."""
     result = FeedbackSealed()
     with spool.reading() as reading:
         writer = catalog.writer_id(reading) or ""

@@ -1,11 +1,11 @@
 """The spool's file, SQLite: the committed records that are in no segment yet, and small tables beside them.
 
     records(ordinal, principal, request_id, attempt, kind, outcome, created_at_us, sha256, record)
-    imported(key, digest)                                                   see log/imported.py
+    imported(key, digest)                                                   see offline/importing/imported.py
     feedback(ordinal, principal, feedback_id, request_id, sha256, feedback)  see log/feedback.py
-    writer, segments, sealing, sealed: what is known of sealed records      see log/register.py
-    feedback_…, sealed_feedback: what is known of sealed feedback           see log/feedback_register.py
-    rewriting, expired: what happened to sealed files since                 see log/register_changes.py
+    writer, segments, sealing, sealed: what is known of sealed records      see log/catalog.py
+    feedback_…, sealed_feedback: what is known of sealed feedback           see log/catalog.py
+    rewriting, expired: what happened to sealed files since                 see log/catalog.py
 
 `record` is the MessagePack of one `Record` as `log.record.encode` wrote it, without its ordinal; `sha256` is its
 digest, because SQLite notices damage to its own pages but not to their content. The columns before them are copies of

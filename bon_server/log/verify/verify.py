@@ -1,18 +1,16 @@
-"""The document of `bon log verify --json`.
-
-`bon log verify`: reads everything there is and names what is wrong, by kind, file and row.
+"""`bon log verify`: reads everything there is and names what is wrong, by kind, file and row.
 
     spool_damaged          SQLite finds damage in its file
     row_damaged            a row of the spool does not match its sha256, or is no record
     row_unfit              a row differs from the copies of its fields, or fits no segment
     feedback_damaged       a row of the spool's feedback does not match its sha256, or is no observation
     feedback_unfit         such a row differs from the copies of its fields
-    segment_missing        a registered or described file is not there
+    segment_missing        a file of the catalog, or one with a description, is not there
     segment_unregistered   the folder's own writer has no record of having made it
-    segment_size           not as long as registered
-    segment_changed        not the sha256 that was registered
+    segment_size           not as long as the catalog says
+    segment_changed        not the sha256 that the catalog has
     segment_unreadable     a row group, or the whole file, is no Parquet any more
-    segment_rows           not as many rows as registered
+    segment_rows           not as many rows as the catalog says
     statistics             a row group's statistics are not those of its rows
     ordinal                out of its file's range, or met before
     date                   a record is in another date's folder
@@ -32,6 +30,8 @@
 Segments are those of records and of feedback. Notes and no problems are: temporary files; files of a sealing or an
 erasure that is under way or was interrupted (the next one completes it); expired files that could not be removed yet;
 snapshots that an erasure made stale. May run while a server writes; what is sealed meanwhile is for the next run.
+
+`Report` is the document of `bon log verify --json`.
 """
 
 from __future__ import annotations

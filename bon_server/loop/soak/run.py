@@ -1,8 +1,8 @@
-"""All checks of one run, as a document.
-
-The run: a server, a warm-up, traffic, rest, and the checks.
+"""The run of a soak test: a server, a warm-up, traffic, rest, and the checks.
 
 start ─► traffic: warm-up ─► rest: what it holds ─► traffic, memory looked at each second ─► rest ─► end ─► the log
+
+`document` puts all checks of one run together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which waiting sequences share a forward pass.
+"""A transformers reward model in a thread of its own, with batches formed across all requests.
 
-A transformers reward model in a thread of its own, with batches formed across all requests.
+`next_batch` decides which waiting sequences share a forward pass.
 """
 
 from __future__ import annotations

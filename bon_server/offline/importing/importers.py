@@ -1,10 +1,4 @@
-"""The report on lines that were not imported: one JSON object each.
-
-    {"file": "…", "line": 3, "reason": "…", "text": "…"}
-
-It holds what the lines held, so it is for its owner only. It appears, whole, when the import ends.
-
-`bon log import`: other people's scored samples, as records of kind `import`.
+"""`bon log import`: other people's scored samples, as records of kind `import`.
 
 Streaming, a batch of records a transaction, and safe to run again, after a crash too: each line has a key, its `id` or
 else a digest of its bytes and how many times they have occurred in its file, and lines that are in the log already are
@@ -13,7 +7,8 @@ counted and written, with number and reason, to
 
     LOG/rejected/NAME-DIGEST.jsonl      {"file": "…", "line": 3, "reason": "…", "text": "…"}
 
-DIGEST being of the files, so that a corrected file does not overwrite the report on the first one.
+DIGEST being of the files, so that a corrected file does not overwrite the report on the first one. The report holds
+what the lines held, so it is for its owner only. It appears, whole, when the import ends.
 """
 
 from __future__ import annotations
@@ -39,8 +34,7 @@ from bon_server.offline.importing.imported import ImportedLine, append, known
 from bon_server.offline.importing.line import BadImportLine, ImportLine, Reading
 from bon_server.offline.importing.options import IMPORT_FORMATS, ImportOptions, ImportResult, check
 from bon_server.offline.importing.rows import ImportRow, is_parquet, parse, rows
-from bon_server.offline.select.manifest import sha256_of
-from bon_server.system.files import sync_folder, whole_file
+from bon_server.system.files import sha256_of, sync_folder, whole_file
 
 
 class Rejected:

@@ -1,9 +1,9 @@
-"""The files of the logs as a selection finds them, and a copy of what is in no segment yet.
+"""The plan of a selection, made from its options and from the files that are in the logs.
 
-Rows of a spool are copied into Parquet files in the work folder: every later stage then reads files that do not change,
-in any process, also while the server goes on writing and sealing.
-
-Makes the plan of a selection from its options and from what is in the logs.
+all_inputs   the files of the logs: segments, added scores, and what is in no segment yet
+freeze       copies rows of a spool into Parquet files in the work folder: every later stage then reads files that
+             do not change, in any process, also while the server goes on writing and sealing
+make_plan    the tasks over all these files
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What becomes of the main memory that a training step frees.
+"""`bon train`: from a training set to a model directory that `bon serve --policy` loads.
 
-Whether what a run writes fits its disk, before it begins.
-
-`bon train`: from a training set to a model directory that `bon serve --policy` loads.
+Before it begins it asks whether what the run writes fits its disk. In the process that trains, the main memory that
+each step frees is kept for the next one (`keep_freed_memory`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Asks a port of ours for its health, below gRPC: whether somebody is behind it, not what the health is.
-
-A gRPC channel would need the authority of our own certificate, and one of its own where callers must show one.
-
-The gRPC port: whatever ends the server behind it, another one takes its place, and calls in flight go on.
+"""The gRPC port: whatever ends the server behind it, another one takes its place, and calls in flight go on.
 
 Two things are looked at: whether the server's loop that accepts calls has ended, and whether the port answers.
+`listen_to` asks the port for its health below gRPC: whether somebody is behind it, not what the health is. A gRPC
+channel would need the authority of our own certificate, and one of its own where callers must show one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a constraint may be, whichever policy follows it: its form and size. What it costs, the policy finds out.
+"""What a request may say: every field is checked, and every violation is reported at once, before any work.
 
-What a request may say: every field is checked, and every violation is reported at once, before any work.
+Of a constraint only form and size are checked here, whichever policy follows it. What it costs, the policy finds out.
 """
 
 from __future__ import annotations
