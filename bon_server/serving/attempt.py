@@ -145,7 +145,7 @@ class Attempts:
         self._quotas = quotas
         self._unlogged = UsedIds()
         # Of the rewards, by the weights that the completions came from; forgotten with these.
-        self._spreads: WeakKeyDictionary[RunningPolicy, RewardPrior] = WeakKeyDictionary()
+        self._reward_priors: WeakKeyDictionary[RunningPolicy, RewardPrior] = WeakKeyDictionary()
         self._running: dict[tuple[str, str], _Running] = {}
         self._refusal: Unavailable | None = None
         self.on_stages: Callable[[Record, int, int, int], None] | None = None
@@ -274,9 +274,11 @@ class Attempts:
             queue_ns = permit_ns - times.began_ns
             # Not earlier: a request that waits for a permit must not keep replaced weights in memory.
             with self._policies.use(stop, samples=request.sampling is not None) as policy:
-                spread = self._spreads.get(policy, NO_PRIOR)
+                reward_prior = self._reward_priors.get(policy, NO_PRIOR)
                 share = partial(self._policies.share, policy)
-                answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, spread, share)
+                answer = await best_of_n(
+                    request, policy, self._reward_model, stop, on_end, queue_ns, reward_prior, share
+                )
             reserved.used(answer.candidates)
             attempt = 1 if prior is None else prior.attempt + 1
             record = record_of(request, answer, policy.ref, self._reward_model.refs, attempt, created_at, queue_ns)
@@ -290,7 +292,7 @@ class Attempts:
         self._learn(request, answer, queue_ns, times.stop_ns, log_began_ns, ended_ns)
         if request.sampling is not None:  # completions that a caller brings say nothing of the policy's
             rewards = [one.reward for one in answer.candidates if one.reward is not None]
-            self._spreads[policy] = self._spreads.get(policy, NO_PRIOR).after(rewards)
+            self._reward_priors[policy] = self._reward_priors.get(policy, NO_PRIOR).after(rewards)
         if logged is not None:
             self._observe(record)
         if answer.error is not None:

@@ -270,7 +270,7 @@ class _Erasure:
 
     def _rewrite(self, file: str, table: SegmentKind, keys: set[Key]) -> None:
         path = self._directory / file
-        own = catalog.is_registered(self._database, file)
+        own = catalog.is_in_catalog(self._database, file)
         with rewrite(path, table, keys) as version:
             if own:
                 self._forget(keys, table)

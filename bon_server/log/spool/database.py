@@ -28,7 +28,7 @@ import apsw
 import msgspec
 
 from bon_server.core.errors import BonError, LogError, StartupError
-from bon_server.log.catalog import CHANGES, FEEDBACK_REGISTER, REGISTER, new_writer_id
+from bon_server.log.catalog import CATALOG, CHANGES, FEEDBACK_CATALOG, new_writer_id
 from bon_server.log.record import Record, encode
 
 Fields = TypeVar("Fields")
@@ -56,7 +56,7 @@ CREATE TABLE IF NOT EXISTS records (
     record BLOB NOT NULL,
     UNIQUE (principal, request_id, attempt)
 ) STRICT;
-{REGISTER}
+{CATALOG}
 CREATE TABLE IF NOT EXISTS imported (
     key BLOB PRIMARY KEY,
     digest BLOB NOT NULL
@@ -71,7 +71,7 @@ CREATE TABLE IF NOT EXISTS feedback (
     UNIQUE (principal, feedback_id)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS feedback_by_request ON feedback (principal, request_id);
-{FEEDBACK_REGISTER}
+{FEEDBACK_CATALOG}
 {CHANGES}
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {LAYOUT_VERSION};

@@ -58,7 +58,7 @@ class Inputs:
             segment = known.get(part.path)
             files.append(
                 File(
-                    # Asking the register again belongs to the process of the reader.
+                    # Asking the catalog again belongs to the process of the reader.
                     part=replace(part, path=part.path.resolve(), look_again=None),
                     writer=first_writer + reader.writers.index(writer),
                     name=str(part.path),
@@ -203,7 +203,7 @@ def _frozen(options: SelectOptions, inputs: Inputs, work: Path) -> list[File]:
 
 
 def manifest_inputs(inputs: Sequence[Inputs], digests: Mapping[str, Sequence[Any]]) -> list[Input]:
-    """The files that are read. digests: (rows, sha256) of those that are not registered, as far as they are known."""
+    """The files that are read. digests: (rows, sha256) of those that are in no catalog, as far as they are known."""
     found = []
     for one in inputs:
         for file in one.segments:
