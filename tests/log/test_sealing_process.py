@@ -65,7 +65,6 @@ def test_a_process_that_is_killed_leaves_everything_in_the_spool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spool.append([record(f"r{i}") for i in range(40)])
-    ask = _ask
     asked = 0
 
     def kill_at_the_second(process: subprocess.Popen[bytes], request: Any) -> Any:
@@ -74,7 +73,7 @@ def test_a_process_that_is_killed_leaves_everything_in_the_spool(
         if asked == 2:
             process.kill()
             process.wait()
-        return ask(process, request)
+        return _ask(process, request)
 
     with monkeypatch.context() as patch:
         patch.setattr("bon_server.log.seal.process._ask", kill_at_the_second)
@@ -89,10 +88,9 @@ def test_a_process_that_is_killed_leaves_everything_in_the_spool(
 def test_it_does_not_outlive_a_failed_sealing(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     spool.append([record()])
     ended = list[subprocess.Popen[bytes]]()
-    end = _end
 
     def noting(process: subprocess.Popen[bytes]) -> None:
-        end(process)
+        _end(process)
         ended.append(process)
 
     monkeypatch.setattr("bon_server.log.seal.process._end", noting)
