@@ -174,7 +174,7 @@ def _lengths(lists: Any) -> Ints:
 
 
 class Names(NamedTuple):
-    """As `log.reward_models` names them."""
+    """As `log.record.reward_model_names` has them."""
 
     loose: str
     """Ids joined by +."""

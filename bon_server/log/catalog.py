@@ -109,7 +109,7 @@ class Segment(NamedTuple):
     sha256: str
     """Hexadecimal."""
     footer_sha256: str
-    """Of the end of the file, see `segments.footer_sha256`; hexadecimal."""
+    """Of the end of the file, see `segments.files.footer_sha256`; hexadecimal."""
     replayable_until_us: int
     """Until then (microseconds since 1970) its records answer retries, so that their ids cannot be used again."""
 
@@ -341,7 +341,7 @@ class SealedFeedback(NamedTuple):
     principal: str
     feedback_id: str
     said: bytes
-    """Digest, see `feedback.said`."""
+    """Digest, see `log.feedback.said`."""
     ordinal: int
     keep_until_us: int
 

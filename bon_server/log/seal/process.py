@@ -123,7 +123,7 @@ class _Answer(msgspec.Struct, array_like=True):
 
 @contextmanager
 def sealing_process() -> Iterator[Callable[[Sequence[StoredRow], int], SealedPage]]:
-    """Yields `sealed_page.seal_page` as it is done over there; it raises `LogError` when no answer came from there."""
+    """Yields `seal_page` as it is done over there; it raises `LogError` when no answer came from there."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "bon_server.log.seal.process"],
         # It finds the modules where we did, and nowhere else.

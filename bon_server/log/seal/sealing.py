@@ -210,7 +210,7 @@ _PAGE = (
     f" ORDER BY ordinal LIMIT {_PAGE_ROWS}"
 )
 MakePage = Callable[[Sequence[StoredRow], int], SealedPage]
-"""`sealed_page.seal_page`, or something that has it done elsewhere."""
+"""`process.seal_page`, or something that has it done elsewhere."""
 
 
 @dataclass(slots=True)

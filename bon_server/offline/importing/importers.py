@@ -36,34 +36,6 @@ from bon_server.offline.importing.options import IMPORT_FORMATS, ImportOptions, 
 from bon_server.offline.importing.rows import ImportRow, is_parquet, parse, rows
 from bon_server.system.files import sha256_of, sync_folder, whole_file
 
-
-class Rejected:
-    """A report; its file is made for the first rejected line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-        self.files = ExitStack()
-        """Closing it gives the report its name."""
-        self._file: BinaryIO | None = None
-
-    def add(self, source: Path, number: int, reason: str, text: bytes) -> None:
-        """number: of the line in its source, from 1."""
-        if self._file is None:
-            if not self.path.parent.exists():
-                self.path.parent.mkdir(mode=0o700)
-                sync_folder(self.path.parent.parent)
-            self._file = self.files.enter_context(whole_file(self.path))
-        self.count += 1
-        row = {
-            "file": str(source).encode(errors="backslashreplace").decode(),
-            "line": number,
-            "reason": reason.encode(errors="backslashreplace").decode(),
-            "text": text.decode(errors="backslashreplace"),
-        }
-        self._file.write(msgspec.json.encode(row) + b"\n")
-
-
 PRINCIPAL = "import"
 """Imported ids are apart from those of callers: an imported line never answers a request."""
 BATCH_RECORDS = 256
@@ -255,3 +227,30 @@ def _refs(names: tuple[str, ...]) -> tuple[ModelRef, ...]:
 def _printable(keys: frozenset[str]) -> list[str]:
     """Keys come from the file; a lone surrogate cannot be printed."""
     return [key.encode(errors="backslashreplace").decode() for key in keys]
+
+
+class Rejected:
+    """A report; its file is made for the first rejected line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.files = ExitStack()
+        """Closing it gives the report its name."""
+        self._file: BinaryIO | None = None
+
+    def add(self, source: Path, number: int, reason: str, text: bytes) -> None:
+        """number: of the line in its source, from 1."""
+        if self._file is None:
+            if not self.path.parent.exists():
+                self.path.parent.mkdir(mode=0o700)
+                sync_folder(self.path.parent.parent)
+            self._file = self.files.enter_context(whole_file(self.path))
+        self.count += 1
+        row = {
+            "file": str(source).encode(errors="backslashreplace").decode(),
+            "line": number,
+            "reason": reason.encode(errors="backslashreplace").decode(),
+            "text": text.decode(errors="backslashreplace"),
+        }
+        self._file.write(msgspec.json.encode(row) + b"\n")
