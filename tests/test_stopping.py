@@ -27,7 +27,7 @@ finite = st.floats(-100, 100)
 
 
 @pytest.mark.parametrize(
-    ("rewards", "spread"),
+    ("rewards", "reward_prior"),
     [
         ([0.3, -1.2, 0.8, 0.1, 0.5], NO_PRIOR),
         ([0.3], RewardPrior(squares=12.0, degrees=6.0)),
@@ -35,20 +35,20 @@ finite = st.floats(-100, 100)
         ([0.0, 1.0, 5.0, -3.0], RewardPrior(squares=300.0, degrees=90.0)),
     ],
 )
-def test_the_expected_gain_is_that_of_a_simulation(rewards: list[float], spread: RewardPrior) -> None:
+def test_the_expected_gain_is_that_of_a_simulation(rewards: list[float], reward_prior: RewardPrior) -> None:
     """Draws variance, mean and reward in turn from the posterior; false alarms: below 1 in 10,000 (4 sigma)."""
     draw = np.random.default_rng(7)
     m, mean = len(rewards), float(np.mean(rewards))
-    prior = min(spread.degrees, 8.0)
+    prior = min(reward_prior.degrees, 8.0)
     squares = float(np.sum((np.array(rewards) - mean) ** 2)) + (
-        prior * spread.squares / spread.degrees if spread.degrees else 0.0
+        prior * reward_prior.squares / reward_prior.degrees if reward_prior.degrees else 0.0
     )
     draws = 400_000
     variance = squares / draw.chisquare(prior + m - 1, draws)
     means = mean + np.sqrt(variance / m) * draw.standard_normal(draws)
     gains = np.maximum(means + np.sqrt(variance) * draw.standard_normal(draws) - max(rewards), 0.0)
     error = gains.std() / math.sqrt(draws)
-    assert abs(expected_gain(rewards, spread) - gains.mean()) < 4 * error
+    assert abs(expected_gain(rewards, reward_prior) - gains.mean()) < 4 * error
 
 
 @given(st.lists(finite, min_size=3, max_size=9, unique=True), st.floats(-10, 10), st.floats(0.1, 10))
@@ -89,11 +89,11 @@ def test_a_higher_price_never_samples_more() -> None:
 
 def test_the_spread_is_that_of_the_rewards_around_their_own_means() -> None:
     draw = np.random.default_rng(3)
-    spread = NO_PRIOR
+    reward_prior = NO_PRIOR
     for _ in range(300):
-        spread = spread.after((draw.normal(draw.normal(0, 50), 2.0, size=8)).tolist())
-    assert spread.squares / spread.degrees == pytest.approx(4.0, rel=0.2)
-    assert spread.after([3.0]) == spread
+        reward_prior = reward_prior.after((draw.normal(draw.normal(0, 50), 2.0, size=8)).tolist())
+    assert reward_prior.squares / reward_prior.degrees == pytest.approx(4.0, rel=0.2)
+    assert reward_prior.after([3.0]) == reward_prior
 
 
 HUGE = [[1e200, -1e200, 0.0], [1.7e308, 1.7e308, -1.7e308], [1e-200, 0.0, 0.0]]

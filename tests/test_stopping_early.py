@@ -67,13 +67,13 @@ def test_an_adaptive_request_samples_by_its_price(price: float, started: int) ->
 def test_an_adaptive_request_learns_from_earlier_ones() -> None:
     """All rewards are equal: alone that says nothing, but where rewards hardly differ it is enough."""
     started = []
-    for spread in (RewardPrior(), RewardPrior(squares=0.1, degrees=100.0)):
+    for reward_prior in (RewardPrior(), RewardPrior(squares=0.1, degrees=100.0)):
         policy = ScriptedPolicy()
 
-        async def run(policy: ScriptedPolicy = policy, spread: RewardPrior = spread) -> Answer:
+        async def run(policy: ScriptedPolicy = policy, reward_prior: RewardPrior = reward_prior) -> Answer:
             stop: Stop = asyncio.get_running_loop().create_future()
             request = on_a_budget(9, price_per_candidate=0.1)
-            return await best_of_n(request, policy, ScriptedReward(), stop, spread=spread)
+            return await best_of_n(request, policy, ScriptedReward(), stop, reward_prior=reward_prior)
 
         asyncio.run(run())
         started.append(len(policy.started))

@@ -1,6 +1,6 @@
 """`bon doctor`: checks this machine, one line per check, before a model is loaded in vain.
 
-Whether a model could be loaded, from its small files and the heads of its weights: no weights are read.
+Whether a model could be loaded is told from its small files and the heads of its weights: no weights are read.
 """
 
 from __future__ import annotations

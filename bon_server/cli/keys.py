@@ -58,9 +58,9 @@ def list_(*, file: KeyFile, as_json: AsJson = False) -> None:
 def revoke(name: Name, /, *, file: KeyFile, as_json: AsJson = False) -> None:
     """Take out all keys of a name; a running server notices within a second."""
     from bon_server.core.errors import ConfigError
-    from bon_server.serving.auth import keys as key_file
+    from bon_server.serving.auth import keys
 
-    count = key_file.revoke(file, name)
+    count = keys.revoke(file, name)
     if not count:
         raise ConfigError(f"{str(file)!r} has no key of the name {name!r}")
     print_result({"revoked": count}, as_json)

@@ -30,7 +30,7 @@ def settings_flags(flags: Mapping[str, str], paths: Collection[str] = (), kind: 
 
 
 def given(flags: Any) -> dict[str, Any]:
-    """Values by `section.key`, as `config.load` takes them; None, or nothing, where a flag was not given."""
+    """Values by `section.key`, as `config.settings.load` takes them; None, or nothing, where a flag was not given."""
     values = {one.name.replace(_SEPARATOR, "."): getattr(flags, one.name) for one in fields(flags)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value != ()}
 

@@ -69,19 +69,19 @@ async def best_of_n(
     stop: Stop,
     on_end: Callable[[Candidate], None] = lambda candidate: None,
     waited_ns: int = 0,
-    spread: RewardPrior = NO_PRIOR,
+    reward_prior: RewardPrior = NO_PRIOR,
     share: Callable[[], int] | None = None,
 ) -> Answer:
     """Samples, scores and chooses.
 
     on_end: called with each candidate as it ends, in order of arrival. waited_ns: how long ago the request began;
-    the candidates' times count from there. spread: of the rewards of earlier prompts, for an adaptive number.
+    the candidates' times count from there. reward_prior: from the rewards of earlier prompts, for an adaptive number.
     share: how many of the policy's places it may take by now; None: all.
 
     A request that brings its completions is only scored: nothing is sampled or chosen, and rewards that are not
     finite are an answer, not a failure.
     """
-    run = Candidates(request, policy, reward_model, on_end, waited_ns, spread, share or (lambda: policy.slots))
+    run = Candidates(request, policy, reward_model, on_end, waited_ns, reward_prior, share or (lambda: policy.slots))
     run.start()
     if not run.settled.done():
         await asyncio.wait((run.settled, stop), return_when=asyncio.FIRST_COMPLETED)

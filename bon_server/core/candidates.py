@@ -49,13 +49,13 @@ class Candidates:
         reward_model: RewardModel,
         on_end: Callable[[Candidate], None],
         waited_ns: int,
-        spread: RewardPrior,
+        reward_prior: RewardPrior,
         share: Callable[[], int],
     ) -> None:
         self._request = request
         self._policy = policy
         self._on_end = on_end
-        self._spread = spread
+        self._reward_prior = reward_prior
         self._share = share
         self._key = uuid4().hex
         self.waited_ns = waited_ns
@@ -126,7 +126,7 @@ class Candidates:
             return True
         pruned = len(self._pruning.pruned)
         room = self._running < self._wave()
-        return room and worth_one_more(request.budget, self._rewards, self._spread, self._running, pruned)
+        return room and worth_one_more(request.budget, self._rewards, self._reward_prior, self._running, pruned)
 
     def _wave(self) -> int:
         return wave(self._request.budget, self._request.n, self._share())

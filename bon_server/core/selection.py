@@ -4,7 +4,7 @@ Ties go to the lowest index and a reward that is missing or not finite is never 
 of files, shards or threads. (`argmax` of torch, DuckDB and Polars all choose NaN.)
 
 Online, `argmax` and `soft` choose among the candidates of one request. The offline rules, which choose from many
-prompts at once, have their names here and are in `offline/rules.py`.
+prompts at once, have their names here and are in `offline/select/rules.py`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class OfflineRule(StrEnum):
     """How `bon select` chooses, each rule with the random control it is to be compared with.
 
     A control chooses as many of each prompt as its rule does (of the whole log, for `top-k-overall`), from the same
-    candidates, by a random number instead of by reward. What each does exactly is said in `offline/rules.py`.
+    candidates, by a random number instead of by reward. What each does exactly is said in `offline/select/rules.py`.
     """
 
     BEST_PER_PROMPT = "best-per-prompt"

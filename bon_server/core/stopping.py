@@ -70,7 +70,7 @@ def reached(budget: Budget, reward: float | None) -> bool:
 
 
 def worth_one_more(
-    budget: Budget, rewards: Sequence[float], spread: RewardPrior, running: int, pruned: int = 0
+    budget: Budget, rewards: Sequence[float], reward_prior: RewardPrior, running: int, pruned: int = 0
 ) -> bool:
     """Whether one more candidate is expected to gain more than its price.
 
@@ -82,19 +82,19 @@ def worth_one_more(
         return True
     if len(rewards) < max(1, budget.min_n or 0):
         return len(rewards) + running < max(1, budget.min_n or 0)
-    gain = expected_gain(rewards, spread) * len(rewards) / (len(rewards) + pruned)
+    gain = expected_gain(rewards, reward_prior) * len(rewards) / (len(rewards) + pruned)
     return gain > budget.price_per_candidate if math.isfinite(gain) else running == 0
 
 
-def expected_gain(rewards: Sequence[float], spread: RewardPrior) -> float:
+def expected_gain(rewards: Sequence[float], reward_prior: RewardPrior) -> float:
     """E[max(X - best, 0)] for the next reward X, in units of reward; infinite while too little is known.
 
     rewards: (m,) finite, m >= 1. X is Student-t distributed with nu = nu0 + m - 1 degrees of freedom around their mean,
     with the scale s sqrt(1 + 1/m), where nu s^2 is the sum of squares of these rewards and of the prior. For T standard
     Student-t, E[max(T - z, 0)] = (nu + z^2)/(nu - 1) f(z) - z (1 - F(z)), by integrating t f(t).
     """
-    prior_degrees = min(spread.degrees, PRIOR_DEGREES)
-    prior_squares = prior_degrees * spread.squares / spread.degrees if spread.degrees else 0.0
+    prior_degrees = min(reward_prior.degrees, PRIOR_DEGREES)
+    prior_squares = prior_degrees * reward_prior.squares / reward_prior.degrees if reward_prior.degrees else 0.0
     m, degrees = len(rewards), prior_degrees + len(rewards) - 1
     variance = (prior_squares + _squares(rewards)) / degrees if degrees > 1 else 0.0
     if not 0 < variance < math.inf:

@@ -1,10 +1,9 @@
-"""Scores completions with a reward model directory, the plain way: one transformers forward, fp32, raw logits.
+"""How good is the demo reward model? Best-of-N against one sample on problems it never saw, with intervals.
 
-What a table of rewards and verdicts says: accuracies and pair accuracy, with bootstrap intervals over problems.
+Samples are scored the plain way: one transformers forward, fp32, raw logits. Then accuracies and pair accuracy come out
+of a table of rewards and verdicts, with bootstrap intervals over problems.
 
 Everywhere P problems with N candidates each: `rewards` (P, N) float64, `right` (P, N) bool.
-
-How good is the demo reward model? Best-of-N against one sample on problems it never saw, with intervals.
 """
 
 from __future__ import annotations

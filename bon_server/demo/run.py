@@ -1,6 +1,4 @@
-"""What a handful of judged answers says: one sample against best-of-N against the best possible.
-
-`bon demo`: the main job from end to end, on this machine, with a real policy and a trained reward model.
+"""`bon demo`: the main job from end to end, on this machine, with a real policy and a trained reward model.
 
 Builds the models from packages, serves them, asks held-out problems at N = 8, shows candidates, compares one sample
 with best-of-N and with the best possible, looks into the log, and turns it into a training file.
@@ -30,36 +28,6 @@ from bon_server.log.read.stats import log_stats
 from bon_server.loop.server_process import serving
 from bon_server.offline.select.select import SelectOptions, select
 from bon_server.system.terminal import Terminal, styled
-
-
-@dataclass(frozen=True)
-class DemoOutcome:
-    """Accuracies, 0 to 1, over problems."""
-
-    problems: int
-    single: float
-    """Mean over problems of the share of right candidates: what one sample gets."""
-    best_of_n: float
-    """Share of problems whose winner is right."""
-    any_of_n: float
-    """Share of problems with at least one right candidate (pass@n)."""
-    standard_error: float
-    """Of `best_of_n`."""
-
-
-def judge(answered: Sequence[tuple[Problem, pb.GenerateResponse]]) -> DemoOutcome:
-    """At least one answer, each with all its candidates."""
-    right = [[is_right(problem, candidate.text) for candidate in each.candidates] for problem, each in answered]
-    count = len(answered)
-    best = sum(is_right(problem, each.best.text) for problem, each in answered) / count
-    return DemoOutcome(
-        problems=count,
-        single=sum(sum(row) / len(row) for row in right) / count,
-        best_of_n=best,
-        any_of_n=sum(any(row) for row in right) / count,
-        standard_error=math.sqrt(best * (1 - best) / count),
-    )
-
 
 N = 8
 TEMPERATURE = 0.8
@@ -193,4 +161,33 @@ def _show_next_steps(policy: Path, reward: Path, run: Path, console: Terminal) -
         "   your own models:     .venv/bin/bon serve --policy HUB/INSTRUCT-MODEL --reward HUB/REWARD-MODEL --log DIR\n"
         "   on a GPU:            make demo BACKEND=cuda (in a fresh clone)",
         sep="\n",
+    )
+
+
+@dataclass(frozen=True)
+class DemoOutcome:
+    """Accuracies, 0 to 1, over problems."""
+
+    problems: int
+    single: float
+    """Mean over problems of the share of right candidates: what one sample gets."""
+    best_of_n: float
+    """Share of problems whose winner is right."""
+    any_of_n: float
+    """Share of problems with at least one right candidate (pass@n)."""
+    standard_error: float
+    """Of `best_of_n`."""
+
+
+def judge(answered: Sequence[tuple[Problem, pb.GenerateResponse]]) -> DemoOutcome:
+    """At least one answer, each with all its candidates."""
+    right = [[is_right(problem, candidate.text) for candidate in each.candidates] for problem, each in answered]
+    count = len(answered)
+    best = sum(is_right(problem, each.best.text) for problem, each in answered) / count
+    return DemoOutcome(
+        problems=count,
+        single=sum(sum(row) / len(row) for row in right) / count,
+        best_of_n=best,
+        any_of_n=sum(any(row) for row in right) / count,
+        standard_error=math.sqrt(best * (1 - best) / count),
     )

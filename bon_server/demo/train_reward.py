@@ -1,9 +1,4 @@
-"""One forward pass over a prompt and all its completions: the prompt once, the completions as branches after it.
-
-A row of the batch is `prompt, completion 1, completion 2, …`. Each completion attends to the prompt and to itself, and
-its positions go on from the prompt's end, so that it gets the reward it would get alone, at half the work or less.
-
-Trains the demo reward model on the policy's own answers and saves the small adapter that it learned.
+"""Trains the demo reward model on the policy's own answers and saves the small adapter that it learned.
 
     python -m bon_server.demo.train_reward [--out FOLDER] [--work DIR] [--seed S] [--quick]
 
@@ -13,8 +8,13 @@ development problems. The setting is that of Cobbe et al. 2021 (verifiers on sam
 
 Loss, with s the raw reward and eight problems a batch: pointwise cross-entropy (it puts all prompts on one scale, so
 that rewards of different prompts can be compared) plus the mean of -log sigmoid(s_right - s_wrong) over the pairs of
-one problem (Bradley-Terry: what best-of-n needs). Half of the problems are seen with other numbers each time (see
-moving.py): their few hundred pairs of operands would be learned by heart otherwise.
+one problem (Bradley-Terry: what best-of-n needs). Half of the problems are seen with other numbers each time
+(`samples.Moves`): their few hundred pairs of operands would be learned by heart otherwise.
+
+One forward pass takes a prompt and all its completions (`branch_rewards`): the prompt once, the completions as branches
+after it. A row of the batch is `prompt, completion 1, completion 2, …`. Each completion attends to the prompt and to
+itself, and its positions go on from the prompt's end, so that it gets the reward it would get alone, at half the work
+or less.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ kl_best_of_n       KL(best-of-n || policy): bounds, exact for discrete rewards, 
 kl_policy          KL of a tuned policy, from log-probabilities
 overoptimisation   the fits of Gao et al. 2022
 soft               soft best-of-n
+diversity          how varied texts are
 """
 
 from __future__ import annotations

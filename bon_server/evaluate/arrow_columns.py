@@ -1,4 +1,4 @@
-"""Numbers of candidates out of Arrow batches of a log.
+"""Numbers of candidates out of Arrow batches of a log, and which reward models gave their rewards.
 
 reward       of the reward model
 length       characters of the text
@@ -7,8 +7,6 @@ logprob      of the text under the distribution sampled from, in nats
 truncated    1 where max_tokens cut it, 0 where not
 duplicate    1 where an earlier candidate of the request has the same text, 0 where not
 other names  added scores (`bon rescore`), or else parts of the reward, `rewards`
-
-Which reward models gave the rewards of a batch of requests.
 """
 
 from __future__ import annotations
@@ -176,7 +174,7 @@ def _lengths(lists: Any) -> Ints:
 
 
 class Names(NamedTuple):
-    """As `log.reward_models` names them."""
+    """As `log.record.reward_model_names` has them."""
 
     loose: str
     """Ids joined by +."""

@@ -17,6 +17,6 @@ catalog            tables of the spool that say which segments are in the log
 published          which segments are in an object store, and their descriptions
 
 Invariants: a record has one sequence number (`ordinal`), in commit order, never used again. It is in the spool or in
-one registered segment, never in both and never in none: the transaction that registers a segment drops its rows.
+one segment of the catalog, never in both and never in none: the transaction that enters a segment drops its rows.
 Segments do not change, but for an erasure. The order of a log is (writer, ordinal), whoever reads it.
 """

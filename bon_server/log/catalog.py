@@ -1,27 +1,24 @@
-"""The register: what the spool's file knows of segments. It decides what is in the log and what is not.
+"""The catalog: tables in the spool's file that say which sealed files are in the log, and what happened to them.
 
-    writer          the id of who seals here, made once with the file, because a new file counts ordinals from 1 again;
-                    and how far it has sealed: what is left in the spool below that could not be
-    segments        the sealed files with rows, bytes and sha256, in the order of sealing
-    sealing         the range of ordinals being written to files just now; a crash leaves it, and the next sealing
-                    writes the same files again, under the same names
-    sealed          request ids of sealed records, kept for a while, so that a retry still finds its answer
+Each stream of the log, records and feedback, has tables of its own for the same four facts (`StreamTables`):
 
-A row of `records` is dropped in the transaction that registers its segment, so at any moment a record is in the spool
-or in a registered segment, never in both and never in none.
+    segments, feedback_segments   the sealed files with rows, bytes and sha256, in the order of sealing
+    sealing, feedback_sealing     the range of ordinals being written to files just now; a crash leaves it, and the
+                                  next sealing writes the same files again, under the same names
+    writer, feedback_sealed       how far the stream is sealed; what is left in the spool below that could not be.
+                                  `writer` also has the id of who seals here, made once with the file, because a new
+                                  file counts ordinals from 1 again
+    sealed, sealed_feedback       ids of sealed rows, kept for a while: a retry of a request still finds its answer,
+                                  and a repeated call with feedback is compared with the digest of what was said
 
-What happened to sealed files since: rewritten for an erasure, or removed by the retention.
+Two tables are about the files of both:
 
-rewriting    a file that is about to be replaced, or just was: how it then looks. A reader takes either, the one
-             registered or this; a crash leaves the note, and the next erasure finishes what it finds
-expired      files that were removed on purpose
+    rewriting   how a file looks that is about to be replaced by an erasure, or just was. A reader takes either, the
+                one in the catalog or this; a crash leaves the note, and the next erasure finishes what it finds
+    expired     files that were removed on purpose
 
-What the spool's file knows of sealed feedback: the tables of `register.FEEDBACK`, and ids for repeated calls.
-
-feedback_segments   the sealed files, in the order of sealing
-feedback_sealing    the range of ordinals being written to files just now
-feedback_sealed     through which ordinal there has been sealing
-sealed_feedback     ids of sealed observations with a digest of what was said, so that a repeated call is known
+A row leaves the spool in the transaction that puts its segment into the catalog, so at any moment it is in the spool or
+in a segment of the catalog, never in both and never in none.
 """
 
 from __future__ import annotations
@@ -43,7 +40,7 @@ SEGMENT_COLUMNS = """
     footer_sha256 TEXT NOT NULL,
     replayable_until_us INTEGER NOT NULL"""
 """Of every table that holds a `Segment`."""
-REGISTER = f"""
+CATALOG = f"""
 CREATE TABLE IF NOT EXISTS writer (id TEXT NOT NULL, sealed_through INTEGER NOT NULL) STRICT;
 INSERT INTO writer SELECT ?, 0 WHERE NOT EXISTS (SELECT 1 FROM writer);
 CREATE TABLE IF NOT EXISTS segments (
@@ -72,7 +69,7 @@ BEGIN SELECT RAISE(IGNORE); END;
 """
 """SQL that makes the tables; its one parameter is a new writer id."""
 FIRST_LAYOUT = 2
-"""Of a spool's file that has the register."""
+"""Of a spool's file that has the catalog."""
 
 
 class StreamTables(NamedTuple):
@@ -91,16 +88,16 @@ class StreamTables(NamedTuple):
 
 RECORDS = StreamTables("records", "record", "segments", "sealing", "writer", "sealed_through")
 FEEDBACK = StreamTables("feedback", "feedback", "feedback_segments", "feedback_sealing", "feedback_sealed", "through")
-LEDGERS = (RECORDS, FEEDBACK)
+STREAMS = (RECORDS, FEEDBACK)
 
 
-def ledger_of(file: str) -> StreamTables:
-    """Where a sealed file is registered."""
+def stream_of(file: str) -> StreamTables:
+    """The stream that a sealed file is of."""
     return FEEDBACK if file.startswith("feedback/") else RECORDS
 
 
 class Segment(NamedTuple):
-    """One sealed file, as registered."""
+    """One sealed file, as in the catalog."""
 
     file: str
     """Relative to the log folder."""
@@ -112,7 +109,7 @@ class Segment(NamedTuple):
     sha256: str
     """Hexadecimal."""
     footer_sha256: str
-    """Of the end of the file, see `segments.footer_sha256`; hexadecimal."""
+    """Of the end of the file, see `segments.files.footer_sha256`; hexadecimal."""
     replayable_until_us: int
     """Until then (microseconds since 1970) its records answer retries, so that their ids cannot be used again."""
 
@@ -144,48 +141,48 @@ def writer_id(database: apsw.Connection) -> str | None:
     return name
 
 
-def segments(database: apsw.Connection, after: int = 0, ledger: StreamTables = RECORDS) -> list[Segment]:
-    """The registered segments in the order of sealing; only those whose sealings began after an ordinal."""
+def segments(database: apsw.Connection, after: int = 0, stream: StreamTables = RECORDS) -> list[Segment]:
+    """The segments of the catalog in the order of sealing; only those whose sealings began after an ordinal."""
     if database.pragma("user_version") < FIRST_LAYOUT:
         return []
-    statement = f"SELECT {', '.join(Segment._fields)} FROM {ledger.segments} WHERE first_ordinal > ? ORDER BY number"
+    statement = f"SELECT {', '.join(Segment._fields)} FROM {stream.segments} WHERE first_ordinal > ? ORDER BY number"
     return [Segment(*row) for row in database.execute(statement, (after,))]
 
 
-def sealed_through(database: apsw.Connection, ledger: StreamTables = RECORDS) -> int:
+def sealed_through(database: apsw.Connection, stream: StreamTables = RECORDS) -> int:
     """The last ordinal that was sealed; what is left below it in the spool could not be."""
-    return database.execute(f"SELECT {ledger.through_column} FROM {ledger.through}").get or 0
+    return database.execute(f"SELECT {stream.through_column} FROM {stream.through}").get or 0
 
 
-def planned(database: apsw.Connection, ledger: StreamTables = RECORDS) -> tuple[int, int] | None:
+def planned(database: apsw.Connection, stream: StreamTables = RECORDS) -> tuple[int, int] | None:
     """First and last ordinal of a sealing that is under way, or that a crash interrupted."""
     if database.pragma("user_version") < FIRST_LAYOUT:
         return None
     plan: tuple[int, int] | None = database.execute(
-        f"SELECT first_ordinal, last_ordinal FROM {ledger.sealing}"
+        f"SELECT first_ordinal, last_ordinal FROM {stream.sealing}"
     ).fetchone()
     return plan
 
 
-def plan(database: apsw.Connection, first_ordinal: int, last_ordinal: int, ledger: StreamTables = RECORDS) -> None:
+def plan(database: apsw.Connection, first_ordinal: int, last_ordinal: int, stream: StreamTables = RECORDS) -> None:
     """Notes what will be sealed next."""
-    database.execute(f"INSERT INTO {ledger.sealing} VALUES (?, ?)", (first_ordinal, last_ordinal))
+    database.execute(f"INSERT INTO {stream.sealing} VALUES (?, ?)", (first_ordinal, last_ordinal))
 
 
 def complete(
-    database: apsw.Connection, made: Sequence[Segment], left: Sequence[int], ledger: StreamTables = RECORDS
+    database: apsw.Connection, made: Sequence[Segment], left: Sequence[int], stream: StreamTables = RECORDS
 ) -> None:
-    """Registers the segments of the plan and drops its rows from the spool, but for the `left` ordinals."""
+    """Enters the segments of the plan and drops its rows from the spool, but for the `left` ordinals."""
     columns, places = ", ".join(Segment._fields), ", ".join("?" for _ in Segment._fields)
-    database.executemany(f"INSERT INTO {ledger.segments} ({columns}) VALUES ({places})", made)
+    database.executemany(f"INSERT INTO {stream.segments} ({columns}) VALUES ({places})", made)
     database.execute(
-        f"DELETE FROM {ledger.rows} WHERE ordinal BETWEEN (SELECT first_ordinal FROM {ledger.sealing})"
-        f" AND (SELECT last_ordinal FROM {ledger.sealing}) AND ordinal NOT IN (SELECT value FROM json_each(?))",
+        f"DELETE FROM {stream.rows} WHERE ordinal BETWEEN (SELECT first_ordinal FROM {stream.sealing})"
+        f" AND (SELECT last_ordinal FROM {stream.sealing}) AND ordinal NOT IN (SELECT value FROM json_each(?))",
         (str(list(left)),),
     )
-    last = f"(SELECT last_ordinal FROM {ledger.sealing})"
-    database.execute(f"UPDATE {ledger.through} SET {ledger.through_column} = {last}")
-    database.execute(f"DELETE FROM {ledger.sealing}")
+    last = f"(SELECT last_ordinal FROM {stream.sealing})"
+    database.execute(f"UPDATE {stream.through} SET {stream.through_column} = {last}")
+    database.execute(f"DELETE FROM {stream.sealing}")
 
 
 def remember(database: apsw.Connection, records: Iterable[Sealed]) -> None:
@@ -246,7 +243,7 @@ class Version(NamedTuple):
 
 
 def _table(file: str) -> str:
-    return ledger_of(file).segments
+    return stream_of(file).segments
 
 
 def versions(database: apsw.Connection, file: str) -> list[Version] | None:
@@ -260,7 +257,7 @@ def versions(database: apsw.Connection, file: str) -> list[Version] | None:
     return [Version(*row) for row in database.execute(either, (file, file))]
 
 
-def is_registered(database: apsw.Connection, file: str) -> bool:
+def is_in_catalog(database: apsw.Connection, file: str) -> bool:
     """Whether the folder's own writer made it and it is in the log."""
     return bool(database.execute(f"SELECT count(*) FROM {_table(file)} WHERE file = ?", (file,)).get)
 
@@ -279,7 +276,7 @@ def will_be(database: apsw.Connection, file: str, version: Version) -> None:
 
 
 def was_replaced(database: apsw.Connection, file: str) -> None:
-    """Registers a file as it was noted."""
+    """Enters a file as it was noted."""
     columns = ", ".join(Version._fields)
     database.execute(
         f"UPDATE {_table(file)} SET ({columns}) = (SELECT {columns} FROM rewriting WHERE file = ?) WHERE file = ?",
@@ -319,7 +316,7 @@ def expired(database: apsw.Connection) -> list[str]:
     return [row[0] for row in database.execute("SELECT file FROM expired ORDER BY file")]
 
 
-FEEDBACK_REGISTER = f"""
+FEEDBACK_CATALOG = f"""
 CREATE TABLE IF NOT EXISTS feedback_segments (
     number INTEGER PRIMARY KEY,
 {SEGMENT_COLUMNS}
@@ -344,7 +341,7 @@ class SealedFeedback(NamedTuple):
     principal: str
     feedback_id: str
     said: bytes
-    """Digest, see `feedback.said`."""
+    """Digest, see `log.feedback.said`."""
     ordinal: int
     keep_until_us: int
 

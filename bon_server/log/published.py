@@ -2,9 +2,9 @@
 
     published(file, uri, published_at_us, removed_at_us)
 
-The table is made when something is first published. A segment, of records or of feedback, that is registered and not
-here, under a URI, waits. One whose local copy has been removed is here and no longer registered: it is not part of the
-local log any more.
+The table is made when something is first published. A segment, of records or of feedback, that is in the catalog and
+not here, under a URI, waits. One whose local copy has been removed is here and no longer in the catalog: it is not part
+of the local log any more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import apsw
 import msgspec
 
 from bon_server.core.errors import LogError
-from bon_server.log.catalog import FEEDBACK, LEDGERS, RECORDS, Segment, StreamTables, ledger_of
+from bon_server.log.catalog import FEEDBACK, RECORDS, STREAMS, Segment, StreamTables, stream_of
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS published (
@@ -48,8 +48,8 @@ def prepare(database: apsw.Connection) -> None:
 def waiting(database: apsw.Connection, uri: str) -> list[Segment]:
     """Segments that are not published there, those of records first, each kind in the order of sealing."""
     found = []
-    for ledger in LEDGERS:
-        made = f"SELECT {_COLUMNS} FROM {ledger.segments} AS made"
+    for stream in STREAMS:
+        made = f"SELECT {_COLUMNS} FROM {stream.segments} AS made"
         rows = database.execute(f"{made} WHERE NOT EXISTS {_PUBLISHED} ORDER BY number", (uri,))
         found += [Segment(*row) for row in rows]
     return found
@@ -75,10 +75,10 @@ def removable_feedback(database: apsw.Connection, uri: str, now_us: int) -> list
     return [one for one in _removable(database, uri, now_us, FEEDBACK) if one.file[_DATE] < oldest]
 
 
-def _removable(database: apsw.Connection, uri: str, now_us: int, ledger: StreamTables) -> list[Segment]:
+def _removable(database: apsw.Connection, uri: str, now_us: int, stream: StreamTables) -> list[Segment]:
     rows = database.execute(
-        f"SELECT {_COLUMNS} FROM {ledger.segments} AS made WHERE EXISTS {_PUBLISHED} AND replayable_until_us < ?"
-        f" AND number < (SELECT max(number) FROM {ledger.segments}) ORDER BY number",
+        f"SELECT {_COLUMNS} FROM {stream.segments} AS made WHERE EXISTS {_PUBLISHED} AND replayable_until_us < ?"
+        f" AND number < (SELECT max(number) FROM {stream.segments}) ORDER BY number",
         (uri, now_us),
     )
     return [Segment(*row) for row in rows]
@@ -86,7 +86,7 @@ def _removable(database: apsw.Connection, uri: str, now_us: int, ledger: StreamT
 
 def remove(database: apsw.Connection, file: str, uri: str) -> None:
     """Takes a segment out of the local log."""
-    database.execute(f"DELETE FROM {ledger_of(file).segments} WHERE file = ?", (file,))
+    database.execute(f"DELETE FROM {stream_of(file).segments} WHERE file = ?", (file,))
     row = (time.time_ns() // 1_000, file, uri)
     database.execute("UPDATE published SET removed_at_us = ? WHERE file = ? AND uri = ?", row)
 

@@ -4,7 +4,7 @@ In the spool a record is MessagePack, on a screen a line of JSON, in segments a 
 schema only grows: a new field has a default, so that new code reads old records, and readers ignore fields they do
 not know. Values that can be computed from others (ranks, gains, KL) are not stored.
 
-What the reward models of a record are called, so that rewards of different ones are told apart.
+`reward_model_names` names the reward models of a record, so that rewards of different ones are told apart.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ weights         the files of a model: found, checked, given a revision; never co
 tokenizer       tokenizers, loaded from the same directory
 memory_plan     what all models will take of the memory, before any is loaded
 dtype           which number format `auto` means on this machine
-telemetry       what an engine says of itself, in a type that needs no vLLM
 
 A model is loaded from the directory that `weights.find_model` returns, and fetches nothing. Heavy imports (torch,
 transformers, vLLM) happen when such a model is started, so a server with synthetic models needs none of them.

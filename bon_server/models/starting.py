@@ -1,6 +1,7 @@
-"""From the configuration to running reward models: which class scores by which spec.
+"""From the configuration to running models: which class serves which spec.
 
-From the configuration to running models: which class serves which spec.
+Checks come first and load nothing; then the policy starts, and after it the reward model. Later a policy may get a
+successor: the same weights once more when its engine died or hung (`restart_policy`), or new ones (`start_successor`).
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """The files of a model: where they are, which revision they are, and whether they are safe to load.
 
-Both the policy and the reward model are loaded from the directory that `find_model` returns, so nothing is fetched and
-no code or pickle is touched by the libraries that load them. Everything wrong is a `StartupError` of one sentence.
+Policies and reward models are loaded from the directory that `find_model` returns, so the libraries that load them
+fetch nothing and touch no code and no pickle. Everything wrong is a `StartupError` of one sentence.
 
-Weights against the configuration they come with.
-
-vLLM cuts a tensor that is larger than the configuration says to size (as it does to split it over GPUs) and serves
-nonsense; so what disagrees is refused before it starts.
+`check_shapes` compares the weights with the configuration they come with. vLLM cuts a tensor that is larger than the
+configuration says to size (as it does to split it over GPUs) and serves nonsense; so what disagrees is refused first.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The record of an attempt: what was asked, by which models it was answered, and what became of each candidate.
-
-One attempt at one request, from the permit to the committed record. Knows neither gRPC nor protobuf.
+"""One attempt at one request, from the permit to the committed record. Knows neither gRPC nor protobuf.
 
 An attempt runs in a task of its own, so that a caller who leaves does not take with it what was already scored:
 `Attempts.run` only asks it to stop, and the attempt then frees the engine, commits what there is, and ends.
+
+`record_of` makes the record: what was asked, by which models it was answered, and what became of each candidate.
 """
 
 from __future__ import annotations
@@ -46,48 +46,6 @@ from bon_server.serving.admission.permits import Admission
 from bon_server.serving.admission.quotas import Quotas, Reservation
 from bon_server.serving.content import Redaction, UsedIds, to_log
 from bon_server.serving.policies import Policies, stop_with
-
-
-def record_of(
-    request: Request,
-    answer: Answer,
-    policy: PolicyRef,
-    reward_models: tuple[ModelRef, ...],
-    attempt: int,
-    created_at: datetime,
-    queue_ns: int,
-) -> Record:
-    """attempt: from 1, how often this id has been tried. queue_ns: how long it waited for its permit."""
-    sampled = request.sampling is not None
-    return Record(
-        request_id=request.request_id,
-        request_digest=request.digest,
-        attempt=attempt,
-        principal=request.principal,
-        kind=Kind.GENERATE if sampled else Kind.SCORE,
-        outcome=answer.outcome,
-        created_at=created_at,
-        prompt_hash=prompt_hash(request.prompt, request.reward_context),
-        prompt_text=request.prompt.text,
-        prompt_messages=request.prompt.messages,
-        prompt_token_ids=request.prompt_token_ids or None,
-        policy=policy if sampled else None,
-        reward_models=reward_models,
-        sampling=request.sampling,
-        n=request.n,
-        budget=None if request.budget == Budget() else request.budget,
-        rule=request.rule if sampled else None,
-        selection_temperature=request.selection_temperature,
-        selection_seed=request.selection_seed,
-        selection_reason=answer.reason,
-        selected_index=answer.selected_index,
-        reward_context=request.reward_context,
-        tags=request.tags,
-        timings=StageTimes(queue_ns, answer.sample_ns, answer.score_ns, answer.overlap_ratio),
-        reward_model_tokens=answer.reward_model_tokens,
-        candidates=answer.candidates,
-        error=None if answer.error is None else type(answer.error).__name__,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +103,7 @@ class Attempts:
         self._quotas = quotas
         self._unlogged = UsedIds()
         # Of the rewards, by the weights that the completions came from; forgotten with these.
-        self._spreads: WeakKeyDictionary[RunningPolicy, RewardPrior] = WeakKeyDictionary()
+        self._reward_priors: WeakKeyDictionary[RunningPolicy, RewardPrior] = WeakKeyDictionary()
         self._running: dict[tuple[str, str], _Running] = {}
         self._refusal: Unavailable | None = None
         self.on_stages: Callable[[Record, int, int, int], None] | None = None
@@ -274,9 +232,11 @@ class Attempts:
             queue_ns = permit_ns - times.began_ns
             # Not earlier: a request that waits for a permit must not keep replaced weights in memory.
             with self._policies.use(stop, samples=request.sampling is not None) as policy:
-                spread = self._spreads.get(policy, NO_PRIOR)
+                reward_prior = self._reward_priors.get(policy, NO_PRIOR)
                 share = partial(self._policies.share, policy)
-                answer = await best_of_n(request, policy, self._reward_model, stop, on_end, queue_ns, spread, share)
+                answer = await best_of_n(
+                    request, policy, self._reward_model, stop, on_end, queue_ns, reward_prior, share
+                )
             reserved.used(answer.candidates)
             attempt = 1 if prior is None else prior.attempt + 1
             record = record_of(request, answer, policy.ref, self._reward_model.refs, attempt, created_at, queue_ns)
@@ -290,7 +250,7 @@ class Attempts:
         self._learn(request, answer, queue_ns, times.stop_ns, log_began_ns, ended_ns)
         if request.sampling is not None:  # completions that a caller brings say nothing of the policy's
             rewards = [one.reward for one in answer.candidates if one.reward is not None]
-            self._spreads[policy] = self._spreads.get(policy, NO_PRIOR).after(rewards)
+            self._reward_priors[policy] = self._reward_priors.get(policy, NO_PRIOR).after(rewards)
         if logged is not None:
             self._observe(record)
         if answer.error is not None:
@@ -332,3 +292,45 @@ def _is_answer_to(prior: Logged, request: Request) -> bool:
     if prior.request_digest not in ("", request.digest):
         raise RequestIdReused("this request_id was used for another request")
     return answered
+
+
+def record_of(
+    request: Request,
+    answer: Answer,
+    policy: PolicyRef,
+    reward_models: tuple[ModelRef, ...],
+    attempt: int,
+    created_at: datetime,
+    queue_ns: int,
+) -> Record:
+    """attempt: from 1, how often this id has been tried. queue_ns: how long it waited for its permit."""
+    sampled = request.sampling is not None
+    return Record(
+        request_id=request.request_id,
+        request_digest=request.digest,
+        attempt=attempt,
+        principal=request.principal,
+        kind=Kind.GENERATE if sampled else Kind.SCORE,
+        outcome=answer.outcome,
+        created_at=created_at,
+        prompt_hash=prompt_hash(request.prompt, request.reward_context),
+        prompt_text=request.prompt.text,
+        prompt_messages=request.prompt.messages,
+        prompt_token_ids=request.prompt_token_ids or None,
+        policy=policy if sampled else None,
+        reward_models=reward_models,
+        sampling=request.sampling,
+        n=request.n,
+        budget=None if request.budget == Budget() else request.budget,
+        rule=request.rule if sampled else None,
+        selection_temperature=request.selection_temperature,
+        selection_seed=request.selection_seed,
+        selection_reason=answer.reason,
+        selected_index=answer.selected_index,
+        reward_context=request.reward_context,
+        tags=request.tags,
+        timings=StageTimes(queue_ns, answer.sample_ns, answer.score_ns, answer.overlap_ratio),
+        reward_model_tokens=answer.reward_model_tokens,
+        candidates=answer.candidates,
+        error=None if answer.error is None else type(answer.error).__name__,
+    )

@@ -1,8 +1,7 @@
-"""A child process that lives and dies with its parent. Imports nothing heavy: it runs early in that process.
+"""Processes of our own, each of which lives and dies with its parent.
 
-Heavy work in a process of its own, which gives its memory back when it is done, and whose death harms nobody.
-
-A step with a model in it, in a process of its own: its memory is given back, and it dies with this one.
+`in_child` runs a heavy step in a process of its own (spawned, so that no thread's lock comes along): the step gives its
+memory back when it is done, and its death harms nobody. Imports nothing heavy, since it runs early in that process.
 """
 
 from __future__ import annotations

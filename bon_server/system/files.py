@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder. And folders that stay.
+"""Files and folders that appear whole or not at all: temporary name, fsync, rename, fsync of the folder.
 
-A model directory that appears whole or not at all, and is built once.
+`whole_file` replaces a file of the same name; `new_file` never does. `make_folder` makes a folder of a log, and
+`build_whole` a model directory, which is built once and bears a stamp of what it was made from.
 """
 
 from __future__ import annotations

@@ -124,13 +124,15 @@ def data_flow() -> str:
 def request() -> str:
     """What one request passes, with the modules that do it."""
     steps = [
-        ("1  Parse, validate", "serving/requests.py, validation.py", "INVALID_ARGUMENT, FAILED_PRECONDITION", CORE),
-        ("2  Tokenise", "policy/, off the event loop", "INVALID_ARGUMENT", CORE),
-        ("3  Look up request_id", "serving/attempts.py", "stored answer, ABORTED, ALREADY_EXISTS", CORE),
-        ("4  Wait for a permit", "serving/admission.py, fair_queue.py", "UNAVAILABLE, RESOURCE_EXHAUSTED", CORE),
-        ("5  best_of_n", "best_of_n.py, candidates.py", "UNAVAILABLE, INTERNAL", MODEL),
-        ("6  Commit", "log/, one fsync for a group", "UNAVAILABLE, RESOURCE_EXHAUSTED", DISK),
-        ("7  Reply", "serving/responses.py", "", CORE),
+        ("1  Check the key", "serving/auth/access", "UNAUTHENTICATED, PERMISSION_DENIED", CORE),
+        ("2  Receive", "serving/admission/receiving", "UNAVAILABLE, RESOURCE_EXHAUSTED", CORE),
+        ("3  Parse, validate", "serving/rpc/service, parse, validate", "INVALID_ARGUMENT, FAILED_PRECONDITION", CORE),
+        ("4  Tokenise", "models/vllm/policy, off the event loop", "INVALID_ARGUMENT", CORE),
+        ("5  Look up request_id", "serving/attempt, log/spool", "stored answer, ABORTED, ALREADY_EXISTS", CORE),
+        ("6  Wait for a permit", "serving/admission/permits, fair_queue", "UNAVAILABLE, RESOURCE_EXHAUSTED", CORE),
+        ("7  best_of_n", "core/, models/", "UNAVAILABLE, INTERNAL", MODEL),
+        ("8  Commit", "serving/content, log/spool", "UNAVAILABLE, RESOURCE_EXHAUSTED", DISK),
+        ("9  Reply", "serving/rpc/respond", "", CORE),
     ]
     parts = [text(140, 18, "step", bold=True), text(265, 18, "where", bold=True, anchor="start")]
     parts.append(text(600, 18, "how a request can end here", bold=True, anchor="start"))
@@ -143,7 +145,7 @@ def request() -> str:
         if row + 1 < len(steps):
             parts.append(arrow(box.bottom, (box.bottom[0], box.bottom[1] + 20)))
     return picture(
-        910, 430, "The seven steps of one request, the module of each, and the status codes it can end with", parts
+        910, 546, "The nine steps of one request, the module of each, and the status codes it can end with", parts
     )
 
 

@@ -14,7 +14,6 @@ import pytest
 from bon_server.core.errors import ConfigError, LogError
 from bon_server.core.types import Budget, LogprobKind, ModelRef, Outcome, SelectionReason, SelectionRule
 from bon_server.estimators import clusters, kl_bound, kl_winner_probability
-from bon_server.evaluate import curve as fits
 from bon_server.evaluate import curve_sums
 from bon_server.evaluate.compare import compare
 from bon_server.evaluate.curve import curve
@@ -87,7 +86,7 @@ def test_the_fit_is_of_gains_within_requests(tmp_path: Path, monkeypatch: pytest
     log = imported(tmp_path, [*few, *many])
     fit = curve(options(log, value="gold"))["fit"]
     assert fit["alpha_ci"][0] > 0
-    monkeypatch.setattr(fits, "_COLUMNS_AT_ONCE", 3)
+    monkeypatch.setattr("bon_server.evaluate.curve._COLUMNS_AT_ONCE", 3)
     assert curve(options(log, value="gold"))["fit"]["beta_ci"] == pytest.approx(fit["beta_ci"])
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from bon_server.config.settings import LogConfig
 from bon_server.core.errors import BonError, LogError
 from bon_server.core.types import Durability
-from bon_server.log.spool import spool as groups
 from bon_server.log.spool import spool as spool_module
 from bon_server.log.spool.spool import Spool
 from tests.log.records import record
@@ -39,7 +38,7 @@ async def count_syncs(folder: Path, durability: str, synchronous: str | None = N
     `ahead` has, for each group, the writes to the write-ahead log that were not synced when it was acknowledged.
     """
     ahead = []
-    acknowledge = groups.answer
+    acknowledge = spool_module.answer
 
     def watched(*arguments: Any) -> None:
         ahead.append(FAULTS.faults_unsynced_wal_writes())

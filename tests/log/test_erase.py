@@ -190,7 +190,7 @@ def test_feedback_with_the_tag_goes_without_its_record(tmp_path: Path) -> None:
     assert _requests(tmp_path) == ["r"] and _observed(tmp_path) == ["another's"]
 
 
-def test_segments_of_other_writers_and_copies_without_register(log: Path) -> None:
+def test_segments_of_other_writers_and_copies_without_catalog(log: Path) -> None:
     (file, *_) = listed(log)
     other = log / file.replace("writer=", "writer=other-")
     other.parent.mkdir(parents=True)
@@ -203,7 +203,7 @@ def test_segments_of_other_writers_and_copies_without_register(log: Path) -> Non
 
 def test_an_interrupted_sealing_does_not_keep_it(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Spool.open(log)) as spool, monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.seal.sealing.registered", _crash)
+        patch.setattr("bon_server.log.seal.sealing.catalog_entry", _crash)
         with pytest.raises(_Crash):
             seal(spool)
     files = set(listed(log))

@@ -135,7 +135,7 @@ def _crash(*args: object) -> None:
     raise _Crash
 
 
-@pytest.mark.parametrize("where", ["SegmentsWriter", "registered", "catalog.complete"])
+@pytest.mark.parametrize("where", ["SegmentsWriter", "catalog_entry", "catalog.complete"])
 def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     said = [observation(f"f{i}", created_at=datetime(2026, 1, 1 + i % 2, tzinfo=UTC)) for i in range(9)]
     with closing(Spool.open(tmp_path)) as spool:
@@ -149,7 +149,7 @@ def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.Mon
         assert record_feedback(spool, said[0]) is Recorded.REPLAYED
         seal(spool)
         with closing(apsw.Connection(str(tmp_path / SPOOL_NAME))) as database:
-            files = {one.file for one in catalog.segments(database, ledger=catalog.FEEDBACK)}
+            files = {one.file for one in catalog.segments(database, stream=catalog.FEEDBACK)}
     assert files == set(listed(tmp_path, "feedback")) and len(files) == 3
     assert _all(tmp_path) == [*said, observation("later")]
 

@@ -15,7 +15,6 @@ import pytest
 
 from bon_server.core.errors import LogError
 from bon_server.log.read.reader import LogReader
-from bon_server.log.segments import reader as segment_reader
 from bon_server.log.segments.columns import SCHEMA
 from bon_server.log.segments.files import listed
 from bon_server.log.segments.reader import AHEAD_BYTES, MOST_AHEAD, SegmentView
@@ -88,7 +87,7 @@ def test_closing_early_leaves_no_thread(log: Path, read: int) -> None:
 def test_few_are_read_ahead(log: Path, monkeypatch: pytest.MonkeyPatch, room: float, at_most: int) -> None:
     """room: in row groups."""
     size_bytes = pq.ParquetFile(log / next(listed(log))).metadata.row_group(0).total_byte_size
-    monkeypatch.setattr(segment_reader, "AHEAD_BYTES", room * size_bytes)
+    monkeypatch.setattr("bon_server.log.segments.reader.AHEAD_BYTES", room * size_bytes)
     monkeypatch.setattr("pyarrow.cpu_count", lambda: 64)
     begun: list[int] = []
     read = SegmentView._batch

@@ -212,7 +212,7 @@ def test_what_a_crash_left_is_not_read_twice(log: Path, spool: Spool, monkeypatc
         def lose_power(*args: object) -> None:
             raise OSError(5, "the power went")
 
-        patch.setattr("bon_server.log.seal.sealing.registered", lose_power)
+        patch.setattr("bon_server.log.seal.sealing.catalog_entry", lose_power)
         with pytest.raises(OSError, match="power"):
             seal(spool)
     assert len(list(listed(log))) == 3

@@ -1,4 +1,4 @@
-"""Sealing: what leaves the spool is in whole, registered segments, once, whatever happens on the way."""
+"""Sealing: what leaves the spool is in whole segments of the catalog, once, whatever happens on the way."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def seal(spool: Spool, seal_bytes: int = BIG, replay_window_s: float = DAY) -> s
     return sealing.seal(spool, seal_bytes, replay_window_s)
 
 
-def registered(folder: Path) -> list[Segment]:
-    """The register of a log."""
+def in_catalog(folder: Path) -> list[Segment]:
+    """The catalog of a log."""
     with closing(open_for_reading(folder / SPOOL_NAME)) as database:
         return catalog.segments(database)
 
@@ -55,10 +55,10 @@ def in_spool(folder: Path) -> list[int]:
 
 
 def sealed_rows(folder: Path) -> list[tuple[str, int]]:
-    """(request id, ordinal) in the registered segments, in ordinal order."""
+    """(request id, ordinal) in the segments of the catalog, in ordinal order."""
     rows = [
         (row["request_id"], row["ordinal"])
-        for one in registered(folder)
+        for one in in_catalog(folder)
         for row in pq.ParquetFile(folder / one.file).read(columns=["request_id", "ordinal"]).to_pylist()
     ]
     return sorted(rows, key=lambda row: row[1])
@@ -68,7 +68,7 @@ def test_sealed_records_are_in_a_registered_segment_and_not_in_the_spool(tmp_pat
     spool.append([record(f"r{i}") for i in range(40)])
     result = seal(spool)
     assert (result.records, result.left, len(result.files)) == (40, 0, 1)
-    (segment,) = registered(tmp_path)
+    (segment,) = in_catalog(tmp_path)
     assert segment.file == result.files[0] and segment.rows == 40
     place = place_of(segment.file)
     assert place is not None and (place.date, place.first_ordinal, place.last_ordinal) == ("2026-11-22", 1, 40)
@@ -87,7 +87,7 @@ def test_a_file_for_each_date(tmp_path: Path, spool: Spool) -> None:
     days = [datetime(2026, 1, 1 + i % 3, 23, 59, 59, 999_999, tzinfo=UTC) for i in range(9)]
     spool.append([record(f"r{i}", created_at=day) for i, day in enumerate(days)])
     seal(spool)
-    assert [(one.file.split("/")[1], one.rows) for one in registered(tmp_path)] == [
+    assert [(one.file.split("/")[1], one.rows) for one in in_catalog(tmp_path)] == [
         ("date=2026-01-01", 3),
         ("date=2026-01-02", 3),
         ("date=2026-01-03", 3),
@@ -99,7 +99,7 @@ def test_a_big_spool_is_sealed_in_several_steps(tmp_path: Path, spool: Spool) ->
     spool.append([record(f"r{i}", rewards=[0.5] * 8) for i in range(30)])
     result = seal(spool, seal_bytes=10_000)
     assert len(result.files) > 3 and result.records == 30
-    ranges = [(one.first_ordinal, one.last_ordinal) for one in registered(tmp_path)]
+    ranges = [(one.first_ordinal, one.last_ordinal) for one in in_catalog(tmp_path)]
     assert [first for first, _ in ranges][1:] == [last + 1 for _, last in ranges][:-1]
     assert sealed_rows(tmp_path) == [(f"r{i}", i + 1) for i in range(30)]
 
@@ -168,7 +168,7 @@ def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             target = {
                 "planned": "bon_server.log.seal.sealing.SegmentsWriter",
-                "written": "bon_server.log.seal.sealing.registered",
+                "written": "bon_server.log.seal.sealing.catalog_entry",
                 "remembered": "bon_server.log.seal.sealing.catalog.complete",
             }.get(where)
             if target is not None:
@@ -177,13 +177,13 @@ def test_a_crash_at_any_step_is_harmless(tmp_path: Path, monkeypatch: pytest.Mon
                     seal(spool)
             else:
                 _complete_but_lose_the_commit(spool, patch)
-        assert in_spool(tmp_path) == list(range(1, 21)) and registered(tmp_path) == []
+        assert in_spool(tmp_path) == list(range(1, 21)) and in_catalog(tmp_path) == []
         before = set(listed(tmp_path))
     with closing(Spool.open(tmp_path)) as spool:
         spool.append([record("later", created_at=dates[0])])
         seal(spool)
-    assert before <= {one.file for one in registered(tmp_path)} == set(listed(tmp_path))
-    assert len(registered(tmp_path)) == 3, "the interrupted range again, and then the rest"
+    assert before <= {one.file for one in in_catalog(tmp_path)} == set(listed(tmp_path))
+    assert len(in_catalog(tmp_path)) == 3, "the interrupted range again, and then the rest"
     assert sealed_rows(tmp_path) == [*((f"r{i}", i + 1) for i in range(20)), ("later", 21)]
 
 
@@ -224,7 +224,7 @@ def test_a_full_disk_leaves_everything_as_it_was(
         patch.setattr(f"bon_server.log.segments.files.{owner}.{failing}", full)
         with pytest.raises(OSError, match="No space"):
             seal(spool)
-    assert in_spool(tmp_path) == list(range(1, 21)) and registered(tmp_path) == []
+    assert in_spool(tmp_path) == list(range(1, 21)) and in_catalog(tmp_path) == []
     assert not [path for path in (tmp_path / "segments").rglob("*") if path.is_file()]
     assert seal(spool).records == 20
 
@@ -286,7 +286,7 @@ async def test_a_sealed_attempt_still_answers_retries(tmp_path: Path, spool: Spo
 
 def spool_last(folder: Path) -> int:
     """The highest ordinal sealed."""
-    return max(one.last_ordinal for one in registered(folder))
+    return max(one.last_ordinal for one in in_catalog(folder))
 
 
 def test_the_window_ends_but_not_for_imports(spool: Spool) -> None:
@@ -307,7 +307,7 @@ def test_a_sealed_answer_that_cannot_be_read_is_an_error(tmp_path: Path, spool: 
         spool.find("", "r")
 
 
-def test_a_spool_of_the_first_layout_gets_a_register(tmp_path: Path) -> None:
+def test_a_spool_of_the_first_layout_gets_a_catalog(tmp_path: Path) -> None:
     with closing(Spool.open(tmp_path)) as spool:
         spool.append([record("old")])
     with closing(apsw.Connection(str(tmp_path / SPOOL_NAME))) as database:
@@ -315,7 +315,7 @@ def test_a_spool_of_the_first_layout_gets_a_register(tmp_path: Path) -> None:
         for table in ("writer", "segments", "sealing", "sealed"):
             database.execute(f"DROP TABLE {table}")
         database.pragma("user_version", 1)
-    assert registered(tmp_path) == []
+    assert in_catalog(tmp_path) == []
     with closing(Spool.open(tmp_path)) as spool:
         assert seal(spool).records == 1
     with closing(open_for_reading(tmp_path / SPOOL_NAME)) as database:
@@ -329,7 +329,7 @@ def _interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A log whose process ended between the segment and dropping its rows; returns the segment."""
     with closing(Spool.open(folder)) as spool, monkeypatch.context() as patch:
         spool.append([record("a"), record("b")])
-        patch.setattr("bon_server.log.seal.sealing.registered", _crash)
+        patch.setattr("bon_server.log.seal.sealing.catalog_entry", _crash)
         with pytest.raises(_Crash):
             seal(spool)
     (file,) = listed(folder)
@@ -376,7 +376,7 @@ def test_another_segment_of_that_name_is_left_alone_and_closes_the_log(
 def test_so_for_feedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Spool.open(tmp_path)) as spool, monkeypatch.context() as patch:
         record_feedback(spool, observation("f"))
-        patch.setattr("bon_server.log.seal.sealing.registered", _crash)
+        patch.setattr("bon_server.log.seal.sealing.catalog_entry", _crash)
         with pytest.raises(_Crash):
             seal(spool)
     (file,) = listed(tmp_path, "feedback")

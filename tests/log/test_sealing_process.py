@@ -18,14 +18,13 @@ import pytest
 
 from bon_server.core.errors import LogError
 from bon_server.core.types import Kind
-from bon_server.log.seal import process as sealing_process
-from bon_server.log.seal.process import seal_page
+from bon_server.log.seal.process import _ask, _end, seal_page, sealing_process
 from bon_server.log.seal.sealing import SealResult, seal, seal_beside_commits
 from bon_server.log.spool.database import SPOOL_NAME, StoredRow
 from bon_server.log.spool.spool import Spool
 from tests.log.preload import ROOT
 from tests.log.records import record, scored
-from tests.log.test_sealing import BIG, DAY, in_spool, registered, sealed_rows
+from tests.log.test_sealing import BIG, DAY, in_catalog, in_spool, sealed_rows
 from tests.log.test_sealing import spool as spool
 from tests.waiting import until
 
@@ -54,7 +53,7 @@ def test_the_files_are_the_same_bytes(tmp_path: Path) -> None:
         with closing(Spool.open(folder)) as opened:
             results.append(sealing(opened, BIG, DAY))
             assert {opened.latest("", one) is not None for one in ("r1", "imported")} == {True}
-        files.append({one.file: (folder / one.file).read_bytes() for one in registered(folder)})
+        files.append({one.file: (folder / one.file).read_bytes() for one in in_catalog(folder)})
         assert in_spool(folder) == [3, 52]
     assert results[0] == results[1] and (results[0].records, results[0].left) == (50, 2)
     assert files[0] == files[1] and len(files[0]) == 3
@@ -66,7 +65,6 @@ def test_a_process_that_is_killed_leaves_everything_in_the_spool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spool.append([record(f"r{i}") for i in range(40)])
-    ask = sealing_process._ask
     asked = 0
 
     def kill_at_the_second(process: subprocess.Popen[bytes], request: Any) -> Any:
@@ -75,13 +73,13 @@ def test_a_process_that_is_killed_leaves_everything_in_the_spool(
         if asked == 2:
             process.kill()
             process.wait()
-        return ask(process, request)
+        return _ask(process, request)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sealing_process, "_ask", kill_at_the_second)
+        patch.setattr("bon_server.log.seal.process._ask", kill_at_the_second)
         with pytest.raises(LogError, match="exit code -9"):
             seal_beside_commits(spool, BIG, DAY)
-    assert in_spool(tmp_path) == list(range(1, 41)) and registered(tmp_path) == []
+    assert in_spool(tmp_path) == list(range(1, 41)) and in_catalog(tmp_path) == []
     assert not [path for path in (tmp_path / "segments").rglob("*") if path.is_file()]
     assert seal_beside_commits(spool, BIG, DAY).records == 40
     assert sealed_rows(tmp_path) == [(f"r{i}", i + 1) for i in range(40)]
@@ -90,13 +88,12 @@ def test_a_process_that_is_killed_leaves_everything_in_the_spool(
 def test_it_does_not_outlive_a_failed_sealing(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     spool.append([record()])
     ended = list[subprocess.Popen[bytes]]()
-    end = sealing_process._end
 
     def noting(process: subprocess.Popen[bytes]) -> None:
-        end(process)
+        _end(process)
         ended.append(process)
 
-    monkeypatch.setattr(sealing_process, "_end", noting)
+    monkeypatch.setattr("bon_server.log.seal.process._end", noting)
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -108,7 +105,7 @@ def test_it_does_not_outlive_a_failed_sealing(spool: Spool, monkeypatch: pytest.
 
 
 def test_it_is_deaf_to_signals_for_the_server_and_tells_no_content(capfd: pytest.CaptureFixture[str]) -> None:
-    with sealing_process.sealing_process() as make_page:
+    with sealing_process() as make_page:
         assert make_page([], 0) == ([], [], [])  # by now it has started
         (child,) = _children()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -120,11 +117,11 @@ def test_it_is_deaf_to_signals_for_the_server_and_tells_no_content(capfd: pytest
 
 
 def test_one_that_is_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with sealing_process.sealing_process() as make_page:
+    with sealing_process() as make_page:
         make_page([], 0)
         (child,) = _children()
         os.kill(child, signal.SIGSTOP)
-        monkeypatch.setattr(sealing_process, "_ANSWER_S", 0.1)
+        monkeypatch.setattr("bon_server.log.seal.process._ANSWER_S", 0.1)
         # More than a pipe holds: neither sending nor receiving may wait for ever.
         with pytest.raises(LogError, match="exit code -9"):
             make_page([StoredRow(1, b"", bytes(1 << 20))], 0)
@@ -140,7 +137,7 @@ def test_garbage_is_a_failure_like_any_other(
     python.write_text(f"#!/bin/sh\nprintf '{garbage}'\nexec cat > /dev/null\n")
     python.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(sealing_process, "_ANSWER_S", 1.0)
+    monkeypatch.setattr("bon_server.log.seal.process._ANSWER_S", 1.0)
     with pytest.raises(LogError, match="process that makes rows") as error:
         seal_beside_commits(spool, BIG, DAY)
     assert SECRET not in str(error.value) and in_spool(tmp_path) == [1]
@@ -151,7 +148,7 @@ def test_a_row_that_became_none_is_not_dropped(tmp_path: Path, spool: Spool, los
     spool.append([record(f"r{i}") for i in range(3)])
     with pytest.raises(LogError, match="rows 1 to 3 of the spool did not all become rows of segments"):
         seal(spool, BIG, DAY, lambda rows, until_us: seal_page(rows, until_us)._replace(**{lost: []}))
-    assert in_spool(tmp_path) == [1, 2, 3] and registered(tmp_path) == []
+    assert in_spool(tmp_path) == [1, 2, 3] and in_catalog(tmp_path) == []
 
 
 def test_it_ends_when_its_parent_is_killed() -> None:

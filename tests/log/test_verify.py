@@ -61,13 +61,13 @@ def _found(log: Path) -> list[tuple[str, str, int | None]]:
 
 
 def _rewrite(log: Path, change: Callable[[pa.Table], pa.Table], **options: Any) -> str:
-    """Another file in the segment's place, registered as if it were the one."""
+    """Another file in the segment's place, in the catalog as if it were the one."""
     path = _segment(log)
     file = path.relative_to(log).as_posix()
     pq.write_table(change(pq.read_table(path, partitioning=None)), path, compression="zstd", **options)
     (log / "snapshots" / "pinned.json").unlink()
-    registered = (path.stat().st_size, sha256_of(path), footer_sha256(path))
-    _change(log, "UPDATE segments SET bytes = ?, sha256 = ?, footer_sha256 = ?", *registered)
+    entry = (path.stat().st_size, sha256_of(path), footer_sha256(path))
+    _change(log, "UPDATE segments SET bytes = ?, sha256 = ?, footer_sha256 = ?", *entry)
     return file
 
 
@@ -132,14 +132,14 @@ def test_a_truncated_segment(log: Path) -> None:
     ]
 
 
-def test_a_segment_nobody_registered(log: Path) -> None:
+def test_a_segment_that_is_not_in_the_catalog(log: Path) -> None:
     path = _segment(log)
     copy = path.with_name("000000000001-000000000009.parquet")
     copy.write_bytes(path.read_bytes())
     assert _found(log) == [("segment_unregistered", copy.relative_to(log).as_posix(), None)]
 
 
-def test_fewer_rows_than_registered(log: Path) -> None:
+def test_fewer_rows_than_the_catalog_says(log: Path) -> None:
     file = _rewrite(log, lambda table: table.slice(0, 8))
     assert _found(log) == [("segment_rows", file, None)]
 
@@ -242,7 +242,7 @@ def test_temporary_files_and_interrupted_sealings_are_notes(log: Path, monkeypat
         raise OSError(5, "the power went")
 
     with closing(Spool.open(log)) as spool, monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.seal.sealing.registered", lose_power)
+        patch.setattr("bon_server.log.seal.sealing.catalog_entry", lose_power)
         with pytest.raises(OSError, match="power"):
             seal(spool)
     (_segment_folder(log) / ".x.parquet.tmp").write_bytes(b"half")

@@ -59,12 +59,12 @@ def _found(log: Path) -> list[tuple[str, str, int | None]]:
 
 
 def _rewrite(log: Path, change: Callable[[pa.Table], pa.Table], **options: Any) -> str:
-    """Another file in the segment's place, registered as if it were the one."""
+    """Another file in the segment's place, in the catalog as if it were the one."""
     file = _segment(log)
     path = log / file
     pq.write_table(change(pq.read_table(path, partitioning=None)), path, compression="zstd", **options)
-    registered = (path.stat().st_size, sha256_of(path), footer_sha256(path))
-    _change(log, "UPDATE feedback_segments SET bytes = ?, sha256 = ?, footer_sha256 = ?", *registered)
+    entry = (path.stat().st_size, sha256_of(path), footer_sha256(path))
+    _change(log, "UPDATE feedback_segments SET bytes = ?, sha256 = ?, footer_sha256 = ?", *entry)
     return file
 
 
@@ -116,7 +116,7 @@ def test_a_missing_truncated_or_changed_segment(log: Path) -> None:
     assert _found(log) == [("segment_missing", path.relative_to(log).as_posix(), None)]
 
 
-def test_a_segment_nobody_registered_and_a_foreign_file(log: Path) -> None:
+def test_a_segment_that_is_not_in_the_catalog_and_a_foreign_file(log: Path) -> None:
     path = log / _segment(log)
     copy = path.with_name("000000000001-000000000004.parquet")
     copy.write_bytes(path.read_bytes())
@@ -153,7 +153,7 @@ def test_an_interrupted_sealing_of_feedback_is_a_note(log: Path, monkeypatch: py
         raise OSError(5, "the power went")
 
     with closing(Spool.open(log)) as spool, monkeypatch.context() as patch:
-        patch.setattr("bon_server.log.seal.sealing.registered", lose_power)
+        patch.setattr("bon_server.log.seal.sealing.catalog_entry", lose_power)
         with pytest.raises(OSError, match="power"):
             seal(spool)
     report = verify(log)

@@ -17,9 +17,10 @@ from bon_server.core.selection import OfflineRule
 from bon_server.core.types import Candidate, CandidateStatus, FinishReason, Kind, Message, Outcome
 from bon_server.log.record import Record
 from bon_server.log.spool.spool import Spool
-from bon_server.offline.select.manifest import Manifest, sha256_of
+from bon_server.offline.select.manifest import Manifest
 from bon_server.offline.select.options import Filters
 from bon_server.offline.select.select import SelectOptions, select
+from bon_server.system.files import sha256_of
 from tests.log.records import ODD_TEXT, record, scored
 from tests.offline.grouped_files import import_lines, line, worked_example
 

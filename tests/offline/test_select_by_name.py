@@ -23,9 +23,10 @@ from bon_server.log.spool.spool import Spool
 from bon_server.offline.rescore import rescore as rescoring
 from bon_server.offline.select import plan
 from bon_server.offline.select.fetching import fetch
-from bon_server.offline.select.manifest import Manifest, sha256_of
+from bon_server.offline.select.manifest import Manifest
 from bon_server.offline.select.options import Filters, Written
 from bon_server.offline.select.select import SelectOptions, select
+from bon_server.system.files import sha256_of
 from tests.log.records import record, scored
 from tests.log.test_sealing import seal
 from tests.offline.grouped_files import import_lines, line

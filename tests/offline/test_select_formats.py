@@ -16,8 +16,9 @@ from bon_server.core.errors import LogError
 from bon_server.core.selection import OfflineRule
 from bon_server.core.types import Message
 from bon_server.offline.select.formats import FORMATS
-from bon_server.offline.select.manifest import Manifest, sha256_of
+from bon_server.offline.select.manifest import Manifest
 from bon_server.offline.select.options import Compression, FormatName, Written
+from bon_server.system.files import sha256_of
 from tests.log.records import record, scored
 from tests.offline.grouped_files import import_lines, line, worked_example
 from tests.offline.test_select import rows, run, serve

@@ -1,7 +1,7 @@
 """A log that servers are killed on, with its retention and its published copies, against what clients were told.
 
 The retention removes files for good, so each sealed file is kept aside as a hard link while no server runs. A file
-that is gone must be one that the register says has expired, and its rows still count: an acknowledged answer is in the
+that is gone must be one that the catalog says has expired, and its rows still count: an acknowledged answer is in the
 log or in an expired file. An id may have two rows only where the server had a right to sample again: the older row had
 expired, or its replay window was over.
 """
@@ -83,7 +83,7 @@ class Answered(NamedTuple):
 
 
 class State(NamedTuple):
-    """The register as a kill left it."""
+    """The catalog as a kill left it."""
 
     segments: Sequence[Segment] = ()
     """Of records and of feedback, that are in the log."""
@@ -107,14 +107,14 @@ class KilledLog:
         self._gone_feedback: dict[str, list[str]] = {}
 
     def state(self) -> State:
-        """Reads the register; a log that was never begun has nothing in it."""
+        """Reads the catalog; a log that was never begun has nothing in it."""
         if not (self.folder / SPOOL_NAME).is_file():
             return State()
         with closing(open_for_reading(self.folder / SPOOL_NAME)) as reading:
             if reading.pragma("user_version") < catalog.FIRST_LAYOUT:  # killed in the middle of its first start
                 return State()
             return State(
-                [one for kind in catalog.LEDGERS for one in catalog.segments(reading, ledger=kind)],
+                [one for stream in catalog.STREAMS for one in catalog.segments(reading, stream=stream)],
                 catalog.expired(reading),
                 published.files(reading, self.published.as_uri()),
                 catalog.planned(reading),
@@ -131,7 +131,7 @@ class KilledLog:
             assert (self._kept / file).exists(), f"{file} was sealed and expired within one life"
         for file in state.published:
             there, kept = self.published / file, self._kept / file
-            assert there.is_file(), f"{file} is registered as published and is not there"
+            assert there.is_file(), f"{file} is noted as published and is not there"
             assert kept.exists(), f"{file} is published and was never in the log"
             assert _digest(there) == _digest(kept), f"{file} was published with other content"
 

@@ -131,7 +131,7 @@ class Lives:
             self.counts[name] = count
 
     def _look(self) -> None:
-        """What the kill met, by what the register and the folders show; and keeps the files that may go next."""
+        """What the kill met, by what the catalog and the folders show; and keeps the files that may go next."""
         before, now = self._state, self._log.state()
         self._log.keep(now)
         self.counts["killed_while_sealing"] += now.plan not in (None, before.plan)

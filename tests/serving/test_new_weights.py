@@ -67,7 +67,7 @@ async def test_a_request_in_the_queue_gets_the_weights_of_its_turn(watch: Watch)
 
 
 async def test_what_was_learned_of_rewards_holds_for_the_weights_they_came_from(watch: Watch) -> None:
-    """Equal rewards alone say nothing, so all are sampled; beside the spread of earlier ones they say enough."""
+    """Equal rewards alone say nothing, so all are sampled; beside those of earlier prompts they say enough."""
     go_on = asyncio.Event()
 
     async def equal(index: int) -> Completion:

@@ -1,6 +1,6 @@
-"""Figures as they are printed: as many digits as their interval bears, and a minus sign that is one.
+"""The report as one HTML page. Everything that comes from a log goes through `escaped`.
 
-The report as one HTML page. Everything that comes from a log goes through `escaped`.
+Figures have as many digits as their interval bears, and a minus sign that is one.
 """
 
 from __future__ import annotations

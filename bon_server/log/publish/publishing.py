@@ -1,6 +1,6 @@
 """Publishing: sealed segments, those of feedback too, go to a store, each under its own name: it holds its writer's id.
 
-    read        the local file, which must still be what was registered
+    read        the local file, which must still be what the catalog says
     put         if the name is free; if it is taken, the object must have the same content
     confirm     the store says that it is there and how long it is
     describe    rows, bytes and sha256 in a small file beside it
@@ -51,7 +51,7 @@ def publish(store: Store, directory: Path, segment: Segment) -> None:
 
 
 def content_of(directory: Path, segment: Segment) -> bytes:
-    """Of a sealed file, which must be as it was registered. Raises `StoreError`."""
+    """Of a sealed file, which must be as the catalog has it. Raises `StoreError`."""
     path = directory / segment.file
     try:
         content = path.read_bytes()
@@ -196,7 +196,7 @@ class Publishing:
 
     def _clear_away(self) -> None:
         """What a crash left between taking a segment out of the log and removing its file."""
-        here = {one.file for kind in catalog.LEDGERS for one in catalog.segments(self._reading, ledger=kind)}
+        here = {one.file for stream in catalog.STREAMS for one in catalog.segments(self._reading, stream=stream)}
         for file in published.removed(self._reading):
             if file not in here:
                 _unlink(self._spool.directory / file)

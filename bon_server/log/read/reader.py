@@ -1,14 +1,14 @@
 """The log as a stream, for any process, also while the server writes and seals.
 
-A reader sees a prefix of the log: what was committed when it was opened, each record once. The register in the spool
-decides what is in the log: rows of the spool, and the segments that were registered in the same read transaction. The
+A reader sees a prefix of the log: what was committed when it was opened, each record once. The catalog in the spool
+decides what is in the log: rows of the spool, and the segments listed there in the same read transaction. The
 spool is read a page of rows at a time in short transactions, so that memory stays bounded and the writer can go on
-recycling its write-ahead log, however slow the consumer is. Each of them also looks for segments registered since: rows
+recycling its write-ahead log, however slow the consumer is. Each of them also looks for segments sealed since: rows
 ahead of the reader that were sealed meanwhile are read from there, rows behind it are not read again.
 
 The order of a log is (writer, ordinal). A folder mostly has one writer. Segments of others, and all of a folder that
-was copied without its spool, are taken as they are listed, for there is no register of them; files that the folder's
-own writer did not register are left alone: they are what a crash left of a sealing whose rows are still in the spool.
+was copied without its spool, are taken as they are listed, for there is no catalog of them; files that the folder's
+own writer did not enter are left alone: they are what a crash left of a sealing whose rows are still in the spool.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class LogReader:
         alone = only is not None or (sealed and not self.spool_file.exists())
         self._spool = None if alone else open_for_reading(self.spool_file)
         self.segments: list[Segment] = list(only or ())
-        """The registered ones, or those that alone are read."""
+        """Those of the catalog, or those that alone are read."""
         self.described: dict[str, Segment] = {}
         """Others that were published, by file, as the descriptions beside them say."""
         self.removed: list[str] = []
@@ -104,7 +104,7 @@ class LogReader:
         """Of the newest record of the folder's own writer that belongs to the prefix read; 0: it has none."""
         self.plan: tuple[int, int] | None = None
         """First and last ordinal of a sealing that was under way."""
-        self.own_writer = self._open_register()
+        self.own_writer = self._open_catalog()
         """Name of the writer whose spool is here; empty: it has none yet, or the folder was copied without it."""
         self._parts: dict[str, list[SegmentView]] = {}
         if only is None:
@@ -183,7 +183,7 @@ class LogReader:
                 yield conform(batch, schema)
 
     def sources(self) -> list[LogFile]:
-        """The files of the prefix, in the order of the log; reads the spool once, and segments not registered here."""
+        """The files of the prefix, in the order of the log; reads the spool once, and segments not in this catalog."""
         return self.segment_sources() + self.unsealed_sources()
 
     def unsealed_sources(self) -> list[LogFile]:
@@ -203,11 +203,11 @@ class LogReader:
         return sources
 
     def segment_sources(self) -> list[LogFile]:
-        """The segments of the prefix, in the order of the log; reads those not registered here."""
+        """The segments of the prefix, in the order of the log; reads those not in its catalog."""
         known = {self.directory / one.file: one for one in (*self.segments, *self.described.values())}
         return [_source(part, known.get(part.path)) for part in self.parts]
 
-    def _open_register(self) -> str:
+    def _open_catalog(self) -> str:
         """Reads what is in the prefix, in one transaction; returns the name of the folder's own writer."""
         spool = self._spool
         if spool is None or not self.database("SELECT count(*) FROM sqlite_schema")[0][0]:
@@ -289,7 +289,7 @@ class LogReader:
             yield row.ordinal, one
 
     def _pages(self, where: Where) -> Iterator[tuple[int, list[StoredRow], list[SegmentView]]]:
-        """Pages of the spool: up to which ordinal, its rows, and segments registered since that have rows ahead."""
+        """Pages of the spool: up to which ordinal, its rows, and segments sealed since that have rows ahead."""
         conditions, values = where.sql()
         statement = (
             f"SELECT ordinal, sha256, record FROM records WHERE ordinal > ? AND ordinal <= ? AND {conditions}"

@@ -5,7 +5,7 @@ erase_published   the same for published copies: an object is replaced in one st
 expire            retention: the oldest segments go, unless a snapshot pins them
 rewrite           a segment without some of its rows, in place of the old one
 
-    note in the catalog ──► write whole under a temporary name ──► rename ──► register
+    note in the catalog ──► write whole under a temporary name ──► rename ──► enter
 
 A reader meets the old file or the new one, never both and never neither. What a crash leaves, the next run finishes.
 """

@@ -4,7 +4,7 @@
     find         the records and the feedback, in all segments and the spool; an id that several callers used is refused
     mark         the snapshots that pin a file about to change are stale from here on
     feedback     segments and rows
-    scores       of them that were added, see `score_files.py`
+    scores       of them that were added, see `log/scores/files.py`
     segments     each rewritten: see `rewrite.py`
     spool        rows, and what was kept to recognise retries
     scrub        the database is written anew and its write-ahead log emptied, so that no free page holds a text
@@ -270,7 +270,7 @@ class _Erasure:
 
     def _rewrite(self, file: str, table: SegmentKind, keys: set[Key]) -> None:
         path = self._directory / file
-        own = catalog.is_registered(self._database, file)
+        own = catalog.is_in_catalog(self._database, file)
         with rewrite(path, table, keys) as version:
             if own:
                 self._forget(keys, table)

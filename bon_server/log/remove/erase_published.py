@@ -116,7 +116,7 @@ class PublishedCopies:
                 return False
 
     def _here(self) -> list[Segment]:
-        return [one for kind in catalog.LEDGERS for one in catalog.segments(self._database, ledger=kind)]
+        return [one for stream in catalog.STREAMS for one in catalog.segments(self._database, stream=stream)]
 
     def _described(self, file: str) -> tuple[Object, Segment]:
         name = published.description_of(file)

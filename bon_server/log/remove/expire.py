@@ -66,7 +66,7 @@ def expire(spool: Spool, retention: Retention, now: datetime | None = None) -> E
     """
     with spool.reading() as reading:
         with reading:
-            records, feedback = catalog.segments(reading), catalog.segments(reading, ledger=catalog.FEEDBACK)
+            records, feedback = catalog.segments(reading), catalog.segments(reading, stream=catalog.FEEDBACK)
             oldest_us: int | None = reading.execute("SELECT min(created_at_us) FROM records").get
         going = _choose(records, feedback, oldest_us, pinned(spool.directory), retention, now or _believed(spool))
         files = [one.file for one in going]

@@ -3,7 +3,8 @@
 The new one is written whole under a temporary name and synced; the caller notes how it looks; then it takes the old
 one's name, which also readers that list files see in one step. Row groups keep their order, schema and settings.
 
-Rows of added scores go when their records do. Whoever calls this holds `changing_scores`.
+Rows of added scores go when their records do (`erase_scores`, `expire_scores`): whoever calls these holds
+`changing_scores`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sealing: rows leave the spool for segments while commits go on.
 
     plan ──► write a file per date, fsync, rename ──► read back ──► remember request ids ──► complete
-      note the range in the catalog                                         one transaction: register files, drop rows
+      note the range in the catalog                                         one transaction: enter files, drop rows
 
 sealing   the steps, the same for records and for feedback
 process   turns pages of rows into Arrow in a child process, so that commits do not wait for Python's lock

@@ -1,13 +1,12 @@
-"""A page of the spool as a sealing needs it: rows for segments, by date, and what retries will be asked about.
-
-Nothing here touches a file, so that it may be done in another process (`sealing_process.py`).
-
-A process that turns pages of the spool into Arrow rows, for the length of a sealing.
+"""A process that turns pages of the spool into Arrow rows, for the length of a sealing.
 
 Making them needs Python's lock nearly all the time, and every commit that happens meanwhile waits for that lock several
 times over. The process reads no files and writes none: all that a crash could leave half-done is done by its parent, in
 the same order as without it. It gets rows on its standard input and answers on its standard output, each message after
 its length; when its input ends, as it does when its parent was killed, it ends too.
+
+`seal_page` is the work itself: from a page of the spool to a `SealedPage`, the rows for segments by date, and what
+retries will be asked about.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ class _Answer(msgspec.Struct, array_like=True):
 
 @contextmanager
 def sealing_process() -> Iterator[Callable[[Sequence[StoredRow], int], SealedPage]]:
-    """Yields `sealed_page.seal_page` as it is done over there; it raises `LogError` when no answer came from there."""
+    """Yields `seal_page` as it is done over there; it raises `LogError` when no answer came from there."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "bon_server.log.seal.process"],
         # It finds the modules where we did, and nowhere else.

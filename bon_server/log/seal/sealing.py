@@ -1,21 +1,18 @@
-"""The steps of a sealing that are the same for records and for feedback.
+"""Sealing: committed records and feedback leave the spool for segments.
 
-Sealing of feedback: the steps of `sealing.py`, over the table of observations.
-
-Sealing: committed records leave the spool for segments.
-
-    plan        the next ordinals, up to `seal_bytes` of records, are noted in the register
+    plan        the next ordinals, up to `seal_bytes` of rows, are noted in the catalog
     write       one file for each date: temporary name, fsync, its name if that is free, fsync of the folder; then read
                 back. A file that has the name and the same rows is what a crash left; any other is left alone, and the
                 log is closed
-    remember    request ids, so that retries still find their answers
-    complete    one transaction registers the files and drops the rows
-
-Feedback follows in the same way (`feedback_sealing.py`).
+    remember    ids, so that retries still find their answers
+    complete    one transaction puts the files into the catalog and drops the rows
 
 Commits go on meanwhile and wait for the short transactions only. Whatever fails before the last of them, a full disk
 say, leaves the spool as it was; whatever was written by then is written again, the same, by the next sealing. Rows that
 are damaged stay in the spool, where readers and `bon log verify` report them.
+
+Here are, in this order: the steps that both streams share; feedback, in this process; records, whose rows another
+process makes (`process.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +30,6 @@ import apsw
 
 from bon_server.core.errors import LogError
 from bon_server.log import catalog
-from bon_server.log.catalog import FEEDBACK as LEDGER
 from bon_server.log.catalog import RECORDS, Sealed, SealedFeedback, Segment, StreamTables
 from bon_server.log.feedback import Feedback, said, unpack
 from bon_server.log.seal.process import SealedPage, seal_page, sealing_process
@@ -45,30 +41,30 @@ from bon_server.log.spool.spool import Spool
 from bon_server.system.files import sha256_of
 
 
-def last_ordinal(reading: apsw.Connection, ledger: StreamTables) -> int:
+def last_ordinal(reading: apsw.Connection, stream: StreamTables) -> int:
     """Of what is in the spool; 0: nothing is."""
-    last: int = reading.execute(f"SELECT coalesce(max(ordinal), 0) FROM {ledger.rows}").get
+    last: int = reading.execute(f"SELECT coalesce(max(ordinal), 0) FROM {stream.rows}").get
     return last
 
 
-def waiting_bytes(reading: apsw.Connection, ledger: StreamTables) -> int:
+def waiting_bytes(reading: apsw.Connection, stream: StreamTables) -> int:
     """Of what the next sealings take."""
-    statement = f"SELECT coalesce(sum(length({ledger.content})), 0) FROM {ledger.rows} WHERE ordinal > ?"
-    size: int = reading.execute(statement, (catalog.sealed_through(reading, ledger),)).get
+    statement = f"SELECT coalesce(sum(length({stream.content})), 0) FROM {stream.rows} WHERE ordinal > ?"
+    size: int = reading.execute(statement, (catalog.sealed_through(reading, stream),)).get
     return size
 
 
 def plan_next(
-    spool: Spool, reading: apsw.Connection, until: int, seal_bytes: int, ledger: StreamTables
+    spool: Spool, reading: apsw.Connection, until: int, seal_bytes: int, stream: StreamTables
 ) -> tuple[int, int] | None:
     """The range to seal next: that of an interrupted sealing first. None: nothing up to `until` is left to do."""
-    interrupted = catalog.planned(reading, ledger)
+    interrupted = catalog.planned(reading, stream)
     if interrupted is not None:
         return interrupted
     ordinals: list[int] = []
     size = 0
-    rows = f"SELECT ordinal, length({ledger.content}) FROM {ledger.rows} WHERE ordinal > ? AND ordinal <= ?"
-    after = catalog.sealed_through(reading, ledger)
+    rows = f"SELECT ordinal, length({stream.content}) FROM {stream.rows} WHERE ordinal > ? AND ordinal <= ?"
+    after = catalog.sealed_through(reading, stream)
     for ordinal, length in reading.execute(f"{rows} ORDER BY ordinal", (after, until)):
         ordinals.append(ordinal)
         size += length
@@ -77,25 +73,25 @@ def plan_next(
     if not ordinals:
         return None
     first, last = ordinals[0], ordinals[-1]
-    spool.transaction(lambda database: catalog.plan(database, first, last, ledger))
+    spool.transaction(lambda database: catalog.plan(database, first, last, stream))
     return first, last
 
 
 def read_back(directory: Path, rows: Mapping[str, int], first_last: tuple[int, int], until_us: int) -> list[Segment]:
-    """Entries in the register of the files of a sealing, each with so many rows.
+    """Entries in the catalog of the files of a sealing, each with so many rows.
 
     When one does not read back, none stays: their rows are in the spool, and the next sealing needs the names. Raises
     `LogError`.
     """
     try:
-        return [registered(directory, file, count, first_last, until_us) for file, count in rows.items()]
+        return [catalog_entry(directory, file, count, first_last, until_us) for file, count in rows.items()]
     except LogError:
         for file in rows:
             (directory / file).unlink(missing_ok=True)
         raise
 
 
-def registered(directory: Path, file: str, rows: int, first_last: tuple[int, int], until_us: int) -> Segment:
+def catalog_entry(directory: Path, file: str, rows: int, first_last: tuple[int, int], until_us: int) -> Segment:
     """A file's entry in the catalog. It is read back first: its rows are about to leave the spool.
 
     Raises `LogError` when it does not hold so many rows.
@@ -130,19 +126,19 @@ class FeedbackSealed:
 
 
 def seal_feedback(spool: Spool, seal_bytes: int, replay_window_s: float) -> FeedbackSealed:
-    """Seals the feedback that is in the spool now; blocks. Parameters and errors are those of `sealing.seal`."""
+    """Seals the feedback that is in the spool now; blocks. Parameters and errors are those of `seal`."""
     result = FeedbackSealed()
     with spool.reading() as reading:
         writer = catalog.writer_id(reading) or ""
-        until = last_ordinal(reading, LEDGER)
-        while (first_last := plan_next(spool, reading, until, seal_bytes, LEDGER)) is not None:
+        until = last_ordinal(reading, catalog.FEEDBACK)
+        while (first_last := plan_next(spool, reading, until, seal_bytes, catalog.FEEDBACK)) is not None:
             _seal_feedback_range(spool, reading, writer, first_last, replay_window_s, result)
     return result
 
 
 def feedback_waiting(reading: apsw.Connection) -> tuple[int, int | None]:
     """Bytes of the feedback that the next sealings take, and when the oldest came (microseconds since 1970)."""
-    after, size = catalog.sealed_through(reading, LEDGER), waiting_bytes(reading, LEDGER)
+    after, size = catalog.sealed_through(reading, catalog.FEEDBACK), waiting_bytes(reading, catalog.FEEDBACK)
     oldest = "SELECT ordinal, sha256, feedback FROM feedback WHERE ordinal > ? ORDER BY ordinal LIMIT 1"
     row = reading.execute(oldest, (after,)).fetchone()
     if row is None:
@@ -170,7 +166,7 @@ def _seal_feedback_range(
             if replay_window_s > 0:
                 spool.transaction(partial(catalog.remember_feedback, observations=_sealed(page, until_us)))
     made = read_back(spool.directory, files.rows(), first_last, until_us)
-    spool.transaction(lambda database: catalog.complete(database, made, left, LEDGER))
+    spool.transaction(lambda database: catalog.complete(database, made, left, catalog.FEEDBACK))
     result.rows += sum(files.rows().values())
     result.files += files.rows()
     result.left += len(left)
@@ -214,7 +210,7 @@ _PAGE = (
     f" ORDER BY ordinal LIMIT {_PAGE_ROWS}"
 )
 MakePage = Callable[[Sequence[StoredRow], int], SealedPage]
-"""`sealed_page.seal_page`, or something that has it done elsewhere."""
+"""`process.seal_page`, or something that has it done elsewhere."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The columns of a segment: the Arrow schema of a record, and records as Arrow batches.
+"""The columns of a segment: the Arrow schema of a record, records as Arrow batches, and batches back to records.
 
     Record.candidates   list<struct>        one row per request, every candidate inside it
     tags, rewards, …    list<struct<key, value>>, because not every reader of Parquet has maps (`datasets` has none)
@@ -9,10 +9,8 @@
 Columns are only ever added. A reader ignores those it does not know, and gives those that an older file lacks their
 defaults; `schema_version` in the file's metadata says which there are.
 
-Arrow batches back to records, or to smaller types with some of a record's fields.
-
-Column by column rather than row by row: most of a record is token ids, and lists of numbers become Python lists many
-times faster as a whole than value by value.
+Batches become records, or smaller types with some of a record's fields, column by column rather than row by row: most
+of a record is token ids, and lists of numbers become Python lists many times faster as a whole than value by value.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ def footer_sha256(path: Path) -> str:
 def open_parquet(path: Path, size_bytes: int | None = None, footer: str | None = None) -> Any:
     """A `pyarrow.parquet.ParquetFile` that checks its pages; threads may share it. Raises `LogError`.
 
-    size_bytes, footer: length and `footer_sha256` as registered.
+    size_bytes, footer: length and `footer_sha256` as in the catalog.
     """
     with naming(path):
         size = path.stat().st_size

@@ -49,14 +49,14 @@ class SegmentView:
     first_ordinal: int
     last_ordinal: int
     size_bytes: int | None = None
-    """As registered; None: not registered here."""
+    """As in the catalog; None: not in this log's."""
     footer_sha256: str | None = None
-    """As registered; None: not registered here."""
+    """As in the catalog; None: not in this log's."""
     after_ordinal: int = 0
     through_ordinal: int | None = None
     """Only rows in (after, through]; None: to its end."""
     look_again: Callable[[], list[Version] | None] | None = None
-    """Says how the file may look by now, when it is not as it was registered; None: it was removed with its rows."""
+    """Says how the file may look by now, when it is not as in the catalog; None: it was removed with its rows."""
 
     def batches(self, schema: pa.Schema, where: Where, on_damage: Callable[[LogError], None]) -> Iterator[Any]:
         """Its rows, a row group a batch, with those of the columns that it has, in the file's order.
@@ -176,7 +176,7 @@ def _fits(read: Read, ahead_bytes: Sequence[int], most: int) -> bool:
 def part_of(
     directory: Path, segment: Segment, look_again: Callable[[str], list[Version] | None] | None = None
 ) -> SegmentView:
-    """A registered segment. look_again: `SegmentView.look_again` by file."""
+    """A segment of the catalog. look_again: `SegmentView.look_again` by file."""
     date = segment.file.split("date=")[1][:10]
     return SegmentView(
         directory / segment.file,

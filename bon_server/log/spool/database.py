@@ -1,11 +1,11 @@
 """The spool's file, SQLite: the committed records that are in no segment yet, and small tables beside them.
 
     records(ordinal, principal, request_id, attempt, kind, outcome, created_at_us, sha256, record)
-    imported(key, digest)                                                   see log/imported.py
+    imported(key, digest)                                                   see offline/importing/imported.py
     feedback(ordinal, principal, feedback_id, request_id, sha256, feedback)  see log/feedback.py
-    writer, segments, sealing, sealed: what is known of sealed records      see log/register.py
-    feedback_…, sealed_feedback: what is known of sealed feedback           see log/feedback_register.py
-    rewriting, expired: what happened to sealed files since                 see log/register_changes.py
+    writer, segments, sealing, sealed: what is known of sealed records      see log/catalog.py
+    feedback_…, sealed_feedback: what is known of sealed feedback           see log/catalog.py
+    rewriting, expired: what happened to sealed files since                 see log/catalog.py
 
 `record` is the MessagePack of one `Record` as `log.record.encode` wrote it, without its ordinal; `sha256` is its
 digest, because SQLite notices damage to its own pages but not to their content. The columns before them are copies of
@@ -28,7 +28,7 @@ import apsw
 import msgspec
 
 from bon_server.core.errors import BonError, LogError, StartupError
-from bon_server.log.catalog import CHANGES, FEEDBACK_REGISTER, REGISTER, new_writer_id
+from bon_server.log.catalog import CATALOG, CHANGES, FEEDBACK_CATALOG, new_writer_id
 from bon_server.log.record import Record, encode
 
 Fields = TypeVar("Fields")
@@ -56,7 +56,7 @@ CREATE TABLE IF NOT EXISTS records (
     record BLOB NOT NULL,
     UNIQUE (principal, request_id, attempt)
 ) STRICT;
-{REGISTER}
+{CATALOG}
 CREATE TABLE IF NOT EXISTS imported (
     key BLOB PRIMARY KEY,
     digest BLOB NOT NULL
@@ -71,7 +71,7 @@ CREATE TABLE IF NOT EXISTS feedback (
     UNIQUE (principal, feedback_id)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS feedback_by_request ON feedback (principal, request_id);
-{FEEDBACK_REGISTER}
+{FEEDBACK_CATALOG}
 {CHANGES}
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {LAYOUT_VERSION};

@@ -1,15 +1,11 @@
-"""Records on their way to the writer thread, a group at a time, and the answers on their way back.
-
-Whatever is queued when the writer is free becomes one group, up to a size; with durability `group` it first lingers.
-
-The log's front for a process that writes: commit, then reply.
+"""The log's front for a process that writes: commit, then reply.
 
     event loop   commit(record) ── encode ──► queue ─┐            ┌─► futures, one wake-up per group
     writer thread                                    └─► BEGIN, INSERT …, COMMIT (fsync) ─┘
     upkeep thread                  checkpoints, free space, the syncs of durability `async`
 
-Whatever is queued when the writer is free becomes one transaction (group commit, `groups.py`). What each durability
-promises is told at `LogConfig.durability`.
+Whatever is queued when the writer is free becomes one group, up to a size, and one transaction (group commit); with
+durability `group` it first lingers. What each durability promises is told at `LogConfig.durability`.
 """
 
 from __future__ import annotations

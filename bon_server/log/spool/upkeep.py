@@ -1,12 +1,11 @@
-"""Whether the log's disk has room for more work.
+"""What is done beside the commits, on a thread of its own: checkpoints, the syncs of durability `async`, looks.
 
-Below a low-water mark of free bytes new work is refused, so that what is being worked on can still be committed. A
-commit that fails for want of room closes the log at once, whatever the mark says: quotas and limits do not show in the
-free bytes. It is open again when there is room above the mark and as much as failed could be written.
+Every second the thread looks at the free space, and whether the log's files are still those that are written to.
 
-What is done beside the commits, on a thread of its own: checkpoints, the syncs of durability `async`, looks.
-
-Every second it looks at the free space, and whether the log's files are still those that are written to.
+`DiskRoom` says whether there is room for more work. Below a low-water mark of free bytes new work is refused, so that
+what is being worked on can still be committed. A commit that fails for want of room closes the log at once, whatever
+the mark says: quotas and limits do not show in the free bytes. It is open again when there is room above the mark and
+as much as failed could be written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The write-ahead log: the file that commits go to, and from which pages move into the database later.
-
-Both jobs have a connection or a descriptor of their own, so that they run while the writer commits.
-
-Transactions on the spool, one at a time: what is on disk, what may be tried again, what is final.
+"""Transactions on the spool, one at a time: what is on disk, what may be tried again, what is final.
 
 A full disk fails the transaction at hand and is tried again with the next. Any other error of SQLite or of fsync is
 final: what is on disk is then unknown, so nothing is written any more. So are a read that fails, but
@@ -10,6 +6,9 @@ for a lock that another program holds, and a file that is no longer the one at i
 
 With durability `async` a transaction counts when the kernel has it: the end of this process loses nothing, the end of
 the machine's power what was not yet synced (`Writer.sync`).
+
+Commits go to the write-ahead log, and pages move from there into the database later. `WriteAheadLog` syncs and moves
+them with a descriptor and a connection of its own, so that both run while the writer commits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The feedback of a log as `bon log verify` reads it: what the register says, and every row of the spool."""
+"""The feedback of a log as `bon log verify` reads it: what the catalog says, and every row of the spool."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _PAGE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
-    """What the register knows besides the segments of records."""
+class Known:
+    """What the catalog knows besides the segments of records."""
 
     own_writer: str = ""
     feedback: dict[str, Segment] = field(default_factory=dict)
@@ -39,16 +39,16 @@ class Registered:
     expired: frozenset[str] = frozenset()
 
 
-def read_register(directory: Path) -> Registered:
+def read_catalog(directory: Path) -> Known:
     """Raises `LogError` when it cannot be read."""
     if not (directory / SPOOL_NAME).exists():
-        return Registered()
+        return Known()
     with closing(open_for_reading(directory / SPOOL_NAME)) as database:
         try:
             database.execute("BEGIN")
-            return Registered(
+            return Known(
                 catalog.writer_id(database) or "",
-                {one.file: one for one in catalog.segments(database, ledger=catalog.FEEDBACK)},
+                {one.file: one for one in catalog.segments(database, stream=catalog.FEEDBACK)},
                 catalog.planned(database, catalog.FEEDBACK),
                 catalog.rewritings(database),
                 frozenset(catalog.expired(database)),
@@ -57,7 +57,7 @@ def read_register(directory: Path) -> Registered:
             raise LogError(f"{directory / SPOOL_NAME} cannot be read: {error}") from error
 
 
-def feedback_parts(directory: Path, known: Registered) -> Iterator[tuple[str, SegmentView]]:
+def feedback_parts(directory: Path, known: Known) -> Iterator[tuple[str, SegmentView]]:
     """Every feedback segment of the log, with the name of its writer."""
     for segment in known.feedback.values():
         yield known.own_writer, part_of(directory, segment)

@@ -1,8 +1,8 @@
-"""What must be true of every record, and of all records of a writer together.
+"""What must be true of every row of records, wherever it is, and of all records of a writer together.
 
-Every row of a segment, and what is wrong with its row groups.
-
-The records of the spool as `bon log verify` reads them: every row, and whether it fits where it is and will be.
+`record_problems` looks at one record, `SeenRows` at one beside those before it. `segment_rows` goes through a segment's
+rows and the statistics of its row groups, `spool_records` through the spool: whether each row fits where it is and the
+segment where it will be.
 """
 
 from __future__ import annotations

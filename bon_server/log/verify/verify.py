@@ -1,18 +1,16 @@
-"""The document of `bon log verify --json`.
-
-`bon log verify`: reads everything there is and names what is wrong, by kind, file and row.
+"""`bon log verify`: reads everything there is and names what is wrong, by kind, file and row.
 
     spool_damaged          SQLite finds damage in its file
     row_damaged            a row of the spool does not match its sha256, or is no record
     row_unfit              a row differs from the copies of its fields, or fits no segment
     feedback_damaged       a row of the spool's feedback does not match its sha256, or is no observation
     feedback_unfit         such a row differs from the copies of its fields
-    segment_missing        a registered or described file is not there
+    segment_missing        a file of the catalog, or one with a description, is not there
     segment_unregistered   the folder's own writer has no record of having made it
-    segment_size           not as long as registered
-    segment_changed        not the sha256 that was registered
+    segment_size           not as long as the catalog says
+    segment_changed        not the sha256 that the catalog has
     segment_unreadable     a row group, or the whole file, is no Parquet any more
-    segment_rows           not as many rows as registered
+    segment_rows           not as many rows as the catalog says
     statistics             a row group's statistics are not those of its rows
     ordinal                out of its file's range, or met before
     date                   a record is in another date's folder
@@ -32,6 +30,8 @@
 Segments are those of records and of feedback. Notes and no problems are: temporary files; files of a sealing or an
 erasure that is under way or was interrupted (the next one completes it); expired files that could not be removed yet;
 snapshots that an erasure made stale. May run while a server writes; what is sealed meanwhile is for the next run.
+
+`Report` is the document of `bon log verify --json`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from bon_server.log.segments.feedback_columns import from_batch as to_feedback
 from bon_server.log.segments.files import RECORDS, SegmentKind, place_of
 from bon_server.log.segments.reader import SegmentView
 from bon_server.log.spool.database import SPOOL_NAME
-from bon_server.log.verify.feedback import Registered, described_feedback, feedback_parts, feedback_rows, read_register
+from bon_server.log.verify.feedback import Known, described_feedback, feedback_parts, feedback_rows, read_catalog
 from bon_server.log.verify.rows import RowGroup, SeenRows, record_problems, segment_rows, spool_records, to_records
 from bon_server.log.verify.scores import scores_problems
 from bon_server.system.files import sha256_of
@@ -142,8 +142,8 @@ class _Verification:
         self._seen = seen
         self._seen_feedback = seen_feedback
         self._files = files
-        self._known = Registered(own_writer=reader.own_writer)
-        self._registered = {segment.file: segment for segment in reader.segments} | reader.described
+        self._known = Known(own_writer=reader.own_writer)
+        self._in_catalog = {segment.file: segment for segment in reader.segments} | reader.described
         self._descriptions = _without_segment(files)
         self._sha256: dict[str, str] = {}
         self._report = Report(
@@ -152,7 +152,7 @@ class _Verification:
 
     def run(self, damaged: list[LogError]) -> Report:
         """Checks everything and returns what was found. damaged: descriptions of published segments."""
-        self._read_register()
+        self._read_catalog()
         for error in damaged:
             self._add("description_damaged", RECORDS.folder, str(error))
         self._check_database()
@@ -169,13 +169,13 @@ class _Verification:
             self._add(*found)
         return self._report
 
-    def _read_register(self) -> None:
+    def _read_catalog(self) -> None:
         try:
-            self._known = read_register(self._directory)
+            self._known = read_catalog(self._directory)
         except LogError as error:
             self._add("spool_damaged", SPOOL_NAME, str(error))
-        self._registered |= self._known.feedback
-        self._registered |= described_feedback(self._directory, self._known.own_writer, self._description_damaged)
+        self._in_catalog |= self._known.feedback
+        self._in_catalog |= described_feedback(self._directory, self._known.own_writer, self._description_damaged)
 
     def _description_damaged(self, error: LogError) -> None:
         self._add("description_damaged", FEEDBACK.folder, str(error))
@@ -212,7 +212,7 @@ class _Verification:
                     self._add("segment_missing", self._descriptions[file], "described, but not there")
                 elif not (_OWN_FILES.fullmatch(file) or _DESCRIPTION.fullmatch(file)):
                     self._add("foreign_file", file, "no part of a log")
-            elif place.writer == self._reader.own_writer and file not in self._registered:
+            elif place.writer == self._reader.own_writer and file not in self._in_catalog:
                 if file in self._reader.removed:
                     self._note("removed_segment", file, "published, and no part of this log; the next start removes it")
                 elif plans.get(file.partition("/")[0]) == (place.first_ordinal, place.last_ordinal):
@@ -220,7 +220,7 @@ class _Verification:
                 elif file in self._known.expired:
                     self._note("expired_file", file, "out of the log; the next `bon log expire` removes it")
                 else:
-                    self._add("segment_unregistered", file, "the log's own writer did not register it; it is not read")
+                    self._add("segment_unregistered", file, "the log's own writer did not enter it; it is not read")
 
     def _note(self, kind: str, file: str, detail: str) -> None:
         self._report["notes"].append(LogProblem(kind=kind, file=file, detail=detail))
@@ -234,10 +234,10 @@ class _Verification:
         check: Callable[[str, str, int, Row, int | None], None],
     ) -> None:
         file = self._name(part.path)
-        segment = self._registered.get(file)
+        segment = self._in_catalog.get(file)
         if not part.path.is_file():
             if not self._expired_meanwhile(file):
-                self._add("segment_missing", file, "registered, but not there")
+                self._add("segment_missing", file, "in the catalog, but not there")
             return
         expected = self._check_file(file, segment)
         until_us = None if segment is None else segment.replayable_until_us
@@ -262,7 +262,7 @@ class _Verification:
             self._add("segment_rows", file, f"{rows} rows could be read, not {expected.rows}")
 
     def _check_file(self, file: str, segment: Segment | None) -> Registration:
-        """Compares length and digest with what is registered; returns that, or what an erasure noted instead."""
+        """Compares length and digest with those of the catalog; returns that, or what an erasure noted instead."""
         path = self._directory / file
         self._sha256[file] = sha256_of(path)
         size = path.stat().st_size
@@ -277,7 +277,7 @@ class _Verification:
         return expected
 
     def _expired_meanwhile(self, file: str) -> bool:
-        return file in self._registered and file in read_register(self._directory).expired
+        return file in self._in_catalog and file in read_catalog(self._directory).expired
 
     def _check_record(self, writer: str, file: str, ordinal: int, record: Record, until_us: int | None) -> None:
         self._report["records"] += 1

@@ -1,12 +1,10 @@
-"""Which column of a row gives which part of a request.
-
-Where prompts come from: JSON lines, Parquet, or a folder that `datasets` saved; read as a stream, a batch at a time.
+"""Where prompts come from: JSON lines, Parquet, or a folder that `datasets` saved; read as a stream, a batch at a time.
 
     FILE                  JSON lines, or Parquet (known by its first bytes)
     FOLDER/*.parquet      the shards of one table, in the order of their names
     FOLDER/state.json     what `Dataset.save_to_disk` wrote
 
-Only the columns that a run needs are read.
+`Columns` says which column of a row gives which part of a request. Only the columns that a run needs are read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Held-out samples of one round: read from its log, and summed up prompt by prompt.
+"""What a round came to: figures of its policy on the held-out prompts, alone and paired with others.
 
-What a round came to: figures of its policy on the held-out prompts, alone and paired with others.
+The held-out samples of a round are read from its log and summed up prompt by prompt (`read_held_out`).
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Asking:
 @ENDING
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stops:
-    """When to go no further; see `stopping.py`."""
+    """When to go no further; see `run.py`."""
 
     patience: Positive = 2
     """Stop after so many rounds in a row without a new best held-out reward."""

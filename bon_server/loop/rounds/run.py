@@ -1,20 +1,19 @@
-"""Prompts that are in both files: what was trained on says nothing of what was learned.
-
-When rounds go no further, and which round is kept: pure functions of the figures of each round.
-
-Three things end it, looked at in this order:
-
-    diversity   distinct-n or entropy of the held-out samples is below its share of the first policy's
-    fell        the held-out reward is below the best before by more than the 95 % interval of their paired difference
-    patience    so many rounds in a row without a new best
-
-`bon rounds`: harvest, select, train, evaluate, k times over.
+"""`bon rounds`: harvest, select, train, evaluate, k times over.
 
     policy 0 ──► evaluate
     policy r-1 ──► harvest ──► select, from the logs of all rounds so far ──► train ──► policy r
     policy r ──► evaluate ──► stop?
 
-Every step is skipped when its result is there, so the same command goes on from wherever it was cut off.
+Every step is skipped when its result is there, so the same command goes on from wherever it was cut off. Prompts that
+are in both files are refused: what was trained on says nothing of what was learned.
+
+Three things end the rounds, looked at in this order:
+
+    diversity   distinct-n or entropy of the held-out samples is below its share of the first policy's
+    fell        the held-out reward is below the best before by more than the 95 % interval of their paired difference
+    patience    so many rounds in a row without a new best
+
+Which of them holds, and which round is kept, are pure functions of the figures of each round.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What callers were told: the list that the log is held against.
-
-A log against what callers were told.
-"""
+"""What callers were told (`Ledger`), and the log held against it (`compare`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""All checks of one run, as a document.
-
-The run: a server, a warm-up, traffic, rest, and the checks.
+"""The run of a soak test: a server, a warm-up, traffic, rest, and the checks.
 
 start ─► traffic: warm-up ─► rest: what it holds ─► traffic, memory looked at each second ─► rest ─► end ─► the log
+
+`document` puts all checks of one run together.
 """
 
 from __future__ import annotations
@@ -30,68 +30,6 @@ from bon_server.loop.soak.ledger import Ledger, compare
 from bon_server.loop.soak.options import SoakOptions
 from bon_server.loop.soak.seen import Footprint, Gauges, Rest, RunObservations, ServerAddress, footprint, scrape
 from bon_server.loop.soak.traffic import Mix, traffic
-
-
-def document(options: SoakOptions, seen: RunObservations, ledger: Ledger, log: Path | None) -> dict[str, Any]:
-    """What `bon bench soak --json` prints. log: None: not within reach. Raises `LogError` when it cannot be read."""
-    made = [*_checks_of_process(options, seen), *_checks_of_gauges(options, seen)]
-    made.append(checks.codes(ledger.codes, promises(may_refuse=options.target is not None)))
-    made += checks.answers(ledger)
-    if log is None:
-        made.append(checks.left_out("log", "every acknowledged id once", "give --log the folder of the target's log"))
-    else:
-        made += [*checks.log_complete(compare(log, ledger)), checks.log_verified(verify(log))]
-    return {
-        "ok": all(check.passed is not False for check in made),
-        "target": options.target,
-        "version": seen.version,
-        "seconds": round(seen.seconds, 1),
-        "concurrency": options.concurrency,
-        "cancel_share": options.cancel_share,
-        "seed": options.seed,
-        "calls": ledger.calls,
-        "acknowledged": len(ledger.acknowledged),
-        "feedback": len(ledger.feedback),
-        "replayed": ledger.replayed,
-        "codes": {kind: dict(ended) for kind, ended in sorted(ledger.codes.items())},
-        "memory_mb": _thinned(seen.memory),
-        "checks": [asdict(check) for check in made],
-    }
-
-
-def _thinned(samples: Sequence[tuple[float, int]]) -> list[tuple[int, float]]:
-    """At most 60 of them, as seconds and MB."""
-    return [(round(seconds), round(rss / 1e6, 1)) for seconds, rss in samples[:: len(samples) // 60 + 1]]
-
-
-def _checks_of_process(options: SoakOptions, seen: RunObservations) -> list[Check]:
-    before, after = (rest.footprint if rest else None for rest in (seen.before, seen.after))
-    limit = options.memory_limit_mb_per_min
-    if options.target is not None and not seen.ended:
-        return [checks.left_out("memory, descriptors, threads", "", "the target is no process of this command")]
-    if seen.ended or before is None or after is None:
-        return [Check("server", False, None, "lives to the end", "it does not answer any more, or there is no /proc")]
-    return [
-        checks.memory(seen.memory, limit),
-        checks.flat("descriptors", before.descriptors, after.descriptors, checks.SPARE_DESCRIPTORS),
-        checks.flat("threads", before.threads, after.threads, checks.SPARE_THREADS),
-    ]
-
-
-def _checks_of_gauges(options: SoakOptions, seen: RunObservations) -> list[Check]:
-    before, after = (rest.gauges if rest else None for rest in (seen.before, seen.after))
-    if options.target is not None and options.metrics is None:
-        return [checks.left_out("tasks, permits, calls", "as before", "give --metrics the target's")]
-    if before is None or after is None:
-        return [Check("tasks, permits, calls", False, None, "as before", "the metrics do not answer any more")]
-    return [
-        checks.flat("tasks", before.tasks, after.tasks, 0),
-        checks.at_zero("permits held", after.permits),
-        checks.at_zero("candidates queued", after.queued),
-        checks.at_zero("attempts", after.attempts),
-        checks.at_zero("calls not ended", after.calls),
-    ]
-
 
 MODELS = ("--policy", "synthetic:tokens=40,tokens_per_s=400", "--reward", "synthetic:seconds=0.005")
 WARM_UP_SHARE, WARM_UP_S = 0.2, 180.0
@@ -225,3 +163,64 @@ class _Run:
             return await asyncio.to_thread(scrape, self._place.metrics)
         except OSError:  # it answered at the start: now it has ended, or hangs
             return None
+
+
+def document(options: SoakOptions, seen: RunObservations, ledger: Ledger, log: Path | None) -> dict[str, Any]:
+    """What `bon bench soak --json` prints. log: None: not within reach. Raises `LogError` when it cannot be read."""
+    made = [*_checks_of_process(options, seen), *_checks_of_gauges(options, seen)]
+    made.append(checks.codes(ledger.codes, promises(may_refuse=options.target is not None)))
+    made += checks.answers(ledger)
+    if log is None:
+        made.append(checks.left_out("log", "every acknowledged id once", "give --log the folder of the target's log"))
+    else:
+        made += [*checks.log_complete(compare(log, ledger)), checks.log_verified(verify(log))]
+    return {
+        "ok": all(check.passed is not False for check in made),
+        "target": options.target,
+        "version": seen.version,
+        "seconds": round(seen.seconds, 1),
+        "concurrency": options.concurrency,
+        "cancel_share": options.cancel_share,
+        "seed": options.seed,
+        "calls": ledger.calls,
+        "acknowledged": len(ledger.acknowledged),
+        "feedback": len(ledger.feedback),
+        "replayed": ledger.replayed,
+        "codes": {kind: dict(ended) for kind, ended in sorted(ledger.codes.items())},
+        "memory_mb": _thinned(seen.memory),
+        "checks": [asdict(check) for check in made],
+    }
+
+
+def _thinned(samples: Sequence[tuple[float, int]]) -> list[tuple[int, float]]:
+    """At most 60 of them, as seconds and MB."""
+    return [(round(seconds), round(rss / 1e6, 1)) for seconds, rss in samples[:: len(samples) // 60 + 1]]
+
+
+def _checks_of_process(options: SoakOptions, seen: RunObservations) -> list[Check]:
+    before, after = (rest.footprint if rest else None for rest in (seen.before, seen.after))
+    limit = options.memory_limit_mb_per_min
+    if options.target is not None and not seen.ended:
+        return [checks.left_out("memory, descriptors, threads", "", "the target is no process of this command")]
+    if seen.ended or before is None or after is None:
+        return [Check("server", False, None, "lives to the end", "it does not answer any more, or there is no /proc")]
+    return [
+        checks.memory(seen.memory, limit),
+        checks.flat("descriptors", before.descriptors, after.descriptors, checks.SPARE_DESCRIPTORS),
+        checks.flat("threads", before.threads, after.threads, checks.SPARE_THREADS),
+    ]
+
+
+def _checks_of_gauges(options: SoakOptions, seen: RunObservations) -> list[Check]:
+    before, after = (rest.gauges if rest else None for rest in (seen.before, seen.after))
+    if options.target is not None and options.metrics is None:
+        return [checks.left_out("tasks, permits, calls", "as before", "give --metrics the target's")]
+    if before is None or after is None:
+        return [Check("tasks, permits, calls", False, None, "as before", "the metrics do not answer any more")]
+    return [
+        checks.flat("tasks", before.tasks, after.tasks, 0),
+        checks.at_zero("permits held", after.permits),
+        checks.at_zero("candidates queued", after.queued),
+        checks.at_zero("attempts", after.attempts),
+        checks.at_zero("calls not ended", after.calls),
+    ]

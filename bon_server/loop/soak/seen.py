@@ -1,9 +1,4 @@
-"""What a server says it holds: its metrics endpoint.
-
-What a process holds, from outside: Linux's /proc.
-
-What a run has seen of its server.
-"""
+"""What a run has seen of its server: what its metrics endpoint says, and what its process holds by Linux's /proc."""
 
 from __future__ import annotations
 

@@ -1,14 +1,12 @@
-"""Checkpoints in a watched folder: which are there, the newest first.
+"""Checkpoints in a watched folder: which are there, and whether one can take the place of the policy in use.
 
     FOLDER/step-100/          a model directory, or that of an adapter
     FOLDER/step-200/          a newer one: it wins
     FOLDER/current            optional, and then it alone decides: a link to a directory, or a file with its name
 
-Reads names and times, never a model.
-
-Whether a checkpoint is of the same kind as the policy in use, so that one can take the other's place.
-
-Limits, stored prompts and the caller's idea of the model stay what they were: only the numbers in the weights differ.
+`checkpoints` reads names and times, never a model, and gives the newest first. `check_same_kind` compares a checkpoint
+with the model in use: limits, stored prompts and the caller's idea of the model stay what they were, so only the
+numbers in the weights may differ.
 """
 
 from __future__ import annotations

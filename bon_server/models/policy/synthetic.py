@@ -1,6 +1,7 @@
-"""A pace that running samples share equally, as those of one engine do: the more of them, the slower each.
+"""A policy without a model: instant or paced text from a seed, for client developers, load tests and unit tests.
 
-A policy without a model: instant or paced text from a seed, for client developers, load tests and unit tests.
+Its pace is each sample's own, or one that running samples share equally (`SharedPace`), as those of one engine do: the
+more of them, the slower each.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Token ids of different lengths in one tensor.
-
-Attention keys and values of prompts, computed once and reused for all completions of a prompt.
+"""Attention keys and values of prompts, computed once and reused for all completions of a prompt.
 
 Of a decoder's work on n completions of a prompt, n - 1 passes over the prompt are repetitions. Here the prompt runs
-once, its keys and values are kept, and each completion only attends to them.
+once, its keys and values are kept, and each completion only attends to them. `padded` puts token ids of different
+lengths into one tensor.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which waiting sequences share a forward pass.
+"""A transformers reward model in a thread of its own, with batches formed across all requests.
 
-A transformers reward model in a thread of its own, with batches formed across all requests.
+`next_batch` decides which waiting sequences share a forward pass.
 """
 
 from __future__ import annotations
@@ -22,24 +22,6 @@ from bon_server.models.reward.classifier import Classifier, is_out_of_memory
 from bon_server.models.reward.pairs import TokenPair, Unreadable, read_pair, scored
 from bon_server.system.supervision import start_thread
 from bon_server.system.telemetry import Telemetry
-
-
-def next_batch(lengths: Sequence[int], budget_tokens: int) -> list[int]:
-    """Indices of the sequences to run next, in order of length.
-
-    lengths: (n,) tokens, in order of arrival, n ≥ 1. Sequences of similar length are put together, so that little is
-    padding; number × longest stays within the budget, except for a single sequence that is longer by itself. Of these
-    batches the one with the sequence that waits longest is returned, so none waits forever.
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
-        if batch and (len(batch) + 1) * lengths[index] > budget_tokens:
-            if 0 in batch:
-                break
-            batch = []
-        batch.append(index)
-    return batch
-
 
 logger = logging.getLogger(__name__)
 
@@ -218,3 +200,20 @@ def _deliver(settled: Sequence[tuple[_Job, Score | RewardFailed]]) -> None:
             job.future.set_result(outcome)
         else:
             job.future.set_exception(outcome)
+
+
+def next_batch(lengths: Sequence[int], budget_tokens: int) -> list[int]:
+    """Indices of the sequences to run next, in order of length.
+
+    lengths: (n,) tokens, in order of arrival, n ≥ 1. Sequences of similar length are put together, so that little is
+    padding; number × longest stays within the budget, except for a single sequence that is longer by itself. Of these
+    batches the one with the sequence that waits longest is returned, so none waits forever.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
+        if batch and (len(batch) + 1) * lengths[index] > budget_tokens:
+            if 0 in batch:
+                break
+            batch = []
+        batch.append(index)
+    return batch

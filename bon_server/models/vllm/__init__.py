@@ -8,7 +8,6 @@
 policy, reward                 the two models; each candidate is a vLLM request, prompts are shared by prefix caching
 policy_engine, reward_engine   the arguments of each engine
 engine, ending                 starting engines one after the other, ending them quietly
-pooling                        which reward models a pooling engine can score with, found out before it starts
 grammar*                       JSON schemas and regular expressions, tried under limits before an engine sees them
 successor                      a restarted engine; or one with new weights, tested beside the old one before it is used
 

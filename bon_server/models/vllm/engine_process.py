@@ -1,15 +1,12 @@
-"""Messages of vLLM that repeat what callers sent or what was sampled. Imported by the engine's process.
-
-Log-probabilities without ranks. Imported by the engine's process, through `engine_process`.
-
-vLLM tells with each log-probability which place its token has among all, and nothing here reads it. On a CPU, where
-nothing is compiled, counting took two thirds of what log-probabilities cost: 128 samples of a model with 49,152 tokens
-60 ms of a core at each step, their log-softmax 26 ms.
-
-How the process of the engine lives and dies. Imported by that process: nothing here may start anything.
+"""How the process of an engine lives, dies and logs. That process imports it: nothing here may start anything.
 
 vLLM's own engine outlives a server that was killed, with all its memory, and ends at a Ctrl-C meant for the server,
-which still wants to finish what runs.
+which still wants to finish what runs. The executors here live and die with their parent, and first change two things:
+
+* Messages of vLLM that repeat what callers sent or what was sampled stay out of the log.
+* Log-probabilities come without ranks. vLLM tells with each which place its token has among all, and nothing here reads
+  it. On a CPU, where nothing is compiled, counting took two thirds of what log-probabilities cost: 128 samples of a
+  model with 49,152 tokens 60 ms of a core at each step, their log-softmax 26 ms.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The policy sampled by vLLM: this file talks to the generating engine, `vllm_engine` starts and ends it.
+"""The policy sampled by vLLM: this file talks to the generating engine, `policy_engine` starts and ends it.
 
 Each candidate is a vLLM request of its own, so that it can be scored as soon as it is done; the prompt they share is
 computed once (prefix caching). Written against vLLM 0.32.
@@ -266,7 +266,7 @@ def _constraint(sampling: Sampling) -> Any:
     if grammar is None:
         return None
     constraint = StructuredOutputsParams(grammar=grammar)
-    constraint._backend = "guidance"  # what vLLM's own check would set, see `vllm_engine`
+    constraint._backend = "guidance"  # what vLLM's own check would set, see `policy_engine`
     return constraint
 
 

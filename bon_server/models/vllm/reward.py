@@ -1,6 +1,6 @@
 """The reward model on a vLLM engine of its own, in pooling mode: raw logits, prompts computed once.
 
-This file talks to the engine, `vllm_engine` starts it, `pooling` says which models it takes. Written against vLLM 0.32.
+This file talks to the engine, `reward_engine` starts it, `pooling` says which models it takes. Written for vLLM 0.32.
 """
 
 from __future__ import annotations

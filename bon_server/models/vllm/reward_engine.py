@@ -49,7 +49,7 @@ def _start(config: RewardConfig, model: PoolingModel, name: str, telemetry: Tele
     except Exception as error:  # any library below the engine can raise anything here
         raise StartupError(f"reward model {model.files.id}: vLLM cannot start it: {why(error)}") from error
     if not config.engine_metrics:
-        engine.log_stats = False  # as in `policy/vllm_engine.py`
+        engine.log_stats = False  # as in `policy_engine.py`
     return engine
 
 

@@ -1,6 +1,7 @@
-"""The same policy once more, in the place of one whose engine died or hung.
+"""A second engine in the place of the one that serves: the same weights once more, or new ones.
 
-New weights for a running policy: a second engine is started beside the first, and tested before it is used.
+`restart` starts the same policy again after its engine died or hung; `start_successor` starts one with new weights
+beside the first, and tests it before it is used.
 
 An engine is never given other weights in place. vLLM can do that, but with tied embeddings on a CPU it then computes
 with the old output layer and says nothing, and a file that does not fit leaves the engine dead (0.32).

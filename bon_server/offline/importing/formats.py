@@ -1,4 +1,6 @@
-"""The import format `grouped`: one line, one prompt with its scored responses.
+"""The import formats, one reader each: from a line of a file to what is in it of a prompt and its scored candidates.
+
+`grouped`: one line, one prompt with its scored responses.
 
     {"prompt": str | [{"role", "content"}, …], "responses": [str, …], "rewards": [number | null, …],
      "scores"?: {name: [number | null, …]}, "finish_reasons"?: [str | null, …],
@@ -7,13 +9,13 @@
 The lists run parallel to `responses`. A null reward is a candidate without one, `unscored`; NaN or infinity makes it
 `non_finite`. `scores` become entries of a candidate's `rewards`, which holds finite numbers only.
 
-The import format `openrlhf`: what OpenRLHF's `batch_inference` writes, one line a candidate.
+`openrlhf`: what OpenRLHF's `batch_inference` writes, one line a candidate.
 
     {"input": str, "output": str, "reward"?: number}
 
 Lines without `reward` are those of its generation step; their candidates are `unscored`.
 
-The import format `open-instruct`: the scores file of its rejection sampling, one line a candidate.
+`open-instruct`: the scores file of its rejection sampling, one line a candidate.
 
     {"messages": [{"role", "content"}, …], "model_completion"?: str, "reference_completion"?: str,
      "score"?: {reward model: number} | number}
@@ -21,7 +23,7 @@ The import format `open-instruct`: the scores file of its rejection sampling, on
 The last message is the completion. Several reward models give a sum and an entry of `rewards` each. Lines without
 `score` are those of its generation step; their candidates are `unscored`.
 
-The import format `trl-grpo`: TRL's completion log (`log_completions=True`), one row a candidate.
+`trl-grpo`: TRL's completion log (`log_completions=True`), one row a candidate.
 
     step, prompt, completion, a floating-point column per reward function, columns of `log_extra`, advantage
 
@@ -29,7 +31,7 @@ Prompt and completion are strings or lists of messages. The reward is the sum of
 `reward` where there is one (older TRL); null in a column means that its function does not apply. The file does not say
 which columns are rewards nor how they are weighted: floating-point ones are taken, with weight 1, unless told.
 
-The import format `verl`: its dumps of rollouts and validation generations, one line a candidate.
+`verl`: its dumps of rollouts and validation generations, one line a candidate.
 
     {"input": str, "output": str, "score": number, "step"?: int, "gts"?: any, more of the reward function…}
 

@@ -1,12 +1,11 @@
-"""A private database on disk for what may not fit into memory; gone when it is closed, or with the process.
-
-A line on its way into the log, with what tells it from all other lines.
-
-Lines of one prompt, brought together: frameworks write a line per candidate, and not always side by side.
+"""Lines of one prompt, brought together: frameworks write a line per candidate, and not always side by side.
 
 They wait in a temporary database on disk, in memory only as far as its cache goes, and come out prompt by prompt, in
 the order in which each was first met, and within it in line order. What belongs together has the same prompt, reward
-context, tags (the training step is one) and reward models.
+context, tags (the training step is one) and reward models. The database is private, and gone when it is closed, or with
+the process.
+
+An `Arrival` is a line on its way into the log, with what tells it from all other lines (`Identities`).
 """
 
 from __future__ import annotations

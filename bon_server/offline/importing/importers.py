@@ -1,10 +1,4 @@
-"""The report on lines that were not imported: one JSON object each.
-
-    {"file": "…", "line": 3, "reason": "…", "text": "…"}
-
-It holds what the lines held, so it is for its owner only. It appears, whole, when the import ends.
-
-`bon log import`: other people's scored samples, as records of kind `import`.
+"""`bon log import`: other people's scored samples, as records of kind `import`.
 
 Streaming, a batch of records a transaction, and safe to run again, after a crash too: each line has a key, its `id` or
 else a digest of its bytes and how many times they have occurred in its file, and lines that are in the log already are
@@ -13,7 +7,8 @@ counted and written, with number and reason, to
 
     LOG/rejected/NAME-DIGEST.jsonl      {"file": "…", "line": 3, "reason": "…", "text": "…"}
 
-DIGEST being of the files, so that a corrected file does not overwrite the report on the first one.
+DIGEST being of the files, so that a corrected file does not overwrite the report on the first one. The report holds
+what the lines held, so it is for its owner only. It appears, whole, when the import ends.
 """
 
 from __future__ import annotations
@@ -39,36 +34,7 @@ from bon_server.offline.importing.imported import ImportedLine, append, known
 from bon_server.offline.importing.line import BadImportLine, ImportLine, Reading
 from bon_server.offline.importing.options import IMPORT_FORMATS, ImportOptions, ImportResult, check
 from bon_server.offline.importing.rows import ImportRow, is_parquet, parse, rows
-from bon_server.offline.select.manifest import sha256_of
-from bon_server.system.files import sync_folder, whole_file
-
-
-class Rejected:
-    """A report; its file is made for the first rejected line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-        self.files = ExitStack()
-        """Closing it gives the report its name."""
-        self._file: BinaryIO | None = None
-
-    def add(self, source: Path, number: int, reason: str, text: bytes) -> None:
-        """number: of the line in its source, from 1."""
-        if self._file is None:
-            if not self.path.parent.exists():
-                self.path.parent.mkdir(mode=0o700)
-                sync_folder(self.path.parent.parent)
-            self._file = self.files.enter_context(whole_file(self.path))
-        self.count += 1
-        row = {
-            "file": str(source).encode(errors="backslashreplace").decode(),
-            "line": number,
-            "reason": reason.encode(errors="backslashreplace").decode(),
-            "text": text.decode(errors="backslashreplace"),
-        }
-        self._file.write(msgspec.json.encode(row) + b"\n")
-
+from bon_server.system.files import sha256_of, sync_folder, whole_file
 
 PRINCIPAL = "import"
 """Imported ids are apart from those of callers: an imported line never answers a request."""
@@ -261,3 +227,30 @@ def _refs(names: tuple[str, ...]) -> tuple[ModelRef, ...]:
 def _printable(keys: frozenset[str]) -> list[str]:
     """Keys come from the file; a lone surrogate cannot be printed."""
     return [key.encode(errors="backslashreplace").decode() for key in keys]
+
+
+class Rejected:
+    """A report; its file is made for the first rejected line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.files = ExitStack()
+        """Closing it gives the report its name."""
+        self._file: BinaryIO | None = None
+
+    def add(self, source: Path, number: int, reason: str, text: bytes) -> None:
+        """number: of the line in its source, from 1."""
+        if self._file is None:
+            if not self.path.parent.exists():
+                self.path.parent.mkdir(mode=0o700)
+                sync_folder(self.path.parent.parent)
+            self._file = self.files.enter_context(whole_file(self.path))
+        self.count += 1
+        row = {
+            "file": str(source).encode(errors="backslashreplace").decode(),
+            "line": number,
+            "reason": reason.encode(errors="backslashreplace").decode(),
+            "text": text.decode(errors="backslashreplace"),
+        }
+        self._file.write(msgspec.json.encode(row) + b"\n")

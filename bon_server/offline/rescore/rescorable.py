@@ -1,6 +1,6 @@
-"""The scores of many completions, asked for in order of length.
+"""What is read of a record to score its candidates anew, and what is written of it.
 
-What is read of a record to score its candidates anew, and what is written of it.
+`score_all` asks for the scores of many completions in order of length.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class RescorableRequest:
 
 
 def as_row(ordinal: int, request: RescorableRequest, scores: Sequence[Score | None]) -> dict[str, Any]:
-    """A row as `score_files.SCORES` wants it. scores: (n,) of the candidates; None: not asked about."""
+    """A row as `log.scores.files.SCORES` wants it. scores: (n,) of the candidates; None: not asked about."""
     principal, request_id, attempt = request.key
     candidates = [_as_candidate(index, score) for index, score in enumerate(scores)]
     return {

@@ -2,7 +2,7 @@
 
     read      records in the order of the log, of segments and spool, as they were at the start
     score     up to `CHUNK_REQUESTS` of a writer, their completions in order of length
-    write     a file of scores for them, see `log/score_files.py`
+    write     a file of scores for them, see `log/scores/files.py`
 
 What has scores is not scored again, so a run that was killed goes on with the chunk it was at, and a log that has grown
 costs what is new. Ordinals are cut at multiples of `CHUNK_REQUESTS`, so the same log makes the same files wherever a

@@ -1,13 +1,6 @@
-"""The reward to choose by: the logged one, an added score, or a part of the logged ones.
+"""The kernel of a selection: an Arrow batch of records to its candidates, each with the reason against it, if any.
 
-A filter of the user's: `module:function`, called for each candidate that passed the others.
-
-    def function(record: Record, candidate: Candidate) -> bool
-
-It must not depend on anything but its arguments, or the selection cannot be made again. It runs with the rights of the
-command, in several threads.
-
-The kernel: an Arrow batch of records to its candidates, each with the reason why it cannot be chosen, if any.
+The reward to choose by is the logged one, an added score, or a part of the logged ones (`rewards_of`).
 
 Of the reasons that hold, one counts, the first of:
 
@@ -27,6 +20,13 @@ Of the reasons that hold, one counts, the first of:
     predicate           the user's function said no
 
 and later, when all of a prompt is together (`choosing.py`): `duplicate`, `min_n`, `min_spread`.
+
+The predicate is a filter of the user's, `module:function`, called for each candidate that passed the others:
+
+    def function(record: Record, candidate: Candidate) -> bool
+
+It must not depend on anything but its arguments, or the selection cannot be made again. It runs with the rights of the
+command, in several threads.
 
 Failed and cancelled attempts take part: what they sampled to the end and scored is as good as any other sample.
 """

@@ -1,8 +1,7 @@
-"""How many tokens the chosen have, so that one knows what a trainer's `max_length` would cut.
+"""Third stage: the files of the training set, each a task: picks in log order, their texts, a piece of the sidecar.
 
-A trainer cuts at the end: what it cuts from a winner is the answer, and its end-of-text first.
-
-Third stage: the files of the training set, each a task: picks in log order, their texts, a piece of the sidecar.
+On the way it counts how many tokens the chosen have, so that one knows what a trainer's `max_length` would cut. A
+trainer cuts at the end: what it cuts from a winner is the answer, and its end-of-text first.
 """
 
 from __future__ import annotations

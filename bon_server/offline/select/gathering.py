@@ -1,16 +1,15 @@
-"""Before the first stage, when there are several writers: requests that more than one of them answered.
+"""First stage of a selection: every candidate that may be chosen, without its text, and a count of the others.
 
-A client that tries again may meet another replica; the earliest answer counts and the others are left out. Found by map
-and merge: digests of caller and request id are shuffled, with time and place.
+Two things may have to be known of all logs before it:
 
-First stage: every candidate that may be chosen, without its text, and a count of the others.
+    answers, repeated   with several writers: requests that more than one of them answered, since a client that tries
+                        again may meet another replica. The earliest answer counts and the others are left out. Found
+                        by map and merge: digests of caller and request id are shuffled, with time and place
+    measure, scales     with `normalise`: mean and standard deviation of the rewards of each reward model. Sums are
+                        exact and rounded once, at the end, so that they do not depend on the order of reading
 
-Only the columns that the filters and the rule look at are read. Of requests whose prompt has others somewhere, only
-what the rule could still pick goes on (`rules.keep`).
-
-Before the first stage, with `normalise`: mean and standard deviation of the rewards of each reward model.
-
-Sums are exact and rounded once, at the end, so that they do not depend on the order in which rewards are read.
+`gather` then reads only the columns that the filters and the rule look at. Of requests whose prompt has others
+somewhere, only what the rule could still pick goes on (`rules.keep`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The files of the logs as a selection finds them, and a copy of what is in no segment yet.
+"""The plan of a selection, made from its options and from the files that are in the logs.
 
-Rows of a spool are copied into Parquet files in the work folder: every later stage then reads files that do not change,
-in any process, also while the server goes on writing and sealing.
-
-Makes the plan of a selection from its options and from what is in the logs.
+all_inputs   the files of the logs: segments, added scores, and what is in no segment yet
+freeze       copies rows of a spool into Parquet files in the work folder: every later stage then reads files that
+             do not change, in any process, also while the server goes on writing and sealing
+make_plan    the tasks over all these files
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Inputs:
             segment = known.get(part.path)
             files.append(
                 File(
-                    # Asking the register again belongs to the process of the reader.
+                    # Asking the catalog again belongs to the process of the reader.
                     part=replace(part, path=part.path.resolve(), look_again=None),
                     writer=first_writer + reader.writers.index(writer),
                     name=str(part.path),
@@ -203,7 +203,7 @@ def _frozen(options: SelectOptions, inputs: Inputs, work: Path) -> list[File]:
 
 
 def manifest_inputs(inputs: Sequence[Inputs], digests: Mapping[str, Sequence[Any]]) -> list[Input]:
-    """The files that are read. digests: (rows, sha256) of those that are not registered, as far as they are known."""
+    """The files that are read. digests: (rows, sha256) of those that are in no catalog, as far as they are known."""
     found = []
     for one in inputs:
         for file in one.segments:

@@ -12,7 +12,6 @@ from typing import Any, NotRequired, TypedDict
 import msgspec
 
 from bon_server.core.errors import LogError
-from bon_server.system.files import sha256_of as sha256_of
 from bon_server.system.files import whole_file
 
 MANIFEST_NAME = "manifest.json"

@@ -44,7 +44,7 @@ class File:
     """In the manifest."""
     rows: int | None
     sha256: str | None
-    """With `rows` as registered; None: not known yet."""
+    """With `rows` as in the catalog; None: not known yet."""
     frozen: bool = False
     """Whether it was made of rows of a spool."""
     scores: tuple[ScoreFile, ...] | None = None

@@ -1,16 +1,15 @@
-"""What is shuffled: rows of fixed width, without texts.
+"""What a selection shuffles: rows of fixed width, without texts, and the files they go through.
 
 A `CANDIDATE` is one that may be chosen, a `PICK` one that was. Both are (m,) structured arrays. `(writer, ordinal,
 index)` is the place in the log, no two alike, and the order of the log; a writer is counted through all logs.
 
-The shuffle: rows of fixed width in files, partition after partition, so that a partition of many files is read fast.
+A file of a shuffle has partition after partition, so that a partition of many files is read fast. It appears whole, so
+that what is there after a crash can be used:
 
     (partitions + 1,) int64     where each partition begins, in rows
     rows                        partition after partition
 
-Files appear whole, so that what is there after a crash can be used.
-
-Identities as numbers, so that they can be sorted and shuffled: 128 bits of a prompt, of a text, of a place.
+Identities are numbers, so that they can be sorted and shuffled: 128 bits of a prompt, of a text, of a place.
 """
 
 from __future__ import annotations

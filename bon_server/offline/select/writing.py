@@ -1,8 +1,7 @@
-"""The sidecar `meta.parquet`: where each chosen candidate is from, in the order of the training set.
+"""Third stage, second half: a file of the training set, as lines of JSON or as columns, and its piece of the sidecar.
 
-`file` and `line` (from 0) say where it went. Each file's piece is written with it; all are joined at the end.
-
-Third stage, second half: a file of the training set, as lines of JSON or as columns.
+The sidecar `meta.parquet` says where each chosen candidate is from, in the order of the training set; `file` and `line`
+(from 0) say where it went. Each file's piece is written with it; all are joined at the end.
 """
 
 from __future__ import annotations

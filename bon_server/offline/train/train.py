@@ -1,8 +1,7 @@
-"""What becomes of the main memory that a training step frees.
+"""`bon train`: from a training set to a model directory that `bon serve --policy` loads.
 
-Whether what a run writes fits its disk, before it begins.
-
-`bon train`: from a training set to a model directory that `bon serve --policy` loads.
+Before it begins it asks whether what the run writes fits its disk. In the process that trains, the main memory that
+each step frees is kept for the next one (`keep_freed_memory`).
 """
 
 from __future__ import annotations
@@ -37,45 +36,6 @@ from bon_server.offline.train.work_folder import (
     seconds_of,
     step_of,
 )
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Parameters of glibc's `mallopt` (malloc.h)."""
-_NEVER = -1
-
-
-def keep_freed_memory() -> bool:
-    """Keeps what this process frees for what it allocates next, until it ends. Returns whether that could be set.
-
-    glibc gives every large block back to the kernel as soon as it is freed, and the next step has to have the same
-    gigabytes mapped and zeroed again, page by page. With a policy of 135 M parameters on two cores, one run each, SFT
-    in 16 rows a step took 9 % less time with the memory kept, at a peak 11 % higher; the third step of GRPO, with 24
-    answers at once, 28 s instead of 42 s. Other C libraries cannot be told.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    # Blocks of any size come from the heap, and the heap does not shrink.
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
-
-
-_FULL_BYTES = 12
-"""Of a checkpoint of a full fine-tune, for each parameter: the weight and Adam's two moments, in float32."""
-_WHOLE_CHECKPOINTS = 3
-"""Two are kept while the next is written."""
-
-
-def check_room(out: Path, plan: TrainingPlan) -> None:
-    """Raises TrainingError: too little. Low-rank updates are not counted: they are small beside the model."""
-    needed_bytes = plan.files.weights_bytes
-    if not plan.options.lora:
-        needed_bytes += _WHOLE_CHECKPOINTS * _FULL_BYTES * parameters_of(plan.files)
-    place = next(folder for folder in (out, *out.parents) if folder.exists())
-    free_bytes = shutil.disk_usage(place).free
-    if free_bytes < needed_bytes:
-        raise TrainingError(
-            f"out: {out} needs about {needed_bytes >> 20} MiB for the model and its checkpoints, and its disk has"
-            f" {free_bytes >> 20} MiB free"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,3 +242,43 @@ def _is_full(error: BaseException, work: WorkFolder) -> bool:
         return True
     wrote = "No space left" in str(error) or "write" in str(error)
     return wrote and shutil.disk_usage(work.path).free < 1 << 24
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of glibc's `mallopt` (malloc.h)."""
+_NEVER = -1
+
+
+def keep_freed_memory() -> bool:
+    """Keeps what this process frees for what it allocates next, until it ends. Returns whether that could be set.
+
+    glibc gives every large block back to the kernel as soon as it is freed, and the next step has to have the same
+    gigabytes mapped and zeroed again, page by page. With a policy of 135 M parameters on two cores, one run each, SFT
+    in 16 rows a step took 9 % less time with the memory kept, at a peak 11 % higher; the third step of GRPO, with 24
+    answers at once, 28 s instead of 42 s. Other C libraries cannot be told.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # Blocks of any size come from the heap, and the heap does not shrink.
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+_FULL_BYTES = 12
+"""Of a checkpoint of a full fine-tune, for each parameter: the weight and Adam's two moments, in float32."""
+_WHOLE_CHECKPOINTS = 3
+"""Two are kept while the next is written."""
+
+
+def check_room(out: Path, plan: TrainingPlan) -> None:
+    """Raises TrainingError: too little. Low-rank updates are not counted: they are small beside the model."""
+    needed_bytes = plan.files.weights_bytes
+    if not plan.options.lora:
+        needed_bytes += _WHOLE_CHECKPOINTS * _FULL_BYTES * parameters_of(plan.files)
+    place = next(folder for folder in (out, *out.parents) if folder.exists())
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes < needed_bytes:
+        raise TrainingError(
+            f"out: {out} needs about {needed_bytes >> 20} MiB for the model and its checkpoints, and its disk has"
+            f" {free_bytes >> 20} MiB free"
+        )

@@ -1,8 +1,7 @@
-"""One line for each call that was refused for who made it. No content: not even the name of an unknown method.
+"""Who may call what. Deny by default: a method is open to whom `RIGHTS` says, and to nobody where it says nothing.
 
-Who may call what. Deny by default: a method is open to whom `RIGHTS` says, and to nobody where it says nothing.
-
-The check comes before a handler is looked up and before anything of the message is read.
+The check comes before a handler is looked up and before anything of the message is read. Each refused call is one line
+of the server's log, without content: not even the name of an unknown method.
 """
 
 from __future__ import annotations

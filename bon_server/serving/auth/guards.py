@@ -1,6 +1,6 @@
-"""The server's certificates: read, checked, and read again when they change.
+"""What the listeners ask of callers, certificates and keys, read before any model is loaded.
 
-What the listeners ask of callers, read before any model is loaded.
+`Certificates` are the server's own: read, checked, and read again when they change.
 """
 
 from __future__ import annotations

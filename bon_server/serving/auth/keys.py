@@ -10,7 +10,8 @@
 A key is `NAME.SECRET` with 256 random bits for a secret, so a plain digest gives nothing away that could be guessed.
 Several keys may have one name: the old and the new one while callers change over.
 
-Changes to a file of API keys: it appears whole each time, and what people wrote into it stays.
+The server reads the file again when it changes. `bon keys` changes it: the file appears whole each time, and what
+people wrote into it stays.
 """
 
 from __future__ import annotations

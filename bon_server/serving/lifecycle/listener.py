@@ -1,10 +1,8 @@
-"""Asks a port of ours for its health, below gRPC: whether somebody is behind it, not what the health is.
-
-A gRPC channel would need the authority of our own certificate, and one of its own where callers must show one.
-
-The gRPC port: whatever ends the server behind it, another one takes its place, and calls in flight go on.
+"""The gRPC port: whatever ends the server behind it, another one takes its place, and calls in flight go on.
 
 Two things are looked at: whether the server's loop that accepts calls has ended, and whether the port answers.
+`listen_to` asks the port for its health below gRPC: whether somebody is behind it, not what the health is. A gRPC
+channel would need the authority of our own certificate, and one of its own where callers must show one.
 """
 
 from __future__ import annotations
@@ -22,10 +20,7 @@ from prometheus_client import Counter
 from bon_server.core.errors import StartupError
 from bon_server.system.supervision import OnDeath, start_task
 
-_HEADERS, _SETTINGS = 1, 4
-_END_STREAM, _END_HEADERS = 1, 4
-_PREFIX_BYTES = 9
-"""Of a frame: length, kind, flags, stream."""
+logger = logging.getLogger(__name__)
 
 
 class Heard(Enum):
@@ -38,77 +33,6 @@ class Heard(Enum):
     REFUSED = "refused"
     """Nobody listens."""
 
-
-async def listen_to(host: str, port: int, tls: bool, within_s: float) -> Heard:
-    """Makes one health check."""
-    try:
-        async with asyncio.timeout(within_s):
-            return await _ask(_reachable(host), port, _trusting() if tls else None)
-    except TimeoutError:
-        return Heard.NOTHING
-
-
-async def _ask(host: str, port: int, context: ssl.SSLContext | None) -> Heard:
-    try:
-        reader, writer = await asyncio.open_connection(host, port, ssl=context)
-    except ConnectionRefusedError:
-        return Heard.REFUSED
-    except (ssl.SSLError, ConnectionError):
-        return Heard.ANSWER
-    try:
-        writer.write(_health_check(b"http" if context is None else b"https"))
-        await _answer(reader)
-    except (ssl.SSLError, ConnectionError, asyncio.IncompleteReadError):
-        pass  # closed, which is an answer
-    finally:
-        writer.transport.abort()
-    return Heard.ANSWER
-
-
-async def _answer(reader: asyncio.StreamReader) -> None:
-    """Returns with the first headers: there is one call only."""
-    kind = None
-    while kind != _HEADERS:
-        prefix = await reader.readexactly(_PREFIX_BYTES)
-        await reader.readexactly(int.from_bytes(prefix[:3], "big"))
-        kind = prefix[3]
-
-
-def _health_check(scheme: bytes) -> bytes:
-    """A connection's opening and one call of `grpc.health.v1.Health/Check` with an empty message."""
-    headers = (
-        (b":method", b"POST"),
-        (b":scheme", scheme),
-        (b":path", b"/grpc.health.v1.Health/Check"),
-        (b":authority", b"localhost"),
-        (b"te", b"trailers"),
-        (b"content-type", b"application/grpc"),
-    )
-    # HPACK: literals of fewer than 127 bytes, not indexed, not compressed.
-    block = b"".join(bytes((0, len(name))) + name + bytes((len(value),)) + value for name, value in headers)
-    opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0, b"")
-    return opening + _frame(_HEADERS, _END_HEADERS, 1, block) + _frame(0, _END_STREAM, 1, bytes(5))
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
-
-
-def _trusting() -> ssl.SSLContext:
-    """We speak to ourselves, and say nothing that anybody may not hear."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    return context
-
-
-def _reachable(host: str) -> str:
-    """Where an address that means all of this machine's can be reached."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-
-
-logger = logging.getLogger(__name__)
 
 LOOK_S = 0.25
 """How often the accept loop is looked at."""
@@ -214,3 +138,78 @@ class Listener:
 async def _let_finish(server: grpc.aio.Server) -> None:
     """Closes its port at once, and waits for its calls."""
     await server.stop(CALLS_S)
+
+
+_HEADERS, _SETTINGS = 1, 4
+_END_STREAM, _END_HEADERS = 1, 4
+_PREFIX_BYTES = 9
+"""Of a frame: length, kind, flags, stream."""
+
+
+async def listen_to(host: str, port: int, tls: bool, within_s: float) -> Heard:
+    """Makes one health check."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await _ask(_reachable(host), port, _trusting() if tls else None)
+    except TimeoutError:
+        return Heard.NOTHING
+
+
+async def _ask(host: str, port: int, context: ssl.SSLContext | None) -> Heard:
+    try:
+        reader, writer = await asyncio.open_connection(host, port, ssl=context)
+    except ConnectionRefusedError:
+        return Heard.REFUSED
+    except (ssl.SSLError, ConnectionError):
+        return Heard.ANSWER
+    try:
+        writer.write(_health_check(b"http" if context is None else b"https"))
+        await _answer(reader)
+    except (ssl.SSLError, ConnectionError, asyncio.IncompleteReadError):
+        pass  # closed, which is an answer
+    finally:
+        writer.transport.abort()
+    return Heard.ANSWER
+
+
+async def _answer(reader: asyncio.StreamReader) -> None:
+    """Returns with the first headers: there is one call only."""
+    kind = None
+    while kind != _HEADERS:
+        prefix = await reader.readexactly(_PREFIX_BYTES)
+        await reader.readexactly(int.from_bytes(prefix[:3], "big"))
+        kind = prefix[3]
+
+
+def _health_check(scheme: bytes) -> bytes:
+    """A connection's opening and one call of `grpc.health.v1.Health/Check` with an empty message."""
+    headers = (
+        (b":method", b"POST"),
+        (b":scheme", scheme),
+        (b":path", b"/grpc.health.v1.Health/Check"),
+        (b":authority", b"localhost"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+    )
+    # HPACK: literals of fewer than 127 bytes, not indexed, not compressed.
+    block = b"".join(bytes((0, len(name))) + name + bytes((len(value),)) + value for name, value in headers)
+    opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0, b"")
+    return opening + _frame(_HEADERS, _END_HEADERS, 1, block) + _frame(0, _END_STREAM, 1, bytes(5))
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def _trusting() -> ssl.SSLContext:
+    """We speak to ourselves, and say nothing that anybody may not hear."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _reachable(host: str) -> str:
+    """Where an address that means all of this machine's can be reached."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)

@@ -1,6 +1,6 @@
-"""What the operator sees at start: models, log, address, security, and one line to try.
+"""A server's run as the operator sees it: from the banner to the first signal, or what broke first, to an exit code.
 
-From the first signal, or the first thing that broke, to an exit code.
+The banner says models, log, address, security, and one line to try.
 """
 
 from __future__ import annotations

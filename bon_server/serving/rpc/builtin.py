@@ -1,11 +1,11 @@
-"""`grpc.health.v1`, of which the probes and load balancers of callers ask.
+"""The services that are not ours, health (`grpc.health.v1`) and reflection, as handlers that the server takes.
 
-The one that comes with gRPC lacks `List`, and writes to each watcher with a lock that whoever changes the health needs:
-one watcher who reads nothing keeps it from changing for all, and the server from ending.
-
-Handlers as the server registers them: ours, those of health, and those of reflection as it comes with gRPC.
+gRPC's own health service lacks `List`, and writes to each watcher with a lock that whoever changes the health needs:
+one watcher who reads nothing keeps it from changing for all, and the server from ending. `HealthServicer` has neither
+fault.
 
 gRPC parses requests outside of the handlers and answers what it cannot parse with UNKNOWN and a traceback in the log.
+So the handlers here take bytes and parse them themselves.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""How late the event loop is: what every call waits for when something blocks it.
+"""The server's state as it is when Prometheus asks: the log, permits, engines with vLLM's own metrics.
 
-The log's state as Prometheus sees it, read from the spool when it is scraped.
-
-Permits and engines as they are when they are looked at, with vLLM's own metrics.
+`LoopLag` measures all the time how late the event loop is: what every call waits for when something blocks it.
 """
 
 from __future__ import annotations
