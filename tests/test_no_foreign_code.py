@@ -43,7 +43,7 @@ def test_weights_are_safetensors() -> None:
 
 def test_engines_are_told_the_same() -> None:
     for engine in ("policy", "reward"):
-        text = (PACKAGE / engine / "vllm_engine.py").read_text(encoding="utf-8")
+        text = (PACKAGE / "models" / "vllm" / f"{engine}_engine.py").read_text(encoding="utf-8")
         assert '"trust_remote_code": False,' in text and '"load_format": "safetensors",' in text
 
 
