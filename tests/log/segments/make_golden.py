@@ -1,6 +1,7 @@
 """Makes the golden segment of the present schema version, once, when the version changes.
 
-Run as `-m tests.log.segments.make_golden`. Files of earlier versions are kept as they are: they are what old logs look like.
+Run as `-m tests.log.segments.make_golden`.
+Files of earlier versions are kept as they are: they are what old logs look like.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Kills writing processes at random moments, many a second.
 
-Run as `-m tests.log.spool.killed_writer FOLDER KILLS SEED`. Every child is forked from this process, which has all imports done: starting Python would take most of the time. A
+Run as `-m tests.log.spool.killed_writer FOLDER KILLS SEED`.
+
+Every child is forked from this process, which has all imports done: starting Python would take most of the time. A
 child opens the log, commits, and writes `request_id ordinal` of each acknowledged record to a pipe. When it has been
 killed, this process recovers the log as the next writer would, and checks it. Prints one JSON document; an
 AssertionError is the failure.
