@@ -9,7 +9,7 @@ from bon.v1 import bon_pb2 as pb
 
 from tests.faults.case import Check
 from tests.faults.place import CANARY, PROMPT, Seen
-from tests.faults.sending import MAX_N, ask, bad, chat, out_of_range, sampling, score
+from tests.faults.sending import MAX_N, ask, bad, chat, feedback, out_of_range, sampling, score
 
 NAN, INFINITY = math.nan, math.inf
 SEVERAL = sampling(temperature=-1.0, top_p=0.0, max_tokens=0)
@@ -80,4 +80,16 @@ SAMPLING = [
     ),
 ]
 
-CASES = [*PROMPTS, *SAMPLING]
+FEEDBACK = [
+    bad("feedback on no request", feedback(request_id=""), "request_id", "empty"),
+    bad("feedback id with odd characters", feedback(feedback_id="\x1b[2J"), "feedback_id"),
+    bad("feedback without a name", feedback(name=""), "name", "0 characters", "1 to 64"),
+    bad("feedback with a long name", feedback(name="x" * 65), "name", "65 characters", "1 to 64"),
+    bad("feedback without a value", pb.RecordFeedbackRequest(request_id="r", name="n"), "value", "none given"),
+    bad("feedback NaN", feedback(double_value=NAN), "double_value", "nan is not finite"),
+    bad("feedback infinite", feedback(double_value=-INFINITY), "double_value", "-inf is not finite"),
+    bad("feedback with a long text", feedback(string_value="x" * 65_537), "string_value", "65537 characters"),
+    bad("feedback with too many tags", feedback(tags={str(i): "" for i in range(65)}), "tags", "65"),
+]
+
+CASES = [*PROMPTS, *SAMPLING, *FEEDBACK]

@@ -17,7 +17,7 @@ MAX_N = 16
 SYNTHETIC = Kind({"limits.max_n": MAX_N}, scripted=False)
 """Shared by all bad input: that the server goes on is part of what is tested."""
 
-Request = pb.GenerateRequest | pb.ScoreRequest
+Request = pb.GenerateRequest | pb.ScoreRequest | pb.RecordFeedbackRequest
 
 
 def ask(**fields: Any) -> pb.GenerateRequest:
@@ -50,6 +50,13 @@ def score(**fields: Any) -> pb.ScoreRequest:
     return pb.ScoreRequest(**fields)
 
 
+def feedback(**fields: Any) -> pb.RecordFeedbackRequest:
+    """A good observation except for these fields, on a request that nobody made."""
+    if not {"double_value", "string_value"} & fields.keys():
+        fields.setdefault("bool_value", True)
+    return pb.RecordFeedbackRequest(**{"request_id": "never asked", "name": "thumbs_up", **fields})
+
+
 @dataclass(frozen=True)
 class Sends:
     """Sends a request to the method that takes it, and to the stream as well, which has to say the same."""
@@ -60,6 +67,8 @@ class Sends:
         request = self.make()
         if isinstance(request, pb.ScoreRequest):
             return await see(place.stub.Score(request))
+        if isinstance(request, pb.RecordFeedbackRequest):
+            return await see(place.stub.RecordFeedback(request))
         seen = await see(place.stub.Generate(request))
         streamed = await see(place.stub.GenerateStream(pb.GenerateStreamRequest(request=request)))
         assert (streamed.ended, _fields(streamed)) == (seen.ended, _fields(seen))

@@ -18,6 +18,8 @@ from bon_server.system.supervision import OnDeath
 
 SPARE_STREAMS = 64
 """Calls on one connection beyond those that may run or wait: refusals under way, health, feedback."""
+PENDING_CALLS = 4096
+"""Calls that have come and that no handler has yet; each may hold `UNREAD_BYTES`. gRPC's own 1,000 are one burst."""
 UNREAD_BYTES = 64 << 10
 """Of each stream."""
 
@@ -42,6 +44,9 @@ def channel_options(limits: LimitsConfig, connections: int) -> list[tuple[str, i
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", connections),
+        # Calls that wait to be accepted. Between the two gRPC ends them at random as CANCELLED, without a pushback.
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_CALLS),
         # What may come of a message before anybody reads it: fixed, because gRPC's probing raises it to megabytes.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", UNREAD_BYTES),

@@ -32,6 +32,8 @@ from tests.serving.running import GENERATE, Running, question, refusal
 from tests.waiting import SOON_S, forever, until
 
 MIB = 1 << 20
+BURST = 2_400
+"""Calls at once, fewer than one connection may have."""
 LARGE = b"\xff" * (39 * MIB // 10)
 """No message, which costs no more than to receive it."""
 
@@ -273,3 +275,11 @@ def _descriptors_left(pid: int) -> int:
 
 def _allow(soft: int, hard: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_burst_of_calls_gets_typed_answers(run: Run) -> None:
+    """gRPC by itself ends at random, as CANCELLED, calls that wait to be accepted beyond the first thousand."""
+    running = await run()
+    calls = [running.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=SOON_S) for _ in range(BURST)]
+    codes = Counter([await call.code() for call in calls])
+    assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}, codes
