@@ -33,8 +33,8 @@ test-nightly: .venv/test.installed  ## ten thousand kills of a whole server, abo
 	BON_TEST_KILLS=$(KILLS) $(BIN)/python -m pytest -m long tests/serving/test_kill_server.py
 
 test-engines: .venv-engines/installed  ## Ray Data and Spark (which needs Java) read a log; Ray selects from one
-	.venv-engines/bin/python -m pytest -m "long or slow" tests/log/test_other_readers.py \
-	  tests/offline/test_same_bytes.py::test_ray_gives_the_same_bytes
+	.venv-engines/bin/python -m pytest -m "long or slow" tests/log/read/test_other_readers.py \
+	  tests/offline/select/test_same_bytes.py::test_ray_gives_the_same_bytes
 
 unit: .venv/test.installed  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not long"

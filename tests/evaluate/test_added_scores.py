@@ -16,7 +16,7 @@ from bon_server.evaluate.curve_sums import CurveOptions
 from bon_server.evaluate.reading import LogSource
 from bon_server.log.scores.files import score_files
 from bon_server.offline.rescore import rescore
-from tests.offline.rescoring import commit, rescored, sampled, synthetic_reward
+from tests.offline.rescore.rescoring import commit, rescored, sampled, synthetic_reward
 
 
 def test_rank_and_value_by_an_added_score(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bon_server.evaluate.report.report import report
 from bon_server.evaluate.report.sample import SampledCandidate, SampledRequest, sample_requests
 from tests.evaluate.logs import imported, made_lines, written
 from tests.log.records import ODD_TEXT, record, scored
-from tests.offline.rescoring import commit, rescored, sampled, synthetic_reward
+from tests.offline.rescore.rescoring import commit, rescored, sampled, synthetic_reward
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'</div></body>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

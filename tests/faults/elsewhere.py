@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tests.faults.case import Elsewhere
 
-SERVING, LOG, POLICY, REWARD = "tests/serving/", "tests/log/", "tests/policy/", "tests/reward/"
-PROCESS, SCAN = f"{SERVING}test_process.py::", f"{SERVING}test_scan.py::"
-PORTS = f"{SERVING}test_scan_ports.py::"
-ODD, LISTENER = f"{SERVING}test_odd_calls.py::", f"{SERVING}test_listener.py::"
+SERVING, LOG = "tests/serving/", "tests/log/"
+VLLM, REWARD = "tests/models/vllm/", "tests/models/reward/"
+PROCESS, SCAN = f"{SERVING}lifecycle/test_process.py::", f"{SERVING}auth/test_scan.py::"
+PORTS = f"{SERVING}auth/test_scan_ports.py::"
+ODD, LISTENER = f"{SERVING}lifecycle/test_odd_calls.py::", f"{SERVING}lifecycle/test_listener.py::"
 
 BAD_INPUT = (
     Elsewhere(
@@ -19,10 +20,10 @@ BAD_INPUT = (
         "bad, cyclic, hostile JSON schema or regex, where the backend has them",
         "INVALID_ARGUMENT, in a bounded time, and the engine lives",
         (
-            f"{SERVING}test_constraints.py::test_bad_ones_are_the_caller_s_fault",
-            f"{POLICY}test_grammar_gate.py::test_what_is_wrong_is_named",
-            f"{POLICY}test_grammar_gate.py::test_processor_time_is_what_is_limited",
-            f"{POLICY}test_vllm_constraints.py::test_bad_ones_are_refused_and_would_not_kill_the_engine",
+            f"{SERVING}rpc/test_constraints.py::test_bad_ones_are_the_caller_s_fault",
+            f"{VLLM}test_grammar_gate.py::test_what_is_wrong_is_named",
+            f"{VLLM}test_grammar_gate.py::test_processor_time_is_what_is_limited",
+            f"{VLLM}test_vllm_constraints.py::test_bad_ones_are_refused_and_would_not_kill_the_engine",
         ),
     ),
     Elsewhere(
@@ -33,41 +34,41 @@ BAD_INPUT = (
     Elsewhere(
         "a training run that an earlier version began, whose options had other names",
         "the same command goes on with it",
-        ("tests/offline/training/test_resume.py::test_a_run_of_before_whose_options_had_other_names_is_gone_on_with",),
+        ("tests/offline/train/test_resume.py::test_a_run_of_before_whose_options_had_other_names_is_gone_on_with",),
     ),
     Elsewhere(
         "what a real engine must not get",
         "INVALID_ARGUMENT; of a seed that it could not take, FAILED_PRECONDITION",
         (
-            f"{POLICY}test_vllm.py::test_what_the_engine_must_not_get_is_refused",
-            f"{POLICY}test_vllm.py::test_a_seed_where_prefills_come_in_chunks",
+            f"{VLLM}test_vllm.py::test_what_the_engine_must_not_get_is_refused",
+            f"{VLLM}test_vllm.py::test_a_seed_where_prefills_come_in_chunks",
         ),
     ),
     Elsewhere(
         "seed under load or with long prompts, where it can",
         "OK, and the engine lives",
-        (f"{POLICY}test_vllm.py::test_seeds_under_load_with_long_prompts",),
+        (f"{VLLM}test_vllm.py::test_seeds_under_load_with_long_prompts",),
     ),
     Elsewhere(
         "extreme sampling parameters on the real engine",
         "OK, and the engine lives",
-        (f"{POLICY}test_vllm.py::test_extreme_parameters_do_not_kill_the_engine",),
+        (f"{VLLM}test_vllm.py::test_extreme_parameters_do_not_kill_the_engine",),
     ),
     Elsewhere(
         "bad feedback, feedback on nothing, feedback twice",
         "INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS",
         (
-            f"{SERVING}test_feedback.py::test_bad_fields",
-            f"{SERVING}test_feedback.py::test_an_unknown_request",
-            f"{SERVING}test_feedback.py::test_another_observation_of_that_id_is_refused",
+            f"{SERVING}rpc/test_feedback.py::test_bad_fields",
+            f"{SERVING}rpc/test_feedback.py::test_an_unknown_request",
+            f"{SERVING}rpc/test_feedback.py::test_another_observation_of_that_id_is_refused",
         ),
     ),
     Elsewhere(
         "request_id of another request, or of one that is running",
         "ALREADY_EXISTS, ABORTED",
         (
-            f"{SERVING}test_request_ids.py::test_another_request_is_refused",
-            f"{SERVING}test_request_ids.py::test_still_running",
+            f"{SERVING}rpc/test_request_ids.py::test_another_request_is_refused",
+            f"{SERVING}rpc/test_request_ids.py::test_still_running",
         ),
     ),
     Elsewhere(
@@ -86,7 +87,9 @@ BAD_INPUT = (
     Elsewhere(
         "a value that the server's own lines quote: newlines, a forged line, terminal escapes",
         "one line, the value escaped; tracebacks indented",
-        (f"{SERVING}test_log_lines.py::test_a_value_that_is_quoted_can_neither_forge_a_line_nor_reach_the_terminal",),
+        (
+            f"{SERVING}telemetry/test_log_lines.py::test_a_value_that_is_quoted_can_neither_forge_a_line_nor_reach_the_terminal",
+        ),
     ),
     Elsewhere(
         "a terminal whose encoding lacks characters; arguments that are not UTF-8",
@@ -100,8 +103,8 @@ BAD_INPUT = (
         "malformed bytes to health and reflection",
         "INVALID_ARGUMENT",
         (
-            f"{SERVING}test_operating.py::test_malformed_health_checks_are_never_unknown",
-            f"{SERVING}test_operating.py::test_malformed_reflection_is_never_unknown",
+            f"{SERVING}lifecycle/test_operating.py::test_malformed_health_checks_are_never_unknown",
+            f"{SERVING}lifecycle/test_operating.py::test_malformed_reflection_is_never_unknown",
         ),
     ),
 )
@@ -113,7 +116,7 @@ TRANSPORT = (
         (
             f"{PROCESS}test_wrong_starts_are_told_in_one_sentence",
             f"{PROCESS}test_a_taken_port_is_told_in_one_sentence",
-            f"{SERVING}test_open_starts.py::test_files_that_cannot_be_used_are_no_start",
+            f"{SERVING}lifecycle/test_open_starts.py::test_files_that_cannot_be_used_are_no_start",
         ),
     ),
     Elsewhere(
@@ -177,8 +180,8 @@ CANCELLATION = (
         "cancel at each stage on the real engine",
         "CANCELLED, and the engine is at rest",
         (
-            f"{POLICY}test_engine_at_rest.py::test_the_engine_is_at_rest_after_each_end",
-            f"{POLICY}test_vllm.py::test_cancelling_frees_the_engine",
+            f"{VLLM}test_engine_at_rest.py::test_the_engine_is_at_rest_after_each_end",
+            f"{VLLM}test_vllm.py::test_cancelling_frees_the_engine",
         ),
     ),
     Elsewhere(
@@ -189,7 +192,9 @@ CANCELLATION = (
     Elsewhere(
         "deadline shorter than answers take, as learned from earlier ones",
         "DEADLINE_EXCEEDED, nothing is sampled",
-        (f"{SERVING}test_deadlines_learned.py::test_what_cannot_be_met_is_refused_before_anything_is_sampled",),
+        (
+            f"{SERVING}admission/test_deadlines_learned.py::test_what_cannot_be_met_is_refused_before_anything_is_sampled",
+        ),
     ),
 )
 
@@ -211,17 +216,17 @@ LIFECYCLE = (
     Elsewhere(
         "any number on the command line that is infinite, no number, or far beyond use",
         "exit code 2, naming the option",
-        ("tests/test_numeric_options.py::test_an_absurd_number_is_a_wrong_use",),
+        ("tests/cli/test_numeric_options.py::test_an_absurd_number_is_a_wrong_use",),
     ),
     Elsewhere(
         "any numeric setting at inf, nan, 1e300, -1, 0 and the like",
         "no start, one sentence with key, value and range; allowed extremes work",
         (
-            "tests/test_numeric_settings.py::test_every_number_has_both_bounds",
-            "tests/test_numeric_settings.py::test_absurd_values_are_refused_by_name",
-            "tests/test_numeric_settings.py::test_absurd_options_of_models_are_refused_by_name",
-            "tests/test_numeric_settings.py::test_a_server_runs_at_all_extremes_together",
-            "tests/test_numeric_settings.py::test_sealing_works_at_each_extreme",
+            "tests/config/test_numeric_settings.py::test_every_number_has_both_bounds",
+            "tests/config/test_numeric_settings.py::test_absurd_values_are_refused_by_name",
+            "tests/config/test_numeric_settings.py::test_absurd_options_of_models_are_refused_by_name",
+            "tests/config/test_numeric_settings.py::test_a_server_runs_at_all_extremes_together",
+            "tests/config/test_numeric_settings.py::test_sealing_works_at_each_extreme",
         ),
     ),
     Elsewhere(
@@ -233,7 +238,7 @@ LIFECYCLE = (
     Elsewhere(
         "order of going down",
         "NOT_SERVING first, then UNAVAILABLE",
-        (f"{SERVING}test_draining.py::test_health_changes_before_calls_are_refused",),
+        (f"{SERVING}lifecycle/test_draining.py::test_health_changes_before_calls_are_refused",),
     ),
     Elsewhere(
         "grace over, second signal",
@@ -248,7 +253,7 @@ LIFECYCLE = (
         "in time all the same; the reader gets it all",
         (
             f"{PROCESS}test_an_unread_stream_does_not_hold_up_the_end",
-            f"{SERVING}test_draining.py::test_also_those_that_are_read_slowly",
+            f"{SERVING}lifecycle/test_draining.py::test_also_those_that_are_read_slowly",
         ),
     ),
     Elsewhere(
@@ -263,7 +268,7 @@ LIFECYCLE = (
     ),
 )
 
-FUNCTION = f"{REWARD}test_function_faults.py::"
+FUNCTION = "tests/operator_code/test_function_faults.py::"
 REDACTION = f"{SERVING}test_redaction.py::test_a_redaction_that_fails_fails_the_request"
 
 MODELS = (
@@ -273,7 +278,7 @@ MODELS = (
         (
             f"{FUNCTION}test_a_call_that_hangs_is_ended_and_the_next_one_is_scored",
             f"{FUNCTION}test_an_async_call_that_hangs_is_ended_beside_others",
-            "tests/offline/test_rescore.py::test_a_function_that_prints_hangs_and_dies",
+            "tests/offline/rescore/test_rescore.py::test_a_function_that_prints_hangs_and_dies",
         ),
     ),
     Elsewhere(
@@ -355,18 +360,18 @@ MODELS = (
         (
             f"{REWARD}test_transformers.py::test_a_reward_that_is_not_finite_is_marked",
             f"{REWARD}test_transformers.py::test_what_does_not_fit_is_marked_and_not_cut",
-            f"{REWARD}test_vllm_reward.py::test_what_fills_the_context_is_scored_and_what_does_not_fit_is_marked",
+            f"{VLLM}test_vllm_reward.py::test_what_fills_the_context_is_scored_and_what_does_not_fit_is_marked",
         ),
     ),
     Elsewhere(
         "weights that are cut, of another shape, incomplete",
         "the start fails in one sentence",
         (
-            "tests/test_weights.py::test_weights_cut_or_grown",
-            "tests/test_weights.py::test_pickled_weights",
-            "tests/test_weights.py::test_code_in_the_model",
-            f"{POLICY}test_vllm_lifecycle.py::test_files_that_cannot_be_used",
-            f"{POLICY}test_vllm_lifecycle.py::test_weights_that_are_not_all_there",
+            "tests/models/test_weights.py::test_weights_cut_or_grown",
+            "tests/models/test_weights.py::test_pickled_weights",
+            "tests/models/test_weights.py::test_code_in_the_model",
+            f"{VLLM}test_vllm_lifecycle.py::test_files_that_cannot_be_used",
+            f"{VLLM}test_vllm_lifecycle.py::test_weights_that_are_not_all_there",
         ),
     ),
     Elsewhere(
@@ -384,7 +389,7 @@ LOG_FAULTS = (
     Elsewhere(
         "kill −9 of a writer at a random moment, 1,000 times",
         "every acknowledged record is there once",
-        (f"{LOG}test_spool_faults.py::test_kill_minus_nine_loses_nothing_that_was_acknowledged",),
+        (f"{LOG}spool/test_spool_faults.py::test_kill_minus_nine_loses_nothing_that_was_acknowledged",),
     ),
     Elsewhere(
         "kill −9 of a whole server while it starts, answers, seals, publishes or expires, under each durability; "
@@ -400,16 +405,16 @@ LOG_FAULTS = (
         "power cut at any moment: all states that a disk may be left in",
         "what was acknowledged is there",
         (
-            f"{LOG}test_crash_states.py::test_what_was_acknowledged_survives_every_power_cut",
-            f"{LOG}test_crash_states_of_removal.py::test_it_is_finished_after_every_power_cut",
+            f"{LOG}spool/test_crash_states.py::test_what_was_acknowledged_survives_every_power_cut",
+            f"{LOG}remove/test_crash_states_of_removal.py::test_it_is_finished_after_every_power_cut",
         ),
     ),
     Elsewhere(
         "crash between rename and dropping from the spool",
         "no duplicate, nothing lost",
         (
-            f"{LOG}test_sealing.py::test_a_crash_at_any_step_is_harmless",
-            f"{LOG}test_crash_states_of_sealing.py::test_nothing_is_lost_or_doubled_by_a_power_cut",
+            f"{LOG}seal/test_sealing.py::test_a_crash_at_any_step_is_harmless",
+            f"{LOG}seal/test_crash_states_of_sealing.py::test_nothing_is_lost_or_doubled_by_a_power_cut",
         ),
     ),
     Elsewhere(
@@ -436,32 +441,32 @@ LOG_FAULTS = (
         "another file where a sealing puts its segment",
         "left alone; the log is closed",
         (
-            f"{LOG}test_sealing.py::test_another_segment_of_that_name_is_left_alone_and_closes_the_log",
-            f"{LOG}test_sealing.py::test_so_for_feedback",
+            f"{LOG}seal/test_sealing.py::test_another_segment_of_that_name_is_left_alone_and_closes_the_log",
+            f"{LOG}seal/test_sealing.py::test_so_for_feedback",
         ),
     ),
     Elsewhere(
         "publish to itself: into the log's own folder, also by links",
         "no start; the local files stay",
         (
-            f"{LOG}test_publishing_places.py::test_a_log_is_not_published_to_itself",
-            f"{LOG}test_publishing_places.py::test_a_copy_that_has_become_the_file_itself_is_none",
+            f"{LOG}publish/test_publishing_places.py::test_a_log_is_not_published_to_itself",
+            f"{LOG}publish/test_publishing_places.py::test_a_copy_that_has_become_the_file_itself_is_none",
         ),
     ),
     Elsewhere(
         "the same request id of several callers, erased",
         "refused until one is named; the others' records stay",
-        (f"{LOG}test_erase.py::test_ids_of_several_callers_are_not_taken_for_each_other",),
+        (f"{LOG}remove/test_erase.py::test_ids_of_several_callers_are_not_taken_for_each_other",),
     ),
     Elsewhere(
         "bit flip, truncated or missing segment, foreign file",
         "`bon log verify` names it; readers stop, or leave it out when asked to",
         (
-            f"{LOG}test_verify.py::test_any_changed_byte_of_a_segment_is_found",
-            f"{LOG}test_verify.py::test_a_truncated_segment",
-            f"{LOG}test_verify.py::test_a_missing_segment",
-            f"{LOG}test_verify.py::test_a_foreign_file",
-            f"{LOG}test_verify.py::test_damaged_pages_of_the_spool",
+            f"{LOG}verify/test_verify.py::test_any_changed_byte_of_a_segment_is_found",
+            f"{LOG}verify/test_verify.py::test_a_truncated_segment",
+            f"{LOG}verify/test_verify.py::test_a_missing_segment",
+            f"{LOG}verify/test_verify.py::test_a_foreign_file",
+            f"{LOG}verify/test_verify.py::test_damaged_pages_of_the_spool",
             f"{LOG}test_log_commands.py::test_damage_is_reported_and_left_out_only_when_asked",
         ),
     ),
@@ -469,7 +474,7 @@ LOG_FAULTS = (
         "disk full while sealing and renaming; a real file system that is full",
         "RESOURCE_EXHAUSTED where work is refused, nothing lost, recovers",
         (
-            f"{LOG}test_sealing.py::test_a_full_disk_leaves_everything_as_it_was",
+            f"{LOG}seal/test_sealing.py::test_a_full_disk_leaves_everything_as_it_was",
             f"{SERVING}test_sealing_server.py::test_a_sealing_that_fails_is_tried_again_and_told_without_content",
             f"{SERVING}test_full_log.py::test_a_file_system_that_is_really_full",
             f"{SERVING}test_full_log.py::test_a_server_may_start_on_a_full_disk",
@@ -479,7 +484,7 @@ LOG_FAULTS = (
         "fsync error below SQLite",
         "nothing is acknowledged any more; exit code 1",
         (
-            f"{LOG}test_spool_faults.py::test_a_failed_sync_is_final",
+            f"{LOG}spool/test_spool_faults.py::test_a_failed_sync_is_final",
             f"{SERVING}test_failing_log.py::test_a_failed_disk_stops_the_server",
         ),
     ),
@@ -487,9 +492,9 @@ LOG_FAULTS = (
         "reader during write, seal, erase",
         "a consistent prefix",
         (
-            f"{LOG}test_spool_faults.py::test_a_reader_in_another_process_always_sees_a_prefix",
-            f"{LOG}test_reading_segments.py::test_sealing_while_reading_loses_and_doubles_nothing",
-            f"{LOG}test_erase.py::test_a_reader_goes_on",
+            f"{LOG}spool/test_spool_faults.py::test_a_reader_in_another_process_always_sees_a_prefix",
+            f"{LOG}read/test_reading_segments.py::test_sealing_while_reading_loses_and_doubles_nothing",
+            f"{LOG}remove/test_erase.py::test_a_reader_goes_on",
         ),
     ),
     Elsewhere(
@@ -501,7 +506,7 @@ LOG_FAULTS = (
             f"{SERVING}test_dead_threads.py::test_nobody_waits_for_a_writer_that_broke",
             f"{SERVING}test_dead_threads.py::test_a_watcher_of_checkpoints_that_breaks",
             f"{SERVING}test_dead_threads.py::test_who_restarts_engines_breaks",
-            "tests/test_supervision.py::test_threads_and_tasks_are_started_in_one_place",
+            "tests/system/test_supervision.py::test_threads_and_tasks_are_started_in_one_place",
         ),
     ),
     Elsewhere(
@@ -513,40 +518,40 @@ LOG_FAULTS = (
         "the clock a day or forty days ahead, also across restarts",
         "nothing is removed or forgotten; an error line names both times; `bon log expire` exits with code 1",
         (
-            f"{LOG}test_clock.py::test_a_clock_that_is_ahead_removes_nothing",
-            f"{LOG}test_clock.py::test_a_server_says_so_once_and_goes_on",
-            f"{LOG}test_clock.py::test_the_command_refuses_until_the_clock_is_confirmed",
-            f"{LOG}test_clock.py::test_local_copies_of_published_segments_stay_while_in_doubt",
+            f"{LOG}spool/test_clock.py::test_a_clock_that_is_ahead_removes_nothing",
+            f"{LOG}spool/test_clock.py::test_a_server_says_so_once_and_goes_on",
+            f"{LOG}spool/test_clock.py::test_the_command_refuses_until_the_clock_is_confirmed",
+            f"{LOG}spool/test_clock.py::test_local_copies_of_published_segments_stay_while_in_doubt",
         ),
     ),
     Elsewhere(
         "the clock forty days behind, or in 1970",
         "what is written meanwhile is not removed when the clock is right again",
         (
-            f"{LOG}test_clock.py::test_a_clock_that_was_behind_makes_nothing_old",
-            f"{LOG}test_clock.py::test_a_new_log_with_a_wrong_clock_recovers",
+            f"{LOG}spool/test_clock.py::test_a_clock_that_was_behind_makes_nothing_old",
+            f"{LOG}spool/test_clock.py::test_a_new_log_with_a_wrong_clock_recovers",
         ),
     ),
     Elsewhere(
         "many ids that are over together, many files that expire, a large erasure",
         "a few hundred rows in a transaction, so commits go on",
         (
-            f"{LOG}test_pieces.py::test_ids_that_are_over_together_are_forgotten_in_pieces",
-            f"{LOG}test_pieces.py::test_many_files_expire_in_pieces",
-            f"{LOG}test_pieces.py::test_an_erasure_goes_in_pieces",
+            f"{LOG}spool/test_pieces.py::test_ids_that_are_over_together_are_forgotten_in_pieces",
+            f"{LOG}spool/test_pieces.py::test_many_files_expire_in_pieces",
+            f"{LOG}spool/test_pieces.py::test_an_erasure_goes_in_pieces",
         ),
     ),
     Elsewhere(
         "old schema read by new code",
         "every field as it was",
         (
-            f"{LOG}test_golden.py::test_golden_files_are_read",
-            f"{LOG}test_columns.py::test_an_older_file_lacks_columns_and_a_newer_one_has_more",
+            f"{LOG}segments/test_golden.py::test_golden_files_are_read",
+            f"{LOG}segments/test_columns.py::test_an_older_file_lacks_columns_and_a_newer_one_has_more",
         ),
     ),
 )
 
-BOUNDS = f"{SERVING}test_bounds.py::"
+BOUNDS = f"{SERVING}admission/test_bounds.py::"
 
 LOAD = (
     Elsewhere(
@@ -594,8 +599,8 @@ LOAD = (
         "quota used up",
         "RESOURCE_EXHAUSTED, with `grpc-retry-pushback-ms`",
         (
-            f"{SERVING}test_quotas.py::test_a_used_up_quota_is_resource_exhausted_and_says_when",
-            f"{SERVING}test_quotas.py::test_many_at_once_cannot_pass_it",
+            f"{SERVING}admission/test_quotas.py::test_a_used_up_quota_is_resource_exhausted_and_says_when",
+            f"{SERVING}admission/test_quotas.py::test_many_at_once_cannot_pass_it",
         ),
     ),
     Elsewhere(

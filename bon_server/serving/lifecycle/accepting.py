@@ -22,7 +22,7 @@ from bon_server.serving.rpc.builtin import Handlers
 logger = logging.getLogger(__name__)
 
 KNOWN_GRPCIO = ("1.85.",)
-"""Versions whose private class was read and tested (tests/serving/test_odd_calls.py)."""
+"""Versions whose private class was read and tested (tests/serving/lifecycle/test_odd_calls.py)."""
 UNKNOWN_METHOD = "unknown"
 
 Options = Sequence[tuple[str, Any]]
