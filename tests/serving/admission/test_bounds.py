@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from bon_server.log.spool.spool import Spool
 from bon_server.serving.admission.descriptors import FEWEST_CONNECTIONS, OWN_FILES
 from bon_server.serving.admission.receiving import Room
 from bon_server.serving.rpc.feedback import MOST_WAITING, THREADS
+from tests.conftest import StartServer
 from tests.fakes import ScriptedPolicy
 from tests.serving.conftest import Run
 from tests.serving.guarded import Guard, shows
@@ -223,6 +225,26 @@ async def test_connections_are_bounded_and_silent_ones_end(run: Run) -> None:
         for stranger in strangers:
             stranger.close()
     await running.ask()
+
+
+async def test_a_tls_handshake_that_never_ends_is_cut(guard: Guard, start_server: StartServer) -> None:
+    """Nothing, a part of a client's greeting, and a whole one after which nothing comes."""
+    guard.key()
+    server = await start_server(**guard.settings, **{"limits.handshake_s": 0.5})
+    host, _, port = server.address.rpartition(":")
+    greeting = ssl.MemoryBIO()
+    asks = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), greeting, server_hostname=host)
+    with pytest.raises(ssl.SSLWantReadError):
+        asks.do_handshake()
+    hello = greeting.read()
+    strangers = [socket.create_connection((host, int(port)), SOON_S) for _ in range(3)]
+    try:
+        for stranger, said in zip(strangers, (b"", hello[:20], hello), strict=True):
+            stranger.sendall(said)
+        assert all(await asyncio.gather(*(asyncio.to_thread(_is_closed, one) for one in strangers)))
+    finally:
+        for stranger in strangers:
+            stranger.close()
 
 
 def _is_closed(stranger: socket.socket) -> bool:
