@@ -44,6 +44,11 @@ def main(words: Sequence[str] | None = None) -> None:
         fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         fail("interrupted", 130)  # as shells have it: 128 and the number of the signal
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        fail(f"this needs {error.name}: install bon-server with its extra {extra}", 1)
     except _security_error() as error:
         fail(str(error), 2)
     except _rpc_error() as error:
@@ -52,6 +57,19 @@ def main(words: Sequence[str] | None = None) -> None:
         fail(describe(error), 1)
     finally:
         let_go_of_streams()
+
+
+_MODELS = "[cpu] or [cuda]"
+_EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "vllm", "llguidance", "tqdm"), _MODELS),
+    **dict.fromkeys(("accelerate", "gguf", "reasoning_gym"), f"[demo], beside {_MODELS}"),
+    **dict.fromkeys(("datasets", "peft", "trl"), f"[train], beside {_MODELS}"),
+    "matplotlib": "[report]",
+    "obstore": "[publish]",
+    "opentelemetry": "[tracing]",
+    "ray": "[ray]",
+}
+"""Module that a command imports when it needs it → the extra that brings it."""
 
 
 def _run(words: list[str]) -> None:

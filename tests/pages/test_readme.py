@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-import socket
 import subprocess
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ MODELS = {
 MOST_LINES = 130
 
 
-@pytest.fixture
-def port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def with_synthetic_models(command: str) -> str:
     for real, synthetic in MODELS.items():
         assert real in command
@@ -40,16 +32,20 @@ def with_synthetic_models(command: str) -> str:
 
 @pytest.mark.slow
 def test_the_commands_run(tmp_path: Path, port: str) -> None:
+    run_the_commands(tmp_path, port, environment(tmp_path))
+
+
+def run_the_commands(tmp_path: Path, port: str, variables: Mapping[str, str]) -> None:
+    """`variables`: environment of the shell."""
     blocks = [text.replace("50051", port) for _, text in examples(PAGE)]
     make, serve, *others = blocks
     assert [line.split("#")[0].strip() for line in make.splitlines()] == ["make demo", "make test"]
-    variables = environment(tmp_path)
     ready = tmp_path / "ready"
     # Settings from the environment change nothing in the command itself.
     own = {"BON_LISTEN_PORT": port, "BON_LISTEN_METRICS_PORT": "0", "BON_LISTEN_READY_FILE": str(ready)}
     with (tmp_path / "said").open("w") as said:
         words = ["bash", "-c", f"exec {with_synthetic_models(serve)}"]
-        server = subprocess.Popen(words, cwd=tmp_path, env=variables | own, stdout=said, stderr=said)
+        server = subprocess.Popen(words, cwd=tmp_path, env={**variables, **own}, stdout=said, stderr=said)
         try:
             deadline = time.monotonic() + RUN_S
             while not ready.exists():
